@@ -1,0 +1,140 @@
+"""Every setting of a training run, with its unit, the paper's value and when to change it.
+
+python main.py --config=configs/default.py --workdir=runs/default --config.data.train=folder:/path
+
+The values are those of the reference's defaults, which train ViT-S/16 for 100 epochs (k-NN 69.3 on
+ImageNet with 8 GPUs; see vit_small.py). Any key can be set on the command line:
+--config.optim.lr=0.001. `:debug` after a config's path shrinks it to a run of seconds.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+from dino_jax.errors import UsageError
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = ConfigDict()
+    config.seed = 0  # of weights, data order, crops and stochastic depth
+
+    config.model = ConfigDict()
+    config.model.name = "vit_small"  # vit_tiny, vit_small, vit_base
+    config.model.patch_size = 16  # pixels; 8 is better and about five times as slow
+    config.model.drop_path_rate = 0.1  # stochastic depth of the student's last block
+    config.model.dtype = "auto"  # compute: float32, bfloat16; auto is float32 on CPU only
+    config.model.remat = "none"  # recompute to save memory: none, dots (some), full (most)
+    config.model.overrides = ConfigDict()  # of the architecture; unset keeps its own value
+    config.model.overrides.image_size = config_dict.placeholder(int)  # pixels, position table
+    config.model.overrides.embed_dim = config_dict.placeholder(int)
+    config.model.overrides.depth = config_dict.placeholder(int)  # blocks
+    config.model.overrides.num_heads = config_dict.placeholder(int)
+    config.model.overrides.mlp_ratio = config_dict.placeholder(float)
+
+    config.head = ConfigDict()
+    config.head.out_dim = 65536  # prototypes K; fewer for small data
+    config.head.hidden_dim = 2048
+    config.head.bottleneck_dim = 256
+    config.head.num_layers = 3
+    config.head.use_bn = False  # BatchNorm before each GELU
+    config.head.norm_last_layer = True  # False gains a little with vit_small, unstable with others
+
+    config.loss = ConfigDict()
+    config.loss.student_temp = 0.1
+    config.loss.teacher_temp = 0.04  # after its warm-up; 0.07 is about the highest stable value
+    config.loss.warmup_teacher_temp = 0.04  # in the first epoch; lower it if the loss stays at ln K
+    config.loss.warmup_teacher_temp_epochs = 0
+    config.loss.center_momentum = 0.9  # share of the old center kept each step
+
+    config.optim = ConfigDict()
+    config.optim.name = "adamw"  # adamw, sgd (for ResNets), lars (for very large batches)
+    config.optim.lr = 0.0005  # after warm-up, for 256 images; scaled by batch_size / 256
+    config.optim.min_lr = 1e-6  # at the end, not scaled
+    config.optim.warmup_epochs = 10
+    config.optim.weight_decay = 0.04  # at the start
+    config.optim.weight_decay_end = 0.4  # at the end, by a cosine
+    config.optim.clip_grad = 3.0  # norm of each parameter's gradient; 0.3 helps large models, 0 off
+    config.optim.freeze_last_layer = 1  # epochs; more if the loss does not fall
+    config.optim.momentum_teacher = 0.996  # at the start, to 1 by a cosine; 0.9995 for batch 256
+    config.optim.accumulation_steps = 1  # passes a step; saves memory, same result
+
+    config.crops = ConfigDict()
+    config.crops.global_size = 224  # pixels
+    config.crops.global_scale = (0.4, 1.0)  # share of the image's area; (0.14, 1) without locals
+    config.crops.local_size = 96  # pixels
+    config.crops.local_number = 8  # 0 trains on the two global crops alone
+    config.crops.local_scale = (0.05, 0.4)
+    config.crops.flip_prob = 0.5
+    config.crops.jitter_prob = 0.8
+    config.crops.brightness = 0.4
+    config.crops.contrast = 0.4
+    config.crops.saturation = 0.2
+    config.crops.hue = 0.1  # share of the colour circle
+    config.crops.gray_prob = 0.2
+    config.crops.blur_prob = (1.0, 0.1, 0.5)  # first global, second global, locals
+    config.crops.blur_radius = (0.1, 2.0)  # pixels
+    config.crops.solarize_prob = 0.2  # second global only
+    config.crops.mean = (0.485, 0.456, 0.406)  # of each channel in 0..1
+    config.crops.std = (0.229, 0.224, 0.225)
+
+    config.data = ConfigDict()
+    config.data.train = config_dict.placeholder(str)  # KIND:LOCATION[@SPLIT], or a folder
+    config.data.canvas_size = 512  # pixels; larger images are shrunk to fit when decoded
+    config.data.num_threads = 16  # that decode images
+    config.data.max_unreadable = 0.05  # share of images; a run that meets more stops
+
+    config.train = ConfigDict()
+    config.train.batch_size = 512  # images a step over all devices
+    config.train.epochs = 100
+    config.train.sharding = "dp"  # dp: state on every device; fsdp: spread over the devices
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every_steps = 1000  # besides the end of each epoch; 0 for epochs only
+    config.checkpoint.keep_every_epochs = 20  # kept for good, besides the latest
+
+    config.log = ConfigDict()
+    config.log.every_steps = 50  # a line of metrics and of health
+
+    config.eval = ConfigDict()
+    config.eval.knn_every_epochs = 0  # 0 never
+    config.eval.knn_at_start = False  # of the untrained network too, for comparison
+    config.eval.knn_train = config_dict.placeholder(str)  # labelled bank; unset: data.train
+    config.eval.knn_test = config_dict.placeholder(str)  # labelled queries
+    config.eval.knn_ks = (10, 20, 100, 200)
+    config.eval.knn_temperature = 0.07
+    config.eval.resize = 256  # pixels, shorter side, before the centre crop
+    config.eval.crop = 224  # pixels
+    config.eval.canvas_size = 512  # pixels
+    config.eval.batch_size = 256
+
+    return apply_argument(config, arg)
+
+
+def apply_argument(config: ConfigDict, arg: str) -> ConfigDict:
+    """Applies what stands behind the colon of a config's path: `debug`, or nothing."""
+    if arg == "debug":
+        shrink(config)
+    elif arg:
+        raise UsageError(f"unknown config argument {arg!r}: the only one is 'debug'")
+    return config
+
+
+def shrink(config: ConfigDict) -> None:
+    """Makes a config small enough for any machine to run within a minute; it learns little."""
+    config.model.overrides.update(image_size=32, embed_dim=48, depth=2, num_heads=3)
+    config.model.patch_size = 8
+    config.head.update(out_dim=256, hidden_dim=64, bottleneck_dim=32)
+    config.crops.update(global_size=32, local_size=16, local_number=2)
+    config.data.update(train="shapes:256@train", canvas_size=64, num_threads=2)
+    config.train.update(batch_size=32, epochs=2)
+    config.optim.warmup_epochs = 1
+    config.loss.warmup_teacher_temp_epochs = min(config.loss.warmup_teacher_temp_epochs, 1)
+    config.log.every_steps = 4
+    config.eval.update(
+        knn_every_epochs=1,
+        knn_train="shapes:256@train",
+        knn_test="shapes:128@test",
+        knn_ks=(10, 20),
+        resize=32,
+        crop=32,
+        canvas_size=64,
+        batch_size=64,
+    )

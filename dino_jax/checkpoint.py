@@ -1,0 +1,182 @@
+"""Checkpoints of a run: written by Orbax in the background, verified when read.
+
+A run folder holds `checkpoints/STEP/{student,teacher,training,about}`. Student and teacher are
+`{params, batch_stats}`, so that an evaluation reads one of them alone; `training` is the rest of
+the state; `about` is the resolved config and a checksum of every array.
+"""
+
+import dataclasses
+import logging
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as managers
+
+from dino_jax.errors import UsageError
+from dino_jax.train_state import TrainState
+
+PyTree = Any
+
+FOLDER = "checkpoints"
+MODEL_ITEMS = ("student", "teacher")
+ARRAY_ITEMS = (*MODEL_ITEMS, "training")
+
+
+def to_items(state: TrainState) -> dict[str, PyTree]:
+    """The state as the items of a checkpoint."""
+    fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
+    student = {name: fields.pop(name) for name in ("params", "batch_stats")}
+    teacher = {name: fields.pop(f"teacher_{name}") for name in ("params", "batch_stats")}
+    return {"student": student, "teacher": teacher, "training": fields}
+
+
+def from_items(items: dict[str, PyTree]) -> TrainState:
+    """The inverse of `to_items`."""
+    teacher = {f"teacher_{name}": tree for name, tree in items["teacher"].items()}
+    return TrainState(**items["student"], **teacher, **items["training"])
+
+
+@jax.jit
+def _checksums(tree: PyTree) -> list[jax.Array]:
+    def checksum(x: jax.Array) -> jax.Array:
+        bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).ravel()
+        # The weights make a swap of two elements show, the odd factor every flipped bit.
+        weights = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
+        return jnp.sum(bits.astype(jnp.uint32) * weights, dtype=jnp.uint32)
+
+    return [checksum(x) for x in jax.tree.leaves(tree)]
+
+
+def checksums(tree: PyTree) -> list[int]:
+    """A 32-bit checksum of every array of a tree, the same on any number of devices."""
+    return [int(x) for x in jax.device_get(_checksums(tree))]
+
+
+class RunCheckpoints:
+    """The checkpoints of one run; use as a context manager.
+
+    Args:
+      workdir: the run's folder.
+      about: JSON-able facts stored in every checkpoint, such as the config.
+      keep_every_steps: checkpoints at multiples of this step are kept for good; 0 for none.
+    """
+
+    def __init__(self, workdir: Path, *, about: dict[str, Any], keep_every_steps: int) -> None:
+        self._about = about
+        # Two, so that a damaged latest one does not end the run.
+        keep: list[managers.PreservationPolicy] = [managers.LatestN(2)]
+        if keep_every_steps:
+            keep.append(managers.EveryNSteps(keep_every_steps))
+        try:
+            (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=workdir / FOLDER).close()
+        except OSError as error:
+            raise UsageError(
+                f"workdir={workdir} cannot be written ({error.strerror}): choose another folder"
+            ) from error
+        self._manager = ocp.CheckpointManager(
+            (workdir / FOLDER).absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=managers.AnyPreservationPolicy(keep),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def __enter__(self) -> "RunCheckpoints":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()  # waits for a save that is under way
+
+    def save(self, step: int, state: TrainState) -> None:
+        """Copies the state to the host and writes it in the background; once a step."""
+        if step in self._manager.all_steps():
+            return
+        items = to_items(state)
+        about = self._about | {"checksums": {name: checksums(items[name]) for name in ARRAY_ITEMS}}
+        arrays = {name: ocp.args.StandardSave(items[name]) for name in ARRAY_ITEMS}
+        args = ocp.args.Composite(**arrays, about=ocp.args.JsonSave(about))
+        self._manager.save(step, args=args, force=True)
+
+    def latest_about(self) -> dict[str, Any] | None:
+        """What the newest readable checkpoint says about the run; None where there is none."""
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            try:
+                return read_about(self._manager, step)
+            except (ValueError, OSError, KeyError) as error:
+                logging.warning("checkpoint of step %d cannot be read: %s", step, error)
+        return None
+
+    def restore_latest(self, abstract_state: TrainState) -> TrainState | None:
+        """The newest state that is whole, laid out as the abstract state's shardings say.
+
+        Args:
+          abstract_state: shapes, dtypes and shardings.
+        Returns: the state, or None for a run without checkpoints.
+        Raises:
+          UsageError: there are checkpoints, but none can be read.
+        """
+        steps = sorted(self._manager.all_steps(), reverse=True)
+        problems = []
+        for step in steps:
+            try:
+                state = from_items(_restore(self._manager, step, to_items(abstract_state)))
+            except (ValueError, OSError, KeyError) as error:
+                problems.append(f"step {step}: {str(error).splitlines()[0]}")
+                logging.warning("checkpoint of %s; trying the one before", problems[-1])
+                continue
+            for broken in steps[: steps.index(step)]:
+                self._manager.delete(broken)
+            return state
+        if problems:
+            raise UsageError(
+                f"none of the checkpoints in {self._manager.directory} can be read "
+                f"({'; '.join(problems)}): choose another workdir, or remove them to start anew"
+            )
+        return None
+
+
+def open_for_reading(workdir: Path) -> ocp.CheckpointManager:
+    """The checkpoints of a run, to read only.
+
+    Raises:
+      UsageError: no checkpoint there.
+    """
+    folder = (workdir / FOLDER).absolute()
+    if not folder.is_dir():
+        raise UsageError(f"{workdir} holds no checkpoints: give the folder of a run (its workdir)")
+    manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
+    if not manager.all_steps():
+        raise UsageError(f"{folder} holds no finished checkpoint yet: wait for the first one")
+    return manager
+
+
+def read_about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """What a checkpoint says about itself: `config`, `num_images`, `checksums`."""
+    return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
+
+
+def read_model(
+    manager: ocp.CheckpointManager, step: int, which: str, abstract_model: PyTree
+) -> PyTree:
+    """`{params, batch_stats}` of the "student" or "teacher", verified."""
+    return _restore(manager, step, {which: abstract_model})[which]
+
+
+def _restore(
+    manager: ocp.CheckpointManager, step: int, abstract_items: dict[str, PyTree]
+) -> dict[str, PyTree]:
+    arrays = {name: ocp.args.StandardRestore(tree) for name, tree in abstract_items.items()}
+    args = ocp.args.Composite(**arrays, about=ocp.args.JsonRestore())
+    restored = manager.restore(step, args=args)
+    items = {name: restored[name] for name in abstract_items}
+    for name, tree in items.items():
+        expected = restored.about["checksums"][name]
+        if not np.array_equal(checksums(tree), expected):
+            raise ValueError(f"the arrays of {name!r} differ from what was saved: damaged on disk")
+    return items

@@ -1,0 +1,107 @@
+"""`folder:/path[@SPLIT]`: image files in a folder, at any depth."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dino_jax.data.decode import open_image
+from dino_jax.errors import UsageError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+class FolderSource:
+    """Image files below a folder, in an order that does not depend on the file system.
+
+    There are classes where every image lies under a sub-folder and there are at least two of
+    these: the class is the first-level sub-folder, numbered in sorted order.
+    """
+
+    def __init__(self, root: Path, spec: str) -> None:
+        self.spec = spec
+        self._root = os.fsencode(root)
+        paths = [os.fsencode(path) for path in _image_paths(str(root))]
+        if not paths:
+            raise UsageError(
+                f"source {spec!r}: no image in {root} or its sub-folders; "
+                f"looked for files named *{', *'.join(EXTENSIONS)} in any case"
+            )
+        # One block of bytes: a list of a million strings would take four times the memory.
+        self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
+        self._paths = b"".join(paths)
+        self.class_names, self.labels = _classes(paths)
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def image(self, index: int) -> Image.Image:
+        return open_image(self.name(index))
+
+    def label(self, index: int) -> int:
+        return -1 if self.labels is None else int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        start = self._ends[index - 1] if index else 0
+        return os.fsdecode(os.path.join(self._root, self._paths[start : self._ends[index]]))
+
+
+def open_folder(location: str, split: str | None) -> FolderSource:
+    """Opens `folder:location[@split]`, where the split is a sub-folder; see `open_source`."""
+    root = Path(location).expanduser()
+    spec = f"folder:{location}" + (f"@{split}" if split else "")
+    if not root.is_dir():
+        raise UsageError(f"source {spec!r}: {root} is not a folder; check the path")
+    if split:
+        if not (root / split).is_dir():
+            present = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "none"
+            raise UsageError(
+                f"source {spec!r}: there is no sub-folder {split!r}; those present: {present}"
+            )
+        root = root / split
+    return FolderSource(root, spec)
+
+
+def _image_paths(root: str) -> Iterator[str]:
+    """Paths relative to `root`: a folder's files in sorted order, then its sub-folders.
+
+    No file is looked at beyond its directory entry. Links to folders are followed, but not back
+    into a folder that contains them.
+    """
+    pending = [("", frozenset())]
+    while pending:
+        folder, ancestors = pending.pop()
+        path = os.path.join(root, folder)
+        try:
+            status = os.stat(path)
+            with os.scandir(path) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            raise UsageError(f"cannot list the folder {path}: {error.strerror}") from error
+        identity = (status.st_dev, status.st_ino)
+        if identity in ancestors:
+            continue
+        folders = []
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            # `is_dir` of a link that leads to itself raises; `isdir` says no.
+            if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
+                folders.append((os.path.join(folder, entry.name), ancestors | {identity}))
+            elif entry.name.lower().endswith(EXTENSIONS):
+                yield os.path.join(folder, entry.name)
+        pending.extend(reversed(folders))
+
+
+def _classes(paths: list[bytes]) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
+    """Class names, and [len] int32 classes, by first-level sub-folder; None, None without."""
+    separator = os.fsencode(os.sep)
+    tops = [path.partition(separator) for path in paths]
+    names = sorted({top for top, _, _ in tops})
+    if len(names) < 2 or not all(rest for _, _, rest in tops):
+        return None, None
+    number = {name: i for i, name in enumerate(names)}
+    labels = np.array([number[top] for top, _, _ in tops], np.int32)
+    return tuple(os.fsdecode(name) for name in names), labels

@@ -1,0 +1,87 @@
+"""`idx:/path@train`: the four files of MNIST and of the sets that share its format.
+
+Format: http://yann.lecun.com/exdb/mnist/ (as archived): big-endian magic number, one 32-bit length
+per axis, then the bytes.
+"""
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dino_jax.errors import UsageError
+
+_PREFIX = {"train": "train", "test": "t10k"}  # split: how its files begin
+
+
+class IdxSource:
+    """Grey pictures held in memory as one array."""
+
+    class_names = None
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray, spec: str) -> None:
+        self.spec = spec
+        self.labels = labels.astype(np.int32)
+        self._images = images  # [len, h, w] uint8
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def image(self, index: int) -> Image.Image:
+        return Image.fromarray(self._images[index])
+
+    def label(self, index: int) -> int:
+        return int(self.labels[index])
+
+    def name(self, index: int) -> str:
+        return f"{self.spec} image {index}"
+
+
+def open_idx(location: str, split: str | None) -> IdxSource:
+    """Opens `idx:location@split`; see `open_source`."""
+    spec = f"idx:{location}" + (f"@{split}" if split else "")
+    if split not in _PREFIX:
+        raise UsageError(f"source {spec!r}: the splits of an idx source are @train and @test")
+    root = Path(location).expanduser()
+    if not root.is_dir():
+        raise UsageError(f"source {spec!r}: {root} is not a folder; check the path")
+    images = _read_idx(root, f"{_PREFIX[split]}-images-idx3-ubyte", dims=3)
+    labels = _read_idx(root, f"{_PREFIX[split]}-labels-idx1-ubyte", dims=1)
+    if images.size == 0 or len(images) != len(labels):
+        raise UsageError(
+            f"source {spec!r}: {len(images)} images of {images.shape[1]}x{images.shape[2]} pixels "
+            f"but {len(labels)} labels; fetch the files again"
+        )
+    return IdxSource(images, labels, spec)
+
+
+def _read_idx(root: Path, name: str, dims: int) -> np.ndarray:
+    """The uint8 array with `dims` axes in `root/name` or `root/name.gz`."""
+    path = root / name
+    if not path.exists():
+        path = root / f"{name}.gz"
+    if not path.exists():
+        raise UsageError(f"neither {name} nor {name}.gz is in {root}; put the four files there")
+    try:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UsageError(f"{path} cannot be read: {error}; fetch it again") from error
+    header = 4 * (1 + dims)
+    magic = bytes((0, 0, 8, dims))  # 8: unsigned bytes
+    if content[:4] != magic or len(content) < header:
+        raise UsageError(
+            f"{path} begins with {content[:4].hex()}, not with {magic.hex()} as idx files of "
+            f"bytes with {dims} axes do; fetch it again"
+        )
+    shape = tuple(int(n) for n in np.frombuffer(content, ">u4", dims, 4))
+    if len(content) - header != math.prod(shape):
+        raise UsageError(
+            f"{path} promises {shape} = {math.prod(shape)} bytes but holds "
+            f"{len(content) - header}; fetch it again"
+        )
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

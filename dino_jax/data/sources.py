@@ -1,0 +1,83 @@
+"""Where pictures come from: `KIND:LOCATION[@SPLIT]` names a source, `open_source` opens it."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from PIL import Image
+
+from dino_jax.data.folder import open_folder
+from dino_jax.data.idx import open_idx
+from dino_jax.data.shapes import open_shapes
+from dino_jax.data.tfds import open_tfds
+from dino_jax.errors import UsageError
+
+
+class Source(Protocol):
+    """Pictures by index, with a class each or none; reading is safe from many threads.
+
+    Attributes:
+      spec: the text that opens this source.
+      labels: [len] int32 classes, or None. Reads the whole set where the kind is `tfds`: a loop
+        that reads the pictures anyway asks for `label` instead.
+      class_names: by class, or None where the source has no names.
+    """
+
+    spec: str
+    class_names: tuple[str, ...] | None
+
+    @property
+    def labels(self) -> np.ndarray | None: ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """Opens picture `index`; raises `UnreadableImage` where the file is none."""
+        ...
+
+    def label(self, index: int) -> int:
+        """The class of picture `index`, or -1."""
+        ...
+
+    def name(self, index: int) -> str:
+        """What to call picture `index` in a message."""
+        ...
+
+
+_KINDS: dict[str, Callable[[str, str | None], Source]] = {
+    "folder": open_folder,
+    "idx": open_idx,
+    "shapes": open_shapes,
+    "tfds": open_tfds,
+}
+
+
+def open_source(spec: str) -> Source:
+    """Opens a source of pictures.
+
+    Args:
+      spec: `folder:/path`, `idx:/path@train`, `tfds:name@train`, `shapes:4000@train`; a bare path
+        is a folder. For a folder the split is a sub-folder of that name.
+
+    Returns:
+      The source. No picture has been decoded.
+
+    Raises:
+      UsageError: unknown kind, missing or empty location, split that does not exist.
+    """
+    kind, colon, location = spec.partition(":")
+    if not colon or not re.fullmatch(r"\w+", kind) or Path(spec).exists():
+        kind, location = "folder", spec
+    if kind not in _KINDS:
+        raise UsageError(
+            f"source {spec!r}: unknown kind {kind!r}; the kinds are {', '.join(_KINDS)} "
+            "(a path that contains a colon is written folder:PATH)"
+        )
+    split = None
+    if "@" in location and not Path(location).exists():
+        location, _, split = location.rpartition("@")
+    if not location:
+        raise UsageError(f"source {spec!r} names no location; write KIND:LOCATION[@SPLIT]")
+    return _KINDS[kind](location, split)

@@ -1,0 +1,1 @@
+"""Scores of frozen features: each protocol is a module of pure functions on arrays."""

@@ -1,0 +1,168 @@
+"""The training loop: steps, and what is written between them."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+import numpy as np
+
+from dino_jax import health
+from dino_jax.checkpoint import RunCheckpoints
+from dino_jax.evaluate.online import Table
+from dino_jax.interrupt import StopRequest
+from dino_jax.metrics import RunLog
+from dino_jax.schedules import Schedule
+from dino_jax.step import MAX_SKIPPED_IN_A_ROW
+from dino_jax.train_state import TrainState
+
+Batch = dict[str, jax.Array]
+
+
+class TrainingDiverged(RuntimeError):
+    """Loss or gradients were not finite several steps in a row; the last checkpoint is good."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Cadence:
+    """When what happens, in steps."""
+
+    steps_per_epoch: int
+    total_steps: int
+    log_every: int
+    save_every: int  # 0: at the end of epochs only
+    knn_every_epochs: int  # 0: never
+
+    def scores(self, epoch: int) -> bool:
+        """Whether this epoch, counted from 0, ends with k-NN scores; the last one does."""
+        every = self.knn_every_epochs
+        last = epoch + 1 == self.total_steps // self.steps_per_epoch
+        return bool(every) and (last or (epoch + 1) % every == 0)
+
+
+class IntervalClock:
+    """Wall time and time waited for data since the last lap, without what is excluded."""
+
+    def __init__(self, data_seconds: Callable[[], float]) -> None:
+        self._data_seconds = data_seconds  # waited since whenever
+        self._start, self._waited = time.perf_counter(), data_seconds()
+
+    def lap(self) -> tuple[float, float]:
+        """(seconds, seconds waited for data) since the last lap; begins the next."""
+        start, waited = self._start, self._waited
+        self._start, self._waited = time.perf_counter(), self._data_seconds()
+        return self._start - start, self._waited - waited
+
+    @contextmanager
+    def excluded(self) -> Iterator[None]:
+        """Leaves what happens inside out of the interval."""
+        begin = time.perf_counter()
+        yield
+        self._start += time.perf_counter() - begin
+
+
+def train_loop(
+    state: TrainState,
+    step_fn: Callable[[TrainState, Batch], TrainState],
+    batches: Iterator[Batch],
+    *,
+    data_seconds: Callable[[], float],
+    start: int,
+    cadence: Cadence,
+    schedules: dict[str, Schedule],
+    score: Callable[[TrainState], Table],
+    log: RunLog,
+    checkpoints: RunCheckpoints,
+    stop: StopRequest,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Runs the steps from `start` to the end, or until a stop is requested.
+
+    The host never waits for the device in mid-epoch: an interval's metrics are fetched after the
+    next step is under way.
+
+    Args:
+      state: the state after `start` steps; donated.
+      step_fn: the compiled step.
+      batches: from step `start` on.
+      data_seconds: seconds that `next(batches)` has waited in all.
+      start: steps finished.
+      cadence: when to log, save and evaluate.
+      schedules: by the names that the log gives their values.
+      score: the teacher's k-NN table.
+      log: of the run.
+      checkpoints: of the run.
+      stop: asks the loop to save and end after the step under way.
+    Returns: the state, and {step, metrics, knn} of its end.
+    Raises:
+      TrainingDiverged: too many steps in a row were not finite; nothing was saved since.
+    """
+    clock = IntervalClock(data_seconds)
+    result: dict[str, Any] = {"step": start}
+    pending: tuple[int, dict[str, jax.Array]] | None = None
+    verdict = None
+
+    def report(step: int, summary: dict[str, jax.Array]) -> None:
+        nonlocal verdict
+        metrics = {name: float(value) for name, value in jax.device_get(summary).items()}
+        _stop_if_diverged(metrics, step)
+        del metrics["epoch_loss"]
+        metrics |= {name: float(schedule(step - 1)) for name, schedule in schedules.items()}
+        seconds, data_seconds = clock.lap()
+        log.interval(step, metrics, seconds=seconds, data_seconds=data_seconds)
+        result["metrics"] = metrics
+        if (new := health.assess(metrics, epoch=step / cadence.steps_per_epoch)) != verdict:
+            verdict = new
+            log.message(f"health: {verdict}")
+
+    for step in range(start + 1, cadence.total_steps + 1):
+        state = step_fn(state, next(batches))
+        if pending:
+            report(*pending)
+            pending = None
+        if step % cadence.log_every == 0:
+            pending = step, health.summarize(state)
+        stopping = stop.agreed(step, cadence.log_every)
+        ends_epoch = step % cadence.steps_per_epoch == 0
+        saves = cadence.save_every and step % cadence.save_every == 0
+        if not (stopping or ends_epoch or saves):
+            continue
+        if pending:
+            report(*pending)
+            pending = None
+        with clock.excluded():
+            summary = {
+                name: float(x) for name, x in jax.device_get(health.summarize(state)).items()
+            }
+            _stop_if_diverged(summary, step)
+            if ends_epoch:
+                epoch = step // cadence.steps_per_epoch - 1
+                table = None
+                if cadence.scores(epoch):
+                    table = result["knn"] = score(state)
+                log.epoch(epoch, _epoch_metrics(epoch, summary, schedules, cadence), table)
+            checkpoints.save(step, state)
+            result["step"] = step
+        if stopping:
+            break
+    return state, result
+
+
+def _stop_if_diverged(metrics: dict[str, float], step: int) -> None:
+    if metrics["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
+        raise TrainingDiverged(
+            f"loss or gradients were not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, the last "
+            f"by step {step}; they changed nothing and the last checkpoint is good. Try a lower "
+            "optim.lr, a smaller optim.clip_grad (0.3), a longer optim.warmup_epochs, or "
+            "model.dtype=float32, and run the same command"
+        )
+
+
+def _epoch_metrics(
+    epoch: int, summary: dict[str, float], schedules: dict[str, Schedule], cadence: Cadence
+) -> dict[str, float]:
+    """Means over an epoch, as the reference logs them."""
+    steps = np.arange(epoch * cadence.steps_per_epoch, (epoch + 1) * cadence.steps_per_epoch)
+    means = {name: float(np.mean(schedules[name](steps))) for name in ("lr", "weight_decay")}
+    return {"loss": summary["epoch_loss"], **means, "skipped_steps": summary["skipped_steps"]}

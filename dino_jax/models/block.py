@@ -1,0 +1,133 @@
+"""The transformer block of a ViT, and the small parts that other networks share.
+
+Dims: B images, N tokens (class token first), M queries, D width, h heads, d = D / h.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from flax.typing import Dtype
+
+# Torch truncates this normal at +-2, a hundred standard deviations: no truncation at all.
+normal_init = nnx.initializers.normal(0.02)
+
+
+def torch_uniform_init(fan_in: int) -> nnx.Initializer:
+    """Torch's default for linear and convolutional layers: uniform in +-1/sqrt(fan_in)."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def at_least_float32(x: jax.Array) -> jax.Array:
+    """Promotes half precision to float32 and leaves float64 alone."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def drop_path(branch: jax.Array, draw: jax.Array | None, rate: float) -> jax.Array:
+    """Drops a residual branch for some samples, and scales the rest up (stochastic depth).
+
+    Args:
+      branch: [B, N, D].
+      draw: [B] uniform in [0, 1), or None to keep every branch.
+      rate: share of samples that lose the branch.
+    """
+    if draw is None or rate == 0.0:
+        return branch
+    keep = (draw >= rate).astype(branch.dtype) / (1.0 - rate)
+    return branch * keep[:, None, None]
+
+
+def layer_norm(dim: int, *, dtype: Dtype | None, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm with the reference's epsilon; variance in two passes, as torch computes it."""
+    return nnx.LayerNorm(dim, epsilon=1e-6, use_fast_variance=False, dtype=dtype, rngs=rngs)
+
+
+class Attention(nnx.Module):
+    """Multi-head self-attention; one matrix makes queries, keys and values, in that order."""
+
+    def __init__(self, dim: int, num_heads: int, *, dtype: Dtype | None, rngs: nnx.Rngs) -> None:
+        self.num_heads = num_heads
+        linear = partial(nnx.Linear, kernel_init=normal_init, dtype=dtype, rngs=rngs)
+        self.qkv = linear(dim, 3 * dim)
+        self.proj = linear(dim, dim)
+
+    def _heads(self, x: jax.Array) -> jax.Array:
+        """[B, N, D] -> [B, h, N, d]; heads lead, as batched matrix products want them."""
+        return x.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2)
+
+    def weights(self, q: jax.Array, k: jax.Array) -> jax.Array:
+        """Softmax over the keys in float32: [B, h, M, d], [B, h, N, d] -> [B, h, M, N]."""
+        logits = q * q.shape[-1] ** -0.5 @ k.swapaxes(-1, -2)
+        return jax.nn.softmax(at_least_float32(logits), axis=-1)
+
+    def queries_keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        q, k, v = map(self._heads, jnp.split(self.qkv(x), 3, axis=-1))
+        return q, k, v
+
+    def _class_query_keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        x, kernel, bias = promote_dtype(
+            (x, self.qkv.kernel[...], self.qkv.bias[...]), dtype=self.qkv.dtype
+        )
+        dim = x.shape[-1]
+        q = x[:, :1] @ kernel[:, :dim] + bias[:dim]
+        k, v = jnp.split(x @ kernel[:, dim:] + bias[dim:], 2, axis=-1)
+        return self._heads(q), self._heads(k), self._heads(v)
+
+    def __call__(self, x: jax.Array, *, class_only: bool = False) -> jax.Array:
+        """[B, N, D] -> [B, N, D], or [B, 1, D] for the class token alone."""
+        q, k, v = (self._class_query_keys_values if class_only else self.queries_keys_values)(x)
+        mixed = self.weights(q, k).astype(v.dtype) @ v
+        return self.proj(mixed.swapaxes(1, 2).reshape(x.shape[0], -1, x.shape[-1]))
+
+
+class Mlp(nnx.Module):
+    """Two linear layers with the exact (erf) GELU between them."""
+
+    def __init__(self, dim: int, hidden_dim: int, *, dtype: Dtype | None, rngs: nnx.Rngs) -> None:
+        linear = partial(nnx.Linear, kernel_init=normal_init, dtype=dtype, rngs=rngs)
+        self.fc1 = linear(dim, hidden_dim)
+        self.fc2 = linear(hidden_dim, dim)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+class Block(nnx.Module):
+    """A pre-norm transformer block with stochastic depth on both residual branches."""
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        mlp_ratio: float,
+        *,
+        drop_path_rate: float,
+        dtype: Dtype | None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        self.drop_path_rate = drop_path_rate
+        self.norm1 = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.attn = Attention(dim, num_heads, dtype=dtype, rngs=rngs)
+        self.norm2 = layer_norm(dim, dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, int(dim * mlp_ratio), dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self, x: jax.Array, draws: jax.Array | None, *, class_only: bool = False
+    ) -> jax.Array:
+        """Runs the block.
+
+        Args:
+          x: [B, N, D].
+          draws: [B, 2] uniform numbers that decide which branches drop, or None for none.
+          class_only: compute the class token's output only, which is exact and cheaper where
+            nothing else is read.
+        Returns: [B, N, D], or [B, 1, D].
+        """
+        draw1, draw2 = (None, None) if draws is None else (draws[:, 0], draws[:, 1])
+        attended = self.attn(self.norm1(x), class_only=class_only)
+        x = x[:, :1] if class_only else x
+        x = x + drop_path(attended, draw1, self.drop_path_rate)
+        return x + drop_path(self.mlp(self.norm2(x)), draw2, self.drop_path_rate)

@@ -1,0 +1,234 @@
+"""Vision Transformer, as DINO trains it (Caron et al., 2021, arXiv 2104.14294).
+
+Dims: B images, H and W pixels, C channels, N tokens (class token first), D width, h heads.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from flax.typing import Dtype
+
+from dino_jax.errors import UsageError
+from dino_jax.models.block import (
+    Block,
+    at_least_float32,
+    layer_norm,
+    normal_init,
+    torch_uniform_init,
+)
+
+REMAT_POLICIES: dict[str, Callable | None] = {
+    "none": None,  # keep every activation
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the linear layers'
+    "full": jax.checkpoint_policies.nothing_saveable,  # keep each block's input only
+}
+
+
+def resize_pos_embed(pos_embed: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """Resizes the patch part of a position table as the reference does.
+
+    Torch's bicubic kernel (a = -0.75, no antialiasing), with the scale (side + 0.1) / table side
+    given explicitly, so that the sampling grid is not the one the output size alone would give.
+
+    Args:
+      pos_embed: [1, 1 + S*S, D], class token first.
+      grid: wanted rows and columns of patches.
+    Returns: [1, 1 + rows*columns, D].
+    """
+    class_row, patch_rows = pos_embed[:, :1], pos_embed[:, 1:]
+    side = round(patch_rows.shape[1] ** 0.5)
+    dim = pos_embed.shape[-1]
+    scale = jnp.asarray([(n + 0.1) / side for n in grid], pos_embed.dtype)
+    resized = jax.image.scale_and_translate(
+        patch_rows.reshape(side, side, dim),
+        (*grid, dim),
+        spatial_dims=(0, 1),
+        scale=scale,
+        translation=jnp.zeros_like(scale),
+        method="cubic-pytorch",
+        antialias=False,
+    )
+    return jnp.concatenate([class_row, resized.reshape(1, -1, dim)], axis=1)
+
+
+class VisionTransformer(nnx.Module):
+    """Images to features: the class token after the last norm.
+
+    Args:
+      patch_size: side of a patch in pixels.
+      embed_dim: width D.
+      depth: number of blocks.
+      num_heads: heads of each block; divides embed_dim.
+      image_size: side in pixels of the images that the position table is laid out for; other
+        sizes resize the table.
+      in_channels: channels of the images.
+      mlp_ratio: hidden width of the MLP over D.
+      drop_path_rate: stochastic depth of the last block, growing linearly from 0 in the first.
+      remat: what the backward pass recomputes: "none", "dots" or "full".
+      dtype: compute dtype; None computes in the parameters' dtype.
+      rngs: source of the initial weights.
+
+    Raises:
+      UsageError: sizes that do not fit each other, or an unknown `remat`.
+    """
+
+    def __init__(
+        self,
+        *,
+        patch_size: int,
+        embed_dim: int,
+        depth: int,
+        num_heads: int,
+        image_size: int = 224,
+        in_channels: int = 3,
+        mlp_ratio: float = 4.0,
+        drop_path_rate: float = 0.0,
+        remat: str = "none",
+        dtype: Dtype | None = None,
+        rngs: nnx.Rngs,
+    ) -> None:
+        _check_sizes(patch_size, embed_dim, depth, num_heads, image_size, drop_path_rate, remat)
+        self.patch_size = patch_size
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.in_channels = in_channels
+        self.remat = remat
+        fan_in = patch_size**2 * in_channels
+        uniform = torch_uniform_init(fan_in)
+        # A convolution whose kernel is its stride is a linear layer over the pixels of a patch.
+        self.patch_embed = nnx.Linear(
+            fan_in, embed_dim, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs
+        )
+        tokens = 1 + (image_size // patch_size) ** 2
+        self.cls_token = nnx.Param(normal_init(rngs.params(), (1, 1, embed_dim), jnp.float32))
+        self.pos_embed = nnx.Param(normal_init(rngs.params(), (1, tokens, embed_dim), jnp.float32))
+        rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
+        self.blocks = nnx.List(
+            Block(embed_dim, num_heads, mlp_ratio, drop_path_rate=rate, dtype=dtype, rngs=rngs)
+            for rate in rates
+        )
+        self.norm = layer_norm(embed_dim, dtype=dtype, rngs=rngs)
+
+    def _tokens(self, images: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, 1 + rows*columns, D] with positions; a remainder is cut off."""
+        batch, height, width, channels = images.shape
+        side = self.patch_size
+        rows, columns = height // side, width // side
+        if channels != self.in_channels or not rows or not columns:
+            raise UsageError(
+                f"images of shape {images.shape} do not fit this model: it takes "
+                f"[B, H, W, {self.in_channels}] with H and W of at least {side} (one patch)"
+            )
+        patches = images[:, : rows * side, : columns * side]
+        patches = patches.reshape(batch, rows, side, columns, side, channels).swapaxes(2, 3)
+        x = self.patch_embed(patches.reshape(batch, rows * columns, side * side * channels))
+        pos_embed = self.pos_embed[...]
+        if rows * columns != pos_embed.shape[1] - 1 or height != width:
+            pos_embed = resize_pos_embed(pos_embed, (rows, columns))
+        class_tokens = jnp.broadcast_to(self.cls_token[...], (batch, 1, self.embed_dim))
+        x = jnp.concatenate([class_tokens.astype(x.dtype), x], axis=1)
+        return x + pos_embed.astype(x.dtype)
+
+    def _run(
+        self, block: Block, x: jax.Array, draws: jax.Array | None, *, class_only: bool = False
+    ) -> jax.Array:
+        run = partial(block, class_only=class_only)
+        if self.remat != "none":
+            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.remat])
+        return run(x, draws)
+
+    def __call__(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
+        """Features of images.
+
+        Args:
+          images: [B, H, W, C] float, normalised; any H and W of at least one patch.
+          keys: [B] typed PRNG keys, one an image, for stochastic depth; None for none.
+        Returns: [B, D], float32 (float64 for float64 weights).
+        """
+        x = self._tokens(images)
+        draws: list[jax.Array | None] = [None] * len(self.blocks)
+        if keys is not None:
+            per_image = jax.vmap(lambda key: jax.random.uniform(key, (len(self.blocks), 2)))(keys)
+            draws = list(per_image.swapaxes(0, 1))
+        for block, draw in zip(self.blocks[:-1], draws[:-1], strict=True):
+            x = self._run(block, x, draw)
+        x = self._run(self.blocks[-1], x, draws[-1], class_only=True)
+        return at_least_float32(self.norm(x[:, 0]))
+
+    def get_intermediate_layers(self, images: jax.Array, n: int = 1) -> list[jax.Array]:
+        """Tokens after each of the last n blocks, all through the final norm.
+
+        Args:
+          images: [B, H, W, C].
+          n: number of blocks, at most the depth.
+        Returns: n arrays [B, N, D], class token first, the last block's last.
+        """
+        if not 1 <= n <= len(self.blocks):
+            raise UsageError(f"n={n} blocks asked for: choose 1 to {len(self.blocks)} (the depth)")
+        x, outputs = self._tokens(images), []
+        for i, block in enumerate(self.blocks):
+            x = block(x, None)
+            if i >= len(self.blocks) - n:
+                outputs.append(at_least_float32(self.norm(x)))
+        return outputs
+
+    def get_last_selfattention(self, images: jax.Array) -> jax.Array:
+        """Attention of the last block after the softmax: [B, H, W, C] -> [B, h, N, N]."""
+        x = self._tokens(images)
+        for block in self.blocks[:-1]:
+            x = block(x, None)
+        last = self.blocks[-1]
+        q, k, _ = last.attn.queries_keys_values(last.norm1(x))
+        return last.attn.weights(q, k)
+
+
+def _check_sizes(
+    patch_size: int,
+    embed_dim: int,
+    depth: int,
+    num_heads: int,
+    image_size: int,
+    drop_path_rate: float,
+    remat: str,
+) -> None:
+    if embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
+        raise UsageError(
+            f"embed_dim={embed_dim} is not divisible by num_heads={num_heads}: "
+            "change one so that every head has the same width"
+        )
+    if depth < 1:
+        raise UsageError(f"depth={depth}: a transformer needs at least one block")
+    if patch_size < 1 or image_size < patch_size or image_size % patch_size:
+        raise UsageError(
+            f"image_size={image_size} is not a multiple of patch_size={patch_size}: "
+            "the position table needs whole patches; change one of them"
+        )
+    if not 0.0 <= drop_path_rate < 1.0:
+        raise UsageError(f"drop_path_rate={drop_path_rate} must be at least 0 and below 1")
+    if remat not in REMAT_POLICIES:
+        raise UsageError(f"remat={remat!r} is unknown: choose one of {', '.join(REMAT_POLICIES)}")
+
+
+def vit_tiny(patch_size: int = 16, **overrides: Any) -> VisionTransformer:
+    """ViT-Ti: 192 wide, 12 blocks, 3 heads."""
+    return VisionTransformer(
+        **{"patch_size": patch_size, "embed_dim": 192, "depth": 12, "num_heads": 3} | overrides
+    )
+
+
+def vit_small(patch_size: int = 16, **overrides: Any) -> VisionTransformer:
+    """ViT-S: 384 wide, 12 blocks, 6 heads; the reference also calls it deit_small."""
+    return VisionTransformer(
+        **{"patch_size": patch_size, "embed_dim": 384, "depth": 12, "num_heads": 6} | overrides
+    )
+
+
+def vit_base(patch_size: int = 16, **overrides: Any) -> VisionTransformer:
+    """ViT-B: 768 wide, 12 blocks, 12 heads."""
+    return VisionTransformer(
+        **{"patch_size": patch_size, "embed_dim": 768, "depth": 12, "num_heads": 12} | overrides
+    )

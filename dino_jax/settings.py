@@ -1,0 +1,258 @@
+"""From a config to the plain values that the package works with, checked.
+
+This is the one place that reads a config; everything below takes values.
+"""
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from ml_collections import ConfigDict
+
+from dino_jax import optim, schedules, sharding
+from dino_jax.data.augment import CropSettings
+from dino_jax.errors import UsageError
+from dino_jax.models import DINOHead, create_model
+from dino_jax.models.network import MultiCropModel
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def compute_dtype(name: str) -> jnp.dtype:
+    """The dtype of a config's `model.dtype`; "auto" is float32 on CPU and bfloat16 elsewhere."""
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    if name not in DTYPES:
+        raise UsageError(f"model.dtype={name!r} is unknown: choose auto, {', '.join(DTYPES)}")
+    return DTYPES[name]
+
+
+def build_backbone(config: ConfigDict, rngs: nnx.Rngs) -> nnx.Module:
+    """The backbone of a config, with random weights."""
+    overrides = {k: v for k, v in config.model.overrides.items() if v is not None}
+    return create_model(
+        config.model.name,
+        patch_size=config.model.patch_size,
+        drop_path_rate=config.model.drop_path_rate,
+        dtype=compute_dtype(config.model.dtype),
+        remat=config.model.remat,
+        in_channels=len(config.crops.mean),
+        rngs=rngs,
+        **overrides,
+    )
+
+
+def build_model(config: ConfigDict, rngs: nnx.Rngs) -> MultiCropModel:
+    """Backbone and head of a config, with random weights, in training mode."""
+    backbone = build_backbone(config, rngs)
+    head = DINOHead(
+        backbone.embed_dim,
+        config.head.out_dim,
+        hidden_dim=config.head.hidden_dim,
+        bottleneck_dim=config.head.bottleneck_dim,
+        num_layers=config.head.num_layers,
+        use_bn=config.head.use_bn,
+        dtype=compute_dtype(config.model.dtype),
+        rngs=rngs,
+    )
+    model = MultiCropModel(backbone, head)
+    model.train()
+    return model
+
+
+def crop_settings(config: ConfigDict) -> CropSettings:
+    """The crops of a config."""
+    return CropSettings(**config.crops)
+
+
+def check(config: ConfigDict, num_devices: int) -> None:
+    """Finds what cannot run, in no time.
+
+    Raises:
+      UsageError: names the key, its value, the rule and the way out.
+    """
+    batch, accumulation = config.train.batch_size, config.optim.accumulation_steps
+    if batch < 1 or accumulation < 1 or batch % (num_devices * accumulation):
+        raise UsageError(
+            f"train.batch_size={batch} is not divisible by {num_devices} devices times "
+            f"optim.accumulation_steps={accumulation}: choose a multiple of "
+            f"{num_devices * max(accumulation, 1)}"
+        )
+    if config.data.train is None:
+        raise UsageError(
+            "data.train is not set: add --config.data.train=folder:/path/to/images "
+            "(or tfds:NAME@SPLIT, idx:/path@SPLIT, shapes:N@SPLIT)"
+        )
+    for key in ("global_size", "local_size"):
+        size = config.crops[key]
+        if size < 1 or size % config.model.patch_size:
+            raise UsageError(
+                f"crops.{key}={size} is not a multiple of model.patch_size="
+                f"{config.model.patch_size}: part of every crop would be cut off; change one"
+            )
+    if config.optim.name not in optim.OPTIMIZERS:
+        raise UsageError(
+            f"optim.name={config.optim.name!r} is unknown: choose one of "
+            f"{', '.join(optim.OPTIMIZERS)}"
+        )
+    if config.train.sharding not in sharding.MODES:
+        raise UsageError(
+            f"train.sharding={config.train.sharding!r} is unknown: choose one of "
+            f"{', '.join(sharding.MODES)}"
+        )
+    _check_numbers(config)
+    if config.eval.knn_every_epochs and config.eval.knn_test is None:
+        raise UsageError(
+            f"eval.knn_every_epochs={config.eval.knn_every_epochs} asks for k-NN scores, but "
+            "eval.knn_test is not set: give a labelled source, or set eval.knn_every_epochs=0"
+        )
+    crop_settings(config)
+    nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0)))
+
+
+_POSITIVE = (
+    "train.epochs",
+    "loss.student_temp",
+    "loss.teacher_temp",
+    "loss.warmup_teacher_temp",
+    "log.every_steps",
+    "data.canvas_size",
+    "data.num_threads",
+    "eval.resize",
+    "eval.crop",
+    "eval.canvas_size",
+    "eval.batch_size",
+    "eval.knn_temperature",
+)
+_NOT_NEGATIVE = (
+    "optim.lr",
+    "optim.min_lr",
+    "optim.warmup_epochs",
+    "optim.weight_decay",
+    "optim.weight_decay_end",
+    "optim.clip_grad",
+    "optim.freeze_last_layer",
+    "loss.warmup_teacher_temp_epochs",
+    "checkpoint.every_steps",
+    "checkpoint.keep_every_epochs",
+    "eval.knn_every_epochs",
+)
+_SHARES = ("loss.center_momentum", "optim.momentum_teacher", "data.max_unreadable")
+
+
+def _check_numbers(config: ConfigDict) -> None:
+    flat = flatten(config)
+    rules = [
+        (_POSITIVE, "be above 0", lambda x: x > 0),
+        (_NOT_NEGATIVE, "not be negative", lambda x: x >= 0),
+        (_SHARES, "lie between 0 and 1", lambda x: 0 <= x <= 1),
+    ]
+    for keys, rule, holds in rules:
+        for key in keys:
+            if not (math.isfinite(flat[key]) and holds(flat[key])):
+                raise UsageError(f"{key}={flat[key]} must {rule}")
+    if not config.eval.knn_ks or min(config.eval.knn_ks) < 1:
+        raise UsageError(f"eval.knn_ks={config.eval.knn_ks} must be whole numbers of at least 1")
+
+
+def advice(config: ConfigDict) -> list[str]:
+    """Settings that run but are hardly meant, a sentence each."""
+    epochs, found = config.train.epochs, []
+    if config.optim.warmup_epochs > epochs:
+        found.append(
+            f"optim.warmup_epochs={config.optim.warmup_epochs} is longer than the run of "
+            f"{epochs} epochs: the learning rate will never reach optim.lr"
+        )
+    if config.loss.warmup_teacher_temp_epochs > epochs:
+        found.append(
+            f"loss.warmup_teacher_temp_epochs={config.loss.warmup_teacher_temp_epochs} is longer "
+            f"than the run of {epochs} epochs: the teacher never reaches loss.teacher_temp"
+        )
+    if config.optim.freeze_last_layer >= epochs:
+        found.append(
+            f"optim.freeze_last_layer={config.optim.freeze_last_layer} covers the whole run of "
+            f"{epochs} epochs: the prototypes will not be trained"
+        )
+    if config.loss.teacher_temp > 0.07:
+        found.append(
+            f"loss.teacher_temp={config.loss.teacher_temp} is above 0.07, about the highest value "
+            "that trains stably: watch the health line"
+        )
+    if config.crops.local_number == 0 and config.crops.global_scale[0] > 0.14:
+        found.append(
+            "without local crops (crops.local_number=0) the paper advises "
+            "crops.global_scale=(0.14, 1.0)"
+        )
+    return found
+
+
+def make_schedules(config: ConfigDict, steps_per_epoch: int) -> dict[str, schedules.Schedule]:
+    """A config's schedules: lr, weight_decay, momentum (of the teacher) and teacher_temp."""
+    total_steps = config.train.epochs * steps_per_epoch
+    return {
+        "lr": schedules.cosine(
+            config.optim.lr * config.train.batch_size / 256,
+            config.optim.min_lr,
+            total_steps=total_steps,
+            warmup_steps=config.optim.warmup_epochs * steps_per_epoch,
+        ),
+        "weight_decay": schedules.cosine(
+            config.optim.weight_decay, config.optim.weight_decay_end, total_steps=total_steps
+        ),
+        "momentum": schedules.cosine(config.optim.momentum_teacher, 1.0, total_steps=total_steps),
+        "teacher_temp": schedules.teacher_temperature(
+            config.loss.warmup_teacher_temp,
+            config.loss.teacher_temp,
+            warmup_epochs=config.loss.warmup_teacher_temp_epochs,
+            steps_per_epoch=steps_per_epoch,
+        ),
+    }
+
+
+# Keys that do not change what a run computes, or only where it reads and writes.
+FREE_ON_RESUME = re.compile(
+    r"(checkpoint|log|eval)\..*|data\.(train|num_threads|max_unreadable)|train\.sharding|model\.remat"
+)
+
+
+def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A config as {"section.key": value}."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, ConfigDict | dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def check_same_run(
+    former: dict[str, Any], config: ConfigDict, *, num_images: int, workdir: Path
+) -> None:
+    """Refuses to continue a run under settings that would make it another one.
+
+    Args:
+      former: what the run's checkpoint says: `config` and `num_images`.
+      config: the settings now.
+      num_images: in `data.train` now.
+      workdir: the run's folder, for the message.
+    Raises:
+      UsageError: names every key that differs, with both values.
+    """
+    before, after = flatten(former["config"]), flatten(config)
+    before["data.train has images"] = former["num_images"]
+    after["data.train has images"] = num_images
+    differing = [
+        f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key) and not FREE_ON_RESUME.fullmatch(key)
+    ]
+    if differing:
+        raise UsageError(
+            f"{workdir} holds a run with other settings ({'; '.join(differing)}): "
+            "use the same settings to resume it, or another workdir for a new run"
+        )

@@ -1,0 +1,205 @@
+"""Training, from a config to a run folder: `run` is the story, the functions below its chapters."""
+
+import itertools
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from dino_jax import optim, settings, sharding
+from dino_jax.checkpoint import RunCheckpoints
+from dino_jax.data.augment import CropSettings, augment
+from dino_jax.data.pipeline import Records, train_batches
+from dino_jax.data.prefetch import DevicePrefetch
+from dino_jax.data.sources import open_source
+from dino_jax.errors import UsageError
+from dino_jax.evaluate.online import OnlineKnn
+from dino_jax.interrupt import StopRequest
+from dino_jax.loop import Cadence, train_loop
+from dino_jax.metrics import RunLog
+from dino_jax.step import StepSettings, train_step
+from dino_jax.train_state import TrainState, initializer
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+
+
+def make_views(
+    batch: Batch, epoch: jax.Array, *, seed: int, crops: CropSettings
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """All crops of a batch, and a key an image for stochastic depth.
+
+    What is random about an image follows from the seed, the epoch and its index in the data; so it
+    depends neither on the batch's layout nor on devices, threads or accumulation.
+
+    Args:
+      batch: `canvas [B, S, S, C]`, `size [B, 2]` and `index [B]`.
+      epoch: int32 [].
+      seed: of the run.
+      crops: sizes, scales and probabilities.
+    Returns: ([B, 2, H, W, C], [B, L, h, w, C]) without the latter where L is 0, and [B] keys.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), epoch)
+    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index)))(batch["index"])
+    views = augment(batch["canvas"], batch["size"], keys[:, 0], crops)
+    return tuple(group for group in views if group.shape[1]), keys[:, 1]
+
+
+def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
+    """Trains as a config says, or continues the run that the folder holds.
+
+    Args:
+      config: as `configs/default.py` describes it.
+      workdir: the run's folder; made if missing.
+    Returns: what `results.json` holds: last step and epoch, metrics, k-NN table, stop reason.
+    Raises:
+      UsageError: config, data or folder cannot be used; raised before the step compiles.
+      TrainingDiverged: three steps in a row were not finite.
+    """
+    workdir = Path(workdir)
+    mesh = sharding.make_mesh()
+
+    # What is wrong with settings, data or folder is said here, within seconds.
+    settings.check(config, mesh.size)
+    source = open_source(config.data.train)
+    batch_size = config.train.batch_size
+    steps_per_epoch = len(source) // batch_size
+    if not steps_per_epoch:
+        raise UsageError(
+            f"{config.data.train} has {len(source)} images, less than one batch of "
+            f"train.batch_size={batch_size}: choose a smaller batch or more images"
+        )
+    total_steps = config.train.epochs * steps_per_epoch
+    knn = OnlineKnn(config, mesh) if config.eval.knn_every_epochs else None
+
+    # Shapes, then shardings, then arrays: the state never lies on one device alone.
+    tx = optim.make_optimizer(
+        config.optim.name,
+        clip_grad=config.optim.clip_grad,
+        norm_last_layer=config.head.norm_last_layer,
+    )
+    build = partial(settings.build_model, config)
+    network, init = initializer(build, tx, num_prototypes=config.head.out_dim)
+    key = jax.random.key(config.seed)
+    shapes = jax.eval_shape(init, key)
+    shardings = sharding.state_shardings(shapes, mesh, config.train.sharding)
+
+    with (
+        RunCheckpoints(
+            workdir,
+            about={"config": json.loads(config.to_json()), "num_images": len(source)},
+            keep_every_steps=config.checkpoint.keep_every_epochs * steps_per_epoch,
+        ) as checkpoints,
+        StopRequest() as stop,
+    ):
+        if former := checkpoints.latest_about():
+            settings.check_same_run(former, config, num_images=len(source), workdir=workdir)
+        state = checkpoints.restore_latest(sharding.with_shardings(shapes, shardings))
+        if state is None:
+            state = jax.jit(init, out_shardings=shardings)(key)
+        start = int(state.step)
+
+        records = Records(
+            source,
+            max_unreadable=config.data.max_unreadable,
+            channels=len(config.crops.mean),
+        )
+        numpy_batches = train_batches(
+            records,
+            batch_size=batch_size,
+            seed=config.seed,
+            start_step=start,
+            canvas_size=config.data.canvas_size,
+            num_threads=config.data.num_threads,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        )
+        with (
+            DevicePrefetch(numpy_batches, sharding.batch_sharded(mesh)) as batches,
+            RunLog(
+                workdir,
+                resume_step=start,
+                steps_per_epoch=steps_per_epoch,
+                total_steps=total_steps,
+                batch_size=batch_size,
+                is_main=jax.process_index() == 0,
+            ) as log,
+        ):
+            for sentence in settings.advice(config):
+                log.message(f"note: {sentence}")
+            schedules = settings.make_schedules(config, steps_per_epoch)
+            step_settings = StepSettings(
+                network=network,
+                tx=tx,
+                make_views=partial(
+                    make_views, seed=config.seed, crops=settings.crop_settings(config)
+                ),
+                **schedules,
+                steps_per_epoch=steps_per_epoch,
+                freeze_steps=config.optim.freeze_last_layer * steps_per_epoch,
+                student_temp=config.loss.student_temp,
+                center_momentum=config.loss.center_momentum,
+                accumulation_steps=config.optim.accumulation_steps,
+                log_every=config.log.every_steps,
+                weights_sharding=sharding.replicated(mesh),
+                gradients_sharding=shardings.params,
+            )
+            first = next(batches)  # unreadable data is found before anything compiles
+            step_fn = compile_step(step_settings, state, first, shardings)
+            log.message(memory_line(step_fn, state))
+            score = lambda state: knn(state.teacher_params, state.teacher_batch_stats)  # noqa: E731
+            if knn and config.eval.knn_at_start and start == 0:
+                log.scores(0, score(state))
+            state, result = train_loop(
+                state,
+                step_fn,
+                itertools.chain([first], batches),
+                data_seconds=lambda: batches.wait_seconds,
+                start=start,
+                cadence=Cadence(
+                    steps_per_epoch=steps_per_epoch,
+                    total_steps=total_steps,
+                    log_every=config.log.every_steps,
+                    save_every=config.checkpoint.every_steps,
+                    knn_every_epochs=config.eval.knn_every_epochs,
+                ),
+                schedules=schedules,
+                score=score,
+                log=log,
+                checkpoints=checkpoints,
+                stop=stop,
+            )
+            if stop.signal_name:
+                log.message(
+                    f"{stop.signal_name}: saved after step {result['step']} of {total_steps}; the "
+                    "same command continues"
+                )
+    return result | {"total_steps": total_steps, "finished": result["step"] == total_steps}
+
+
+def compile_step(
+    step_settings: StepSettings, state: TrainState, batch: Batch, shardings: TrainState
+) -> Callable[[TrainState, Batch], TrainState]:
+    """Traces and compiles the step once, for these shapes; it donates the state."""
+    jitted = jax.jit(
+        partial(train_step, settings=step_settings), donate_argnums=0, out_shardings=shardings
+    )
+    return jitted.lower(state, batch).compile()
+
+
+def memory_line(step_fn: jax.stages.Compiled, state: TrainState) -> str:
+    """What the state and a step take of a device's memory, in a sentence."""
+    arrays = jax.tree.leaves(state)
+    parameters = sum(x.size for x in jax.tree.leaves(state.params))
+    stored = sum(np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
+    analysis = step_fn.memory_analysis()
+    return (
+        f"{parameters / 1e6:.1f} M parameters; per device {stored / 2**30:.2f} GiB of state, and "
+        f"{analysis.temp_size_in_bytes / 2**30:.2f} GiB more in a step"
+    )

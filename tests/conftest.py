@@ -1,0 +1,17 @@
+"""Every test runs offline on the CPU with eight virtual devices."""
+
+import os
+from pathlib import Path
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+
+import pytest
+
+GOLDENS = Path(os.environ.get("DINO_JAX_GOLDENS", Path(__file__).parent / "goldens"))
+
+
+@pytest.fixture(scope="session")
+def goldens() -> Path:
+    """The folder of numbers recorded from the reference implementation."""
+    return GOLDENS
