@@ -1,49 +1,56 @@
-"""Trains DINO: python main.py --config=configs/vit_small.py --workdir=runs/s16 --config.KEY=VALUE
+"""Trains DINO: python main.py --config=configs/vit_small.py --workdir=runs/s16
 
-The same command continues a run that was stopped. The settings are in configs/default.py.
+The same command continues a run that was stopped. Every key of configs/default.py can be set:
+--config.optim.lr=0.001.
 """
 
+import argparse
+import logging
 import sys
 
-from absl import app, flags, logging
-from ml_collections import config_flags
-
-from dino_jax.distributed import initialize_if_launched
 from dino_jax.errors import UsageError
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The settings, a file of configs/.")
-WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; made if missing.")
 
-
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Runs the training; exit code 0 finished or stopped, 1 diverged, 2 wrong usage."""
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        usage="main.py --config FILE[:debug] --workdir DIR [--config.SECTION.KEY=VALUE ...]",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", required=True, metavar="FILE", help="the settings")
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="the run's folder; made if missing"
+    )
+    arguments, settings = parser.parse_known_args()
+
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax speaks of its own affairs
+    # Imported here, since --help need not wait for JAX.
+    from dino_jax.config_file import override, read_config
+    from dino_jax.distributed import initialize_if_launched
+
     try:
-        if argv[1:]:
-            raise UsageError(
-                f"unknown argument {argv[1]!r}: settings are --config.SECTION.KEY=VALUE"
-            )
-        if CONFIG.value is None or not WORKDIR.value:
-            raise UsageError(
-                "--config and --workdir are needed, such as "
-                "--config=configs/vit_small.py --workdir=runs/s16"
-            )
+        config = read_config(arguments.config)
+        override(config, settings)
         initialize_if_launched()
         from dino_jax import train
         from dino_jax.loop import TrainingDiverged
+
+        try:
+            train.run(config, arguments.workdir)
+        except TrainingDiverged as error:
+            print(f"stopped: {error}", file=sys.stderr)
+            return 1
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    try:
-        train.run(CONFIG.value, WORKDIR.value)
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except TrainingDiverged as error:
-        print(f"stopped: {error}", file=sys.stderr)
-        return 1
+    except KeyboardInterrupt:
+        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
+        return 130  # as shells say it
     return 0
 
 
 if __name__ == "__main__":
-    logging.set_verbosity(logging.WARNING)
-    app.run(main)
+    sys.exit(main())

@@ -2,18 +2,19 @@
 
 A run folder holds `checkpoints/STEP/{student,teacher,training,about}`. Student and teacher are
 `{params, batch_stats}`, so that an evaluation reads one of them alone; `training` is the rest of
-the state; `about` is the resolved config and a checksum of every array.
+the state; `about` is the resolved config, a checksum of every array, and one of itself.
 """
 
 import dataclasses
+import json
 import logging
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
@@ -24,7 +25,12 @@ PyTree = Any
 
 FOLDER = "checkpoints"
 MODEL_ITEMS = ("student", "teacher")
+READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
 ARRAY_ITEMS = (*MODEL_ITEMS, "training")
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that cannot be read, or holds other arrays than were saved."""
 
 
 def to_items(state: TrainState) -> dict[str, PyTree]:
@@ -55,6 +61,10 @@ def _checksums(tree: PyTree) -> list[jax.Array]:
 def checksums(tree: PyTree) -> list[int]:
     """A 32-bit checksum of every array of a tree, the same on any number of devices."""
     return [int(x) for x in jax.device_get(_checksums(tree))]
+
+
+def _text_checksum(about: dict[str, Any]) -> int:
+    return zlib.crc32(json.dumps(about, sort_keys=True).encode())
 
 
 class RunCheckpoints:
@@ -99,6 +109,7 @@ class RunCheckpoints:
             return
         items = to_items(state)
         about = self._about | {"checksums": {name: checksums(items[name]) for name in ARRAY_ITEMS}}
+        about["checksum"] = _text_checksum(about)
         arrays = {name: ocp.args.StandardSave(items[name]) for name in ARRAY_ITEMS}
         args = ocp.args.Composite(**arrays, about=ocp.args.JsonSave(about))
         self._manager.save(step, args=args, force=True)
@@ -108,8 +119,8 @@ class RunCheckpoints:
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return read_about(self._manager, step)
-            except (ValueError, OSError, KeyError) as error:
-                logging.warning("checkpoint of step %d cannot be read: %s", step, error)
+            except DamagedCheckpoint:
+                continue  # `restore_latest` says so
         return None
 
     def restore_latest(self, abstract_state: TrainState) -> TrainState | None:
@@ -126,9 +137,9 @@ class RunCheckpoints:
         for step in steps:
             try:
                 state = from_items(_restore(self._manager, step, to_items(abstract_state)))
-            except (ValueError, OSError, KeyError) as error:
-                problems.append(f"step {step}: {str(error).splitlines()[0]}")
-                logging.warning("checkpoint of %s; trying the one before", problems[-1])
+            except DamagedCheckpoint as error:
+                problems.append(str(error))
+                logging.warning("%s; trying the one before", error)
                 continue
             for broken in steps[: steps.index(step)]:
                 self._manager.delete(broken)
@@ -150,33 +161,57 @@ def open_for_reading(workdir: Path) -> ocp.CheckpointManager:
     folder = (workdir / FOLDER).absolute()
     if not folder.is_dir():
         raise UsageError(f"{workdir} holds no checkpoints: give the folder of a run (its workdir)")
-    manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(read_only=True))
+    manager = ocp.CheckpointManager(folder, options=READ_ONLY)
     if not manager.all_steps():
         raise UsageError(f"{folder} holds no finished checkpoint yet: wait for the first one")
     return manager
 
 
 def read_about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """What a checkpoint says about itself: `config`, `num_images`, `checksums`."""
-    return manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore())).about
+    """What a checkpoint says about itself: `config`, `num_images`, `checksums`.
+
+    Raises:
+      DamagedCheckpoint: it cannot be read.
+    """
+    return _read(manager, step, {})["about"]
 
 
 def read_model(
     manager: ocp.CheckpointManager, step: int, which: str, abstract_model: PyTree
 ) -> PyTree:
-    """`{params, batch_stats}` of the "student" or "teacher", verified."""
+    """`{params, batch_stats}` of the "student" or "teacher".
+
+    Raises:
+      DamagedCheckpoint: it cannot be read, or is not what was saved.
+    """
     return _restore(manager, step, {which: abstract_model})[which]
 
 
 def _restore(
     manager: ocp.CheckpointManager, step: int, abstract_items: dict[str, PyTree]
 ) -> dict[str, PyTree]:
+    items = _read(manager, step, abstract_items)
+    expected = items.pop("about")["checksums"]
+    for name, tree in items.items():
+        if checksums(tree) != expected[name]:
+            raise DamagedCheckpoint(f"checkpoint of step {step} is damaged: {name} has changed")
+    return items
+
+
+def _read(
+    manager: ocp.CheckpointManager, step: int, abstract_items: dict[str, PyTree]
+) -> dict[str, PyTree]:
+    """Items of a checkpoint, and its `about`, which is verified."""
     arrays = {name: ocp.args.StandardRestore(tree) for name, tree in abstract_items.items()}
     args = ocp.args.Composite(**arrays, about=ocp.args.JsonRestore())
-    restored = manager.restore(step, args=args)
-    items = {name: restored[name] for name in abstract_items}
-    for name, tree in items.items():
-        expected = restored.about["checksums"][name]
-        if not np.array_equal(checksums(tree), expected):
-            raise ValueError(f"the arrays of {name!r} differ from what was saved: damaged on disk")
+    try:
+        items = dict(manager.restore(step, args=args))
+        recorded = items["about"].pop("checksum")
+    except (MemoryError, jax.errors.JaxRuntimeError):
+        raise  # the machine's trouble, not the checkpoint's
+    except Exception as error:  # Orbax raises that class itself where array data is missing
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise DamagedCheckpoint(f"checkpoint of step {step} cannot be read: {reason}") from error
+    if recorded != _text_checksum(items["about"]):
+        raise DamagedCheckpoint(f"checkpoint of step {step} is damaged: its config has changed")
     return items

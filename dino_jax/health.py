@@ -6,6 +6,7 @@ entropy goes to 0). In both the teacher says the same of every image, so the stu
 learn and KL(teacher || student) goes to 0. Dims: K prototypes.
 """
 
+import dataclasses
 import math
 
 import jax
@@ -43,11 +44,77 @@ def summarize(state: TrainState) -> dict[str, jax.Array]:
     }
 
 
-def assess(metrics: dict[str, float], *, epoch: float) -> str:
-    """A verdict in words on an interval's metrics, with the setting to change.
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """A finding, and what to do about it. Two of one kind say the same."""
+
+    kind: str
+    text: str
+
+
+# Measured on runs with K = 256 (tests/test_health.py). ln(prototypes in use) / ln K: 0.86 or more in
+# a healthy run, 0.3 to 0.7 under a teacher that copies the student, below 0.1 after a collapse to one
+# prototype. Center's change a step / its norm: 0.01 to 0.03 in the healthy run, 0.02 to 0.4 under
+# the copying teacher. Information / ln K: 0.06 or more in the healthy run, below 0.01 after a
+# collapse to the uniform distribution.
+ONE_PROTOTYPE = 0.15  # ln(prototypes in use) / ln K
+FEW_PROTOTYPES = 0.7
+RESTLESS_CENTER = 0.02  # change a step / norm
+UNIFORM_ENTROPY = 0.98  # teacher entropy / ln K
+LITTLE_INFORMATION = 0.02  # information / ln K
+CENTER_STEPS = 100  # until the center has found its place
+
+
+def assess(
+    metrics: dict[str, float], *, num_prototypes: int, step: int, warmup_steps: int
+) -> Verdict:
+    """A verdict on an interval, with the setting to change.
 
     Args:
       metrics: as `summarize` gives them, as floats.
-      epoch: epochs finished, with a fraction.
+      num_prototypes: K.
+      step: steps finished.
+      warmup_steps: of the learning rate; until then little is learned anyhow.
     """
-    return "learning"
+    log_k = math.log(num_prototypes) or 1.0
+    used, information = metrics["prototypes_in_use"], metrics["information"]
+    entropy = metrics["teacher_entropy_over_log_k"]
+    if math.isnan(metrics["loss"]):
+        return Verdict(
+            "not finite",
+            "no step of this interval was finite: lower optim.lr or optim.clip_grad, lengthen "
+            "optim.warmup_epochs, or set model.dtype=float32",
+        )
+    if step < CENTER_STEPS:
+        return Verdict("starting", "starting: too early to tell")
+    if math.log(used) / log_k < ONE_PROTOTYPE:
+        return Verdict(
+            "one prototype",
+            "COLLAPSED to one prototype: the teacher gives nearly every image the same; "
+            f"{used:.1f} of {num_prototypes} are in use. The center does not follow: lower "
+            "loss.center_momentum (0.9 is usual)",
+        )
+    if entropy > UNIFORM_ENTROPY and information / log_k < LITTLE_INFORMATION:
+        if step < warmup_steps:
+            return Verdict(
+                "starting",
+                "starting: the teacher still says the same of every image, as is usual while the "
+                "learning rate rises",
+            )
+        return Verdict(
+            "uniform",
+            "COLLAPSED to the uniform distribution: the teacher says the same of every image "
+            f"({information:.3f} nats tell two images apart; loss / ln K is "
+            f"{metrics['loss_over_log_k']:.3f}). Lower loss.teacher_temp and "
+            "loss.warmup_teacher_temp (0.04), raise optim.momentum_teacher, or raise "
+            "optim.freeze_last_layer",
+        )
+    restless = metrics["center_change"] > RESTLESS_CENTER * metrics["center_norm"]
+    if restless and math.log(used) / log_k < FEW_PROTOTYPES:
+        return Verdict(
+            "unstable",
+            f"COLLAPSING: {used:.0f} of {num_prototypes} prototypes are in use, and which ones "
+            "changes all the time: the teacher follows the student too closely. Raise "
+            "optim.momentum_teacher (0.996; more for small batches), or lower optim.lr",
+        )
+    return Verdict("learning", f"learning: {used:.0f} of {num_prototypes} prototypes in use")

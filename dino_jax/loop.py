@@ -72,6 +72,7 @@ def train_loop(
     start: int,
     cadence: Cadence,
     schedules: dict[str, Schedule],
+    assess: Callable[..., health.Verdict],
     score: Callable[[TrainState], Table],
     log: RunLog,
     checkpoints: RunCheckpoints,
@@ -90,31 +91,30 @@ def train_loop(
       start: steps finished.
       cadence: when to log, save and evaluate.
       schedules: by the names that the log gives their values.
+      assess: (metrics, step=) to a verdict on the run's health.
       score: the teacher's k-NN table.
       log: of the run.
       checkpoints: of the run.
       stop: asks the loop to save and end after the step under way.
-    Returns: the state, and {step, metrics, knn} of its end.
+    Returns: the state, and {step, metrics, health, knn} of its end, as far as there are any.
     Raises:
       TrainingDiverged: too many steps in a row were not finite; nothing was saved since.
     """
     clock = IntervalClock(data_seconds)
     result: dict[str, Any] = {"step": start}
     pending: tuple[int, dict[str, jax.Array]] | None = None
-    verdict = None
 
     def report(step: int, summary: dict[str, jax.Array]) -> None:
-        nonlocal verdict
         metrics = {name: float(value) for name, value in jax.device_get(summary).items()}
         _stop_if_diverged(metrics, step)
         del metrics["epoch_loss"]
         metrics |= {name: float(schedule(step - 1)) for name, schedule in schedules.items()}
-        seconds, data_seconds = clock.lap()
-        log.interval(step, metrics, seconds=seconds, data_seconds=data_seconds)
-        result["metrics"] = metrics
-        if (new := health.assess(metrics, epoch=step / cadence.steps_per_epoch)) != verdict:
-            verdict = new
-            log.message(f"health: {verdict}")
+        verdict = assess(metrics, step=step)
+        seconds, waited = clock.lap()
+        log.interval(step, metrics, seconds=seconds, data_seconds=waited, health=verdict.kind)
+        if verdict.kind != result.get("health"):
+            log.message(f"health: {verdict.text}")
+        result.update(metrics=metrics, health=verdict.kind)
 
     for step in range(start + 1, cadence.total_steps + 1):
         state = step_fn(state, next(batches))

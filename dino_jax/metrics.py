@@ -16,26 +16,19 @@ import time
 from collections.abc import Callable, Mapping
 from os import fsync
 from pathlib import Path
-from typing import TYPE_CHECKING, Self, TextIO
+from typing import Self, TextIO
 
 import jax
-import numpy as np
 from tqdm import tqdm
 
-from dino_jax.errors import UsageError
+from dino_jax.learning_curve import (
+    EPOCHS_FILE,
+    INTERVALS_FILE,
+    plot_learning_curve,
+    read_records,
+)
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-EPOCHS_FILE, INTERVALS_FILE = "log.txt", "metrics.jsonl"
 PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
-PANELS = {  # metric -> label of its axis in the learning curve
-    "loss": "loss (nats)",
-    "lr": "learning rate",
-    "teacher_entropy_over_log_k": "teacher entropy / ln K",
-    "kl": "KL(teacher || student) (nats)",
-    "prototypes_in_use": "prototypes in use",
-}
 
 
 class RunLog:
@@ -108,7 +101,13 @@ class RunLog:
             plot_learning_curve(self.workdir)
 
     def interval(
-        self, step: int, metrics: Mapping[str, float], *, seconds: float, data_seconds: float
+        self,
+        step: int,
+        metrics: Mapping[str, float],
+        *,
+        seconds: float,
+        data_seconds: float,
+        health: str = "",
     ) -> None:
         """Records the steps since the last call.
 
@@ -117,6 +116,7 @@ class RunLog:
           metrics: loss, lr and any others; Python, NumPy or JAX scalars.
           seconds: wall time of these steps.
           data_seconds: the part of it that the loop waited for batches.
+          health: the kind of the verdict on the run's health.
         """
         if not self.is_main:
             return
@@ -128,7 +128,7 @@ class RunLog:
             "data_wait": data_seconds / seconds,
             "seconds": seconds,
         } | _peak_device_memory()
-        self._write_interval(step, values | speed)
+        self._write_interval(step, values | speed | ({"health": health} if health else {}))
         self._add_scalars("train", values, step)
         self._add_scalars("speed", speed, step)
         self._show(values, speed, eta=(self.total_steps - step) * seconds / steps)
@@ -173,7 +173,7 @@ class RunLog:
         if self.is_main:
             tqdm.write(text, file=sys.stderr)
 
-    def _write_interval(self, step: int, values: Mapping[str, float]) -> None:
+    def _write_interval(self, step: int, values: Mapping[str, float | str]) -> None:
         position = {"step": step, "epoch": step / self.steps_per_epoch}
         self._intervals.write(_line(position | values))
 
@@ -202,69 +202,6 @@ class RunLog:
                 self._tensorboard.add_scalar(f"{group}/{name}", value, step)
 
 
-def plot_learning_curve(workdir: Path) -> Path:
-    """Draws the learning curve of any run, finished or not, from its log files.
-
-    There is a panel for k-NN and for each metric of `PANELS`, where the files hold it.
-
-    Args:
-      workdir: the run's folder.
-    Returns: the path of the picture, `learning_curve.png` in the same folder.
-    Raises: UsageError where neither log file has a line.
-    """
-    from matplotlib.figure import Figure  # here: too slow for commands that draw nothing
-
-    epochs, intervals = _read(workdir / EPOCHS_FILE), _read(workdir / INTERVALS_FILE)
-    recorded = {name for record in epochs + intervals for name in record}
-    if not recorded:
-        raise UsageError(
-            f"workdir={workdir} has no line in {EPOCHS_FILE} or {INTERVALS_FILE}; "
-            "give the folder of a run that has trained for at least one interval"
-        )
-    panels = [name for name in PANELS if recorded & {name, f"train_{name}"}]
-    ks = sorted({int(name.split("_")[1]) for name in recorded if name.startswith("knn_")})
-    count = len(panels) + bool(ks)
-    columns = count if count < 4 else -(-count // 2)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
-    figure.suptitle(workdir.resolve().name)
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis in axes[count:]:
-        axis.remove()
-    for axis, name in zip(axes, panels, strict=False):
-        axis.set_ylabel(PANELS[name])
-        faint = 0.4 if f"train_{name}" in recorded else 1.0
-        _draw(axis, intervals, name, 0, color="tab:blue", alpha=faint, label="interval")
-        _draw(axis, epochs, f"train_{name}", 0.5, color="tab:blue", label="mean of the epoch")
-    ends = [record | {"epoch": record["epoch"] + 1} for record in epochs]  # k-NN comes then
-    timeline = sorted(intervals + ends, key=lambda record: record["epoch"])
-    for k in ks:
-        axes[count - 1].set_ylabel("k-NN top-1 (%)")
-        _draw(axes[count - 1], timeline, f"knn_{k}_top1", 0, label=f"k = {k}")
-    for axis in axes[:count]:
-        axis.set_xlabel("epoch")
-        axis.set_xlim(0, 1.02 * timeline[-1]["epoch"] or 1)
-        axis.grid(alpha=0.3)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.ticklabel_format(axis="y", scilimits=(-2, 5))
-        if not any(np.isfinite(line.get_ydata()).any() for line in axis.lines):
-            axis.set_yticks([])
-            axis.text(0.5, 0.5, "no finite value", ha="center", transform=axis.transAxes)
-    for axis in {axes[0], axes[count - 1]} if ks else {axes[0]}:
-        axis.legend(frameon=False)
-    path = workdir / "learning_curve.png"
-    figure.savefig(path, dpi=120)
-    return path
-
-
-def _draw(axis: "Axes", records: list[dict], name: str, shift: float, **style: object) -> None:
-    """A line over the epochs, points too where they are few; a gap where a number is null."""
-    held = [record for record in records if name in record]
-    epochs = [record["epoch"] + shift for record in held]
-    values = np.array([record[name] for record in held], np.float64)  # null becomes NaN
-    axis.plot(epochs, values, marker="o" if len(held) <= 30 else None, markersize=3, **style)
-
-
 def _knn_columns(knn: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
     return {f"knn_{k}_{name}": float(row[name]) for k, row in knn.items() for name in row}
 
@@ -273,32 +210,19 @@ def _knn_text(knn: Mapping[int, Mapping[str, float]]) -> str:
     return "".join(f"  k-NN (k={k}) {row['top1']:.1f} %" for k, row in knn.items())
 
 
-def _line(record: Mapping[str, float | None]) -> str:
-    finite = {n: v if v is None or math.isfinite(v) else None for n, v in record.items()}
+def _line(record: Mapping[str, float | str | None]) -> str:
+    def is_writable(value: float | str | None) -> bool:
+        return not isinstance(value, float) or math.isfinite(value)
+
+    finite = {name: value if is_writable(value) else None for name, value in record.items()}
     return json.dumps(finite, allow_nan=False) + "\n"
-
-
-def _read(path: Path) -> list[dict]:
-    """The records of a log file; of a missing one none."""
-    lines = path.read_text(errors="replace").splitlines() if path.exists() else []
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError as error:
-            if number < len(lines):
-                raise UsageError(
-                    f"{path}, line {number} is not JSON ({error}); mend the line or delete it"
-                ) from error
-            # A run that was killed while writing leaves half a line, which it will write again.
-    return records
 
 
 def _reopen(path: Path, keep: Callable[[dict], bool]) -> TextIO:
     """Opens a log file to append to, without the records that are not to be kept."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w") as file:
-        file.writelines(_line(record) for record in _read(path) if keep(record))
+        file.writelines(_line(record) for record in read_records(path) if keep(record))
         file.flush()
         fsync(file.fileno())
     temporary.replace(path)

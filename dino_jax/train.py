@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from dino_jax import optim, settings, sharding
+from dino_jax import health, optim, settings, sharding
 from dino_jax.checkpoint import RunCheckpoints
 from dino_jax.data.augment import CropSettings, augment
 from dino_jax.data.pipeline import Records, train_batches
@@ -57,7 +56,8 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     Args:
       config: as `configs/default.py` describes it.
       workdir: the run's folder; made if missing.
-    Returns: what `results.json` holds: last step and epoch, metrics, k-NN table, stop reason.
+    Returns: {step, total_steps, finished, metrics, health, knn}, the last three of the last
+      interval and epoch that had them.
     Raises:
       UsageError: config, data or folder cannot be used; raised before the step compiles.
       TrainingDiverged: three steps in a row were not finite.
@@ -170,6 +170,11 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                     knn_every_epochs=config.eval.knn_every_epochs,
                 ),
                 schedules=schedules,
+                assess=partial(
+                    health.assess,
+                    num_prototypes=config.head.out_dim,
+                    warmup_steps=config.optim.warmup_epochs * steps_per_epoch,
+                ),
                 score=score,
                 log=log,
                 checkpoints=checkpoints,

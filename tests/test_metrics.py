@@ -18,7 +18,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from dino_jax import metrics
 from dino_jax.errors import UsageError
-from dino_jax.metrics import RunLog, plot_learning_curve
+from dino_jax.learning_curve import plot_learning_curve
+from dino_jax.metrics import RunLog
 
 STEPS_PER_EPOCH, EPOCHS, BATCH = 10, 4, 32
 

@@ -23,6 +23,7 @@ from dino_jax.data import color, resample
 from dino_jax.errors import UsageError
 
 _TRIES = 10  # boxes drawn before the central one is taken
+_BOX_DRAWS = 2 * _TRIES + 2  # random numbers for a box: areas, ratios, place
 _ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)  # [24, 4]
 
 
@@ -63,14 +64,10 @@ class CropSettings:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1 pixel")
         _require(self.local_number >= 0, "local_number", self.local_number, "0 or more")
         for name in ("global_scale", "local_scale"):
-            low, high = pair = getattr(self, name)
-            _require(0 < low <= high <= 1, name, pair, "two numbers with 0 < low <= high <= 1")
-        low, high = self.aspect_ratio
-        rule = "two numbers with 0 < low <= 1 <= high"
-        _require(0 < low <= 1 <= high, "aspect_ratio", self.aspect_ratio, rule)
-        low, high = self.blur_radius
-        rule = "two numbers with 0 <= low <= high"
-        _require(0 <= low <= high, "blur_radius", self.blur_radius, rule)
+            low, high = self._pair(name)
+            _require(low > 0 and high <= 1, name, (low, high), "above 0 and at most 1")
+        _require(self._pair("aspect_ratio")[0] > 0, "aspect_ratio", self.aspect_ratio, "above 0")
+        _require(self._pair("blur_radius")[0] >= 0, "blur_radius", self.blur_radius, "0 or more")
         for name in ("brightness", "contrast", "saturation"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         _require(0 <= self.hue <= 0.5, "hue", self.hue, "between 0 and 0.5 turns")
@@ -78,8 +75,14 @@ class CropSettings:
             value = getattr(self, name)
             _require(np.all((np.array(value) >= 0) & (np.array(value) <= 1)), name, value, "0 to 1")
         _require(len(self.blur_prob) == 3, "blur_prob", self.blur_prob, "three probabilities")
-        _require(len(self.mean) == len(self.std), "mean", self.mean, f"as long as std={self.std}")
+        paired = len(self.mean) == len(self.std) > 0
+        _require(paired, "mean", self.mean, f"as long as std={self.std}, with a value a channel")
         _require(min(self.std) > 0, "std", self.std, "positive")
+
+    def _pair(self, name: str) -> tuple[float, float]:
+        pair = getattr(self, name)
+        _require(len(pair) == 2 and pair[0] <= pair[1], name, pair, "two numbers (low, high)")
+        return pair
 
 
 class CropPlan(NamedTuple):
@@ -137,12 +140,12 @@ def plan_crops(
       size: [2] int32, height and width of the image.
       settings: the recipe.
     """
-    global_key, local_key = jax.random.split(key)
-    first, second, local = settings.blur_prob
     number = settings.local_number
+    uniform = jax.random.uniform(key, (2 + number, _BOX_DRAWS + 11))  # once: compiling it is slow
+    first, second, local = settings.blur_prob
     return (
         _plan(
-            global_key,
+            uniform[:2],
             size,
             settings,
             scale=settings.global_scale,
@@ -150,7 +153,7 @@ def plan_crops(
             solarize_prob=np.array([0.0, settings.solarize_prob]),
         ),
         _plan(
-            local_key,
+            uniform[2:],
             size,
             settings,
             scale=settings.local_scale,
@@ -161,9 +164,8 @@ def plan_crops(
 
 
 def sample_boxes(
-    key: jax.Array,
+    uniform: jax.Array,
     size: jax.Array,
-    number: int,
     scale: tuple[float, float],
     aspect_ratio: tuple[float, float],
 ) -> jax.Array:
@@ -173,15 +175,13 @@ def sample_boxes(
     that fits, at a uniform place; else the largest central box with an allowed ratio.
 
     Args:
-      key: [] typed PRNG key.
+      uniform: [N, 22] float32, random numbers in 0..1.
       size: [2] int32, height and width of the image.
-      number: boxes to draw, N.
       scale: least and greatest share of the image's area.
       aspect_ratio: least and greatest ratio.
 
     Returns: [N, 4] int32, (top, left, height, width).
     """
-    uniform = jax.random.uniform(key, (number, 2 * _TRIES + 2))
     height, width = size
     area = (height * width).astype(jnp.float32) * _between(scale, uniform[:, :_TRIES])
     low, high = aspect_ratio
@@ -226,7 +226,7 @@ def carry_out(planes: jax.Array, plan: CropPlan, side: int, settings: CropSettin
 
 
 def _plan(
-    key: jax.Array,
+    uniform: jax.Array,
     size: jax.Array,
     settings: CropSettings,
     *,
@@ -234,12 +234,9 @@ def _plan(
     blur_prob: np.ndarray,
     solarize_prob: np.ndarray,
 ) -> CropPlan:
-    """Plans one crop for each of the N probabilities of blur and solarisation."""
-    number = len(blur_prob)
-    box_key, key = jax.random.split(key)
-    flip, jitter, order, *strengths, gray, blur, radius, solarize = jax.random.uniform(
-        key, (11, number)
-    )
+    """Plans a crop for each row of `uniform`; the probabilities are [N]."""
+    for_box, rest = uniform[:, :_BOX_DRAWS], uniform[:, _BOX_DRAWS:]
+    flip, jitter, order, *strengths, gray, blur, radius, solarize = rest.T
     ranges = [
         (max(0.0, 1 - x), 1 + x)
         for x in (settings.brightness, settings.contrast, settings.saturation)
@@ -248,7 +245,7 @@ def _plan(
     factors = jnp.stack([_between(*pair) for pair in zip(ranges, strengths, strict=True)], axis=1)
     unchanged = jnp.array([[1.0, 1.0, 1.0, 0.0]])
     return CropPlan(
-        box=sample_boxes(box_key, size, number, scale, settings.aspect_ratio),
+        box=sample_boxes(for_box, size, scale, settings.aspect_ratio),
         flip=flip < settings.flip_prob,
         order=jnp.asarray(_ORDERS)[(order * len(_ORDERS)).astype(jnp.int32)],
         factors=jnp.where((jitter < settings.jitter_prob)[:, None], factors, unchanged),

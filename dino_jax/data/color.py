@@ -60,7 +60,10 @@ def hue(planes: jax.Array, shift: jax.Array | float) -> jax.Array:
         jnp.where(r == high, 1 - m, 1 + m),
         jnp.where(r == low, jnp.where(g == high, 3 - m, 3 + m), jnp.where(b == high, 5 - m, m - 1)),
     )
-    turns = sixths / lax.optimization_barrier(jnp.float32(6))
+    # XLA divides by six by multiplying with a rounded sixth; the remainder, which is exact, puts
+    # the quotient right, and the steps with it.
+    turns = sixths * (1 / 6)
+    turns += ((sixths - 4 * turns) - 2 * turns) * (1 / 6)
     turns = jnp.where(turns < 0, turns + 1, turns)
     # The 0.001 keeps whole numbers whole where a GPU's division is off by a unit in the last place.
     saturation = jnp.floor(255 * chroma / jnp.maximum(high, 1) + 0.001)

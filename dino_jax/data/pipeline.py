@@ -266,7 +266,8 @@ def _collate(records: list[dict[str, Any]], canvas_size: int) -> Batch:
     for place, picture in zip(canvas, pixels, strict=True):
         place[: picture.shape[0], : picture.shape[1]] = picture
     batch = {"canvas": canvas, "size": np.array([p.shape[:2] for p in pixels], np.int32)}
-    for key in records[0].keys() - {"pixels"}:
-        values = [record[key] for record in records]
-        batch[key] = np.array(values, bool if isinstance(values[0], bool) else np.int32)
+    for key, first in records[0].items():
+        if key != "pixels":
+            dtype = bool if isinstance(first, bool) else np.int32
+            batch[key] = np.array([record[key] for record in records], dtype)
     return batch

@@ -47,11 +47,11 @@ class DevicePrefetch(Iterator[dict[str, jax.Array]]):
             name="prefetch-to-device",
             daemon=True,
         )
-        self._stop = weakref.finalize(self, _shut_down, thread, self._free, stop)
+        self._finalizer = weakref.finalize(self, _shut_down, thread, self._free, stop)
         thread.start()
 
     def __next__(self) -> dict[str, jax.Array]:
-        if not self._stop.alive:
+        if not self._finalizer.alive:
             raise StopIteration
         start = time.perf_counter()
         batch, error = self._ready.get()
@@ -64,7 +64,7 @@ class DevicePrefetch(Iterator[dict[str, jax.Array]]):
 
     def close(self) -> None:
         """Ends the thread and waits for it; later `next` calls raise StopIteration."""
-        self._stop()
+        self._finalizer()
 
     def __enter__(self) -> Self:
         return self

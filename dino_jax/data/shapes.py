@@ -1,7 +1,8 @@
 """`shapes:N[@SPLIT]`: generated pictures of a shape before a background.
 
 The class is the shape. Colours, textures, position, size and rotation vary in the same way in all
-classes, so that comparing pixels says little about the class. `mask` tells where the shape is.
+classes, so that comparing pixels says less about the class than the outline does. `mask` tells
+where the shape is.
 """
 
 import cmath
@@ -100,7 +101,9 @@ def open_shapes(location: str, split: str | None) -> ShapesSource:
 def _colors(rng: np.random.Generator) -> np.ndarray:
     """[2, 2, 3, 1, 1] float32: two colours of the shape and two of the ground, well apart."""
     levels = [rng.uniform(145, 200), rng.uniform(55, 110)]
-    tints = rng.uniform(-50, 50, (2, 1, 3)) + rng.uniform(-60, 60, (2, 2, 1))
+    # Muted: crops of one picture agree in its colours, and vivid ones would be learned in place of
+    # the shape.
+    tints = rng.uniform(-15, 15, (2, 1, 3)) + rng.uniform(-30, 30, (2, 2, 1))
     colors = np.reshape(rng.permutation(levels), (2, 1, 1)) + tints
     return colors.clip(0, 255).astype(np.float32)[..., None, None]
 
@@ -126,7 +129,7 @@ def _texture(rng: np.random.Generator) -> np.ndarray:
     along, across = cos * _X + sin * _Y, cos * _Y - sin * _X
     if kind == 2:
         return np.clip(along + np.float32(0.5), 0, 1)
-    turns = np.float32(2 * math.pi * rng.uniform(4, 10))
+    turns = np.float32(2 * math.pi * rng.uniform(6, 14))
     stripes = np.sin(turns * along + np.float32(phase)) > 0
     if kind == 3:
         return stripes.astype(np.float32)

@@ -11,6 +11,7 @@ from PIL import Image
 from dino_jax.data.folder import open_folder
 from dino_jax.data.idx import open_idx
 from dino_jax.data.shapes import open_shapes
+from dino_jax.data.subset import Subset
 from dino_jax.data.tfds import open_tfds
 from dino_jax.errors import UsageError
 
@@ -46,6 +47,7 @@ class Source(Protocol):
         ...
 
 
+_SLICE = re.compile(r"(?P<spec>.+)\[(\d*):(\d*)\]")
 _KINDS: dict[str, Callable[[str, str | None], Source]] = {
     "folder": open_folder,
     "idx": open_idx,
@@ -59,7 +61,8 @@ def open_source(spec: str) -> Source:
 
     Args:
       spec: `folder:/path`, `idx:/path@train`, `tfds:name@train`, `shapes:4000@train`; a bare path
-        is a folder. For a folder the split is a sub-folder of that name.
+        is a folder. For a folder the split is a sub-folder of that name. `[a:b]` at the end takes
+        the records from a, or the first, to b, or the last, of any source.
 
     Returns:
       The source. No picture has been decoded.
@@ -67,6 +70,13 @@ def open_source(spec: str) -> Source:
     Raises:
       UsageError: unknown kind, missing or empty location, split that does not exist.
     """
+    # tfds slices by itself, and in more ways.
+    if (part := _SLICE.fullmatch(spec)) and not spec.startswith("tfds:"):
+        source = open_source(part["spec"])
+        records = range(len(source))[slice(*(int(n) if n else None for n in part.group(2, 3)))]
+        if not records:
+            raise UsageError(f"source {spec!r} is empty: {part['spec']} has {len(source)} records")
+        return Subset(source, records)
     kind, colon, location = spec.partition(":")
     if not colon or not re.fullmatch(r"\w+", kind) or Path(spec).exists():
         kind, location = "folder", spec

@@ -25,7 +25,7 @@ class TfdsSource:
     def __init__(self, builder: "DatasetBuilder", split: str, spec: str) -> None:
         import tensorflow_datasets as tfds
 
-        features = builder.info.features
+        features = dict(builder.info.features.items())
         pictures = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
         if len(pictures) != 1:
             raise UsageError(
@@ -34,13 +34,9 @@ class TfdsSource:
         self.spec = spec
         self._picture = pictures[0]
         has_label = isinstance(features.get("label"), tfds.features.ClassLabel)
-        wanted = {self._picture: True} | ({"label": True} if has_label else {})
         try:
             self._records = builder.as_data_source(
-                split=split,
-                decoders=tfds.decode.PartialDecoding(
-                    wanted, decoders={self._picture: tfds.decode.SkipDecoding()}
-                ),
+                split=split, decoders={self._picture: tfds.decode.SkipDecoding()}
             )
         except ValueError as error:
             raise UsageError(

@@ -92,8 +92,7 @@ def knn_predict(
         )
     _check_finite("train", train_features)
     _check_finite("test", test_features)
-    if temperature <= 0:
-        raise UsageError(f"temperature={temperature} must be above 0; the paper uses 0.07")
+    check_votes(ks, temperature)
     ks = _usable_ks(ks, len(train_labels))
 
     classes, codes = np.unique(train_labels, return_inverse=True)
@@ -110,6 +109,14 @@ def knn_predict(
     return {
         k: classes[np.concatenate(r)] for k, r in zip(ks, zip(*ranked, strict=True), strict=True)
     }
+
+
+def check_votes(ks: Sequence[int], temperature: float) -> None:
+    """Finds settings that cannot be meant; raises UsageError."""
+    if not ks or min(ks) < 1:
+        raise UsageError(f"ks={tuple(ks)} must be one or more numbers of at least 1, such as {KS}")
+    if temperature <= 0:
+        raise UsageError(f"temperature={temperature} must be above 0; the paper uses 0.07")
 
 
 @partial(jax.jit, static_argnames=("ks", "num_classes"))
@@ -161,8 +168,6 @@ def _block_size(num_queries: int, num_bank: int, num_classes: int, k: int, budge
 
 def _usable_ks(ks: Sequence[int], num_bank: int) -> tuple[int, ...]:
     """Ascending and without repeats, none larger than the bank."""
-    if not ks or min(ks) < 1:
-        raise UsageError(f"ks={tuple(ks)} must be one or more numbers of at least 1, such as {KS}")
     for k in ks:
         if k > num_bank:
             _warn_cut(k, num_bank)

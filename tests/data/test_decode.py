@@ -75,7 +75,7 @@ def test_big_endian_sixteen_bits() -> None:
     np.testing.assert_array_equal(decode(image, channels=1)[..., 0], ramp >> 8)
 
 
-@pytest.mark.parametrize("low, high", [(0.0, 1.0), (-3e5, 7e5), (0.0, 255.0), (5.0, 5.0)])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (-3e5, 7e5), (0.0, 255.0), (5.0, 5.0)])
 def test_float_is_stretched(low: float, high: float) -> None:
     values = np.linspace(low, high, 256, dtype=np.float32).reshape(16, 16)
     pixels = decode(encoded(Image.fromarray(values), "TIFF"), channels=1)[..., 0]

@@ -1,0 +1,156 @@
+#!/usr/bin/env bash
+# Checks the package on a GPU and measures it: one command for a machine with a GPU.
+#
+#   benchmarks/gpu.sh [check | step | peer | augment | data | all] ...      (default: all)
+#
+#   check    numbers of the reference implementation, on the GPU at full matmul precision
+#   step     the training step: ViT-S/16 at two batch sizes, ViT-B/16
+#   peer     the same step in PyTorch, as of 2021 and as of today
+#   augment  all crops on the GPU, and by PIL on one core
+#   data     ViT-S/16 behind the real pipeline, reading generated JPEG files
+#
+# Adds one JSON line for each result to ${OUT:-benchmarks/results}/gpu.jsonl and prints tables of
+# that file at the end; what each command wrote is in logs beside it. A stage that fails or runs
+# out of time says so there and does not stop the others; the exit code is then 1. All stages
+# together take at most ${DINO_JAX_BENCH_SECONDS:-570} seconds.
+#
+# Nothing is fetched. Wheels in the folder .whl of the repository are put on the path for this run;
+# PYTHON names another interpreter than python3. Without a GPU, or with DINO_JAX_BENCH_TINY=1,
+# everything runs at sizes that a CPU does in minutes; those figures say nothing about speed.
+set -u -o pipefail
+
+die() { echo "gpu.sh: $*" >&2; exit 2; }
+
+stages=("$@")
+[ ${#stages[@]} -gt 0 ] || stages=(all)
+for stage in "${stages[@]}"; do
+  case $stage in
+    check | step | peer | augment | data) ;;
+    all) stages=(check step peer augment data) ;;
+    *) die "unknown stage '$stage': choose from check, step, peer, augment, data, all" ;;
+  esac
+done
+
+caller=$PWD
+cd "$(dirname "$0")/.." || die "cannot enter the repository"
+python=${PYTHON:-python3}
+out=${OUT:-benchmarks/results}
+case ${OUT:-} in '' | /*) ;; *) out=$caller/$OUT ;; esac
+mkdir -p "$out" || die "cannot write to $out"
+results=$out/gpu.jsonl
+scratch=$(mktemp -d) || die "cannot make a temporary folder"
+trap 'rm -rf "$scratch"' EXIT
+budget=${DINO_JAX_BENCH_SECONDS:-570}
+failures=0
+
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
+if compgen -G '.whl/*.whl' >/dev/null; then
+  "$python" -m pip install -q --no-index --no-deps --no-compile --target "$scratch/site" .whl/*.whl ||
+    die "the wheels in .whl cannot be installed"
+  PYTHONPATH=$scratch/site:$PYTHONPATH
+fi
+backend=$("$python" -c 'import jax; print(jax.default_backend())') ||
+  die "JAX cannot be used by $python; see above"
+tiny=${DINO_JAX_BENCH_TINY:-}
+if [ "$backend" = cpu ] && [ -z "$tiny" ]; then
+  echo "gpu.sh: JAX finds no GPU; reduced sizes"
+  tiny=1
+fi
+
+# failed COMMAND WHY
+failed() {
+  failures=$((failures + 1))
+  echo "gpu.sh: $1: $2" >&2
+  "$python" -c 'import json, sys
+print(json.dumps({"benchmark": "failed", "command": sys.argv[1], "why": sys.argv[2]}))' \
+    "$1" "$2" >>"$results"
+}
+
+# measure LIMIT NAME ARGUMENTS...: runs a benchmark; its last line, a JSON object, is the result.
+measure() {
+  local limit=$1 name=$2 left=$((budget - SECONDS)) log status
+  shift
+  log=$out/$(date +%H%M%S)-$name.log
+  ((left > 15)) || { failed "$*" "no time left of $budget s"; return; }
+  ((limit < left)) || limit=$left
+  echo "--- $* (at most $limit s)"
+  timeout -k 10 "$limit" "$python" "benchmarks/$1.py" "${@:2}" 2>"$log" | tee -a "$log" | tail -n 1 \
+    >"$scratch/line"
+  status=$?
+  if "$python" -m json.tool "$scratch/line" >/dev/null 2>&1; then
+    tee -a "$results" <"$scratch/line"
+  fi
+  ((status == 0)) && return
+  tail -n 5 "$log" >&2
+  ((status == 124 || status == 137)) && failed "$*" "not ready after $limit s" && return
+  failed "$*" "exit code $status; see ${log##*/}"
+}
+
+check() {
+  local cases="the_reference or golden or pil" log=$out/check.log left=$((budget - SECONDS)) passed
+  [ -z "$tiny" ] || cases="train_vit_adamw or forward_vit_tiny or golden_chains"
+  echo "--- check: tests of $cases"
+  # JAX is imported first: it then keeps the GPU, although the tests ask for a CPU.
+  JAX_DEFAULT_MATMUL_PRECISION=highest timeout -k 10 "$((left < 240 ? left : 240))" "$python" -c '
+import sys, jax
+print("tests on", jax.devices())
+import pytest
+sys.exit(pytest.main(sys.argv[1:]))' \
+    -o filterwarnings=default -p no:cacheprovider -k "$cases" \
+    tests/test_train_parity.py tests/models tests/data >"$log" 2>&1
+  local status=$?
+  tail -n 15 "$log"
+  passed=$(((status == 0)) && echo true || echo false)
+  printf '{"benchmark": "check", "what": "goldens on %s", "passed": %s, "summary": "%s"}\n' \
+    "$backend" "$passed" "$(tail -n 1 "$log" | tr -d '"\\=')" | tee -a "$results"
+  ((status == 0)) || failed check "exit code $status; see check.log"
+}
+
+step() {
+  if [ -n "$tiny" ]; then
+    measure 120 train_step --config=configs/default.py:debug --batch-size=8 --steps=2
+    return
+  fi
+  local bf16=--config.model.dtype=bfloat16
+  measure 150 train_step --config=configs/vit_small.py --batch-size=64 --steps=40 $bf16
+  measure 150 train_step --config=configs/vit_small.py --batch-size=128 --steps=30 $bf16
+  measure 180 train_step --config=configs/vit_base.py --batch-size=128 --steps=20 $bf16
+}
+
+peer() {
+  if [ -n "$tiny" ]; then
+    measure 120 peer_torch --config=configs/default.py:debug --batch-size=8 --steps=1 --rounds=2 \
+      --variant eager modern
+    return
+  fi
+  measure 300 peer_torch --config=configs/vit_small.py --batch-size=64 --steps=10 --rounds=5 \
+    --variant eager modern --config.model.dtype=bfloat16
+}
+
+augment() {
+  if [ -n "$tiny" ]; then
+    measure 120 augment --batch=2 --canvas=64 --global-size=32 --local-size=16 --local-number=1 \
+      --seconds=0.1
+    return
+  fi
+  measure 120 augment --batch=64 --canvas=512 --seconds=3
+}
+
+data() {
+  local number=4096
+  [ -z "$tiny" ] || number=64
+  "$python" benchmarks/jpeg_folder.py "$scratch/jpeg" --number=$number ||
+    { failed data "the pictures could not be written"; return; }
+  if [ -n "$tiny" ]; then
+    measure 120 train_step --config=configs/default.py:debug --batch-size=8 --steps=2 \
+      --data="folder:$scratch/jpeg"
+    return
+  fi
+  measure 200 train_step --config=configs/vit_small.py --batch-size=256 --steps=20 \
+    --config.model.dtype=bfloat16 --data="folder:$scratch/jpeg"
+}
+
+for stage in "${stages[@]}"; do "$stage"; done
+"$python" benchmarks/table.py "$results"
+echo "gpu.sh: $failures failures, $SECONDS s"
+((failures == 0))

@@ -1,0 +1,161 @@
+"""Our training step beside the same step in PyTorch, in one run on one machine; one JSON line.
+
+python benchmarks/peer_torch.py                                    # small, for a laptop's CPU
+python benchmarks/peer_torch.py --config=configs/vit_small.py \
+    --variant eager modern
+
+The variants are described in `peers/torch_step.py`. Each side lives in a process of its own; groups
+of steps are timed in turns, so that a change of the machine's load meets all sides. Crops are left
+out: all are given the same views, and the same weights. Ours does all that it does in training.
+
+Before any timing each side makes three steps in float32 at full matmul precision, and their losses
+must agree within 1e-4, else no ratio is printed and the exit code is 1. Where the timed arithmetic
+is another (bfloat16, TF32), its first losses must agree too, within what it allows.
+
+  step_ms, ratio    median of the rounds; a ratio above 1 says that ours is faster
+  ratio_range       least and greatest of the rounds
+  losses            of the exact steps, by side
+  peak_memory_gib   of each side on a GPU, null elsewhere
+  refused           what kept a variant from being compared
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from statistics import median
+from typing import Any
+
+import numpy as np
+from config_flag import describe, load, parser
+from ml_collections import ConfigDict
+from peers.task import Side, Task
+
+VARIANTS = ("eager", "modern")
+EXACT, ROUGH = 1e-4, 2e-2  # relative, on losses: float32, and bfloat16 or TF32
+
+
+def open_ours(config: ConfigDict) -> Side:
+    from peers.ours import OurSide  # here and below: each process imports its own framework only
+
+    return OurSide(config)
+
+
+def open_torch(task: Task, variant: str, compiled: bool | None) -> Side:
+    from peers.torch_step import TorchSide
+
+    return TorchSide(task, variant, compiled)
+
+
+class Worker:
+    """A process that holds one side and calls its methods."""
+
+    _side: Side  # in that process
+
+    def __init__(self, open_side: Callable[..., Side], *args: Any) -> None:
+        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        self._pool.submit(Worker._open, open_side, args).result()
+
+    @classmethod
+    def _open(cls, open_side: Callable[..., Side], args: tuple[Any, ...]) -> None:
+        cls._side = open_side(*args)
+
+    @classmethod
+    def _call(cls, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return getattr(cls._side, method)(*args, **kwargs)
+
+    def start(self, method: str, *args: Any, **kwargs: Any) -> Future:
+        """Begins a call."""
+        return self._pool.submit(Worker._call, method, args, kwargs)
+
+    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        """What the method returns."""
+        return self.start(method, *args, **kwargs).result()
+
+
+def check(sides: dict[str, Worker], task: Task) -> tuple[dict[str, list[float]], dict[str, str]]:
+    """Losses of the exact steps, and why a variant cannot be compared; leaves all ready to time."""
+    losses: dict[str, list[float]] = {}
+    refused: dict[str, str] = {}
+    stages = [(True, EXACT)] if task.exact else [(True, EXACT), (False, ROUGH)]
+    for exact, tolerance in stages:
+        asked = [name for name in sides if name not in refused]
+        pending = {name: sides[name].start("losses", task, exact=exact) for name in asked}
+        found = {"ours": pending.pop("ours").result()}
+        for variant, future in pending.items():
+            try:
+                found[variant] = future.result()
+            except Exception as error:  # the other variant may still be compared
+                refused[variant] = f"{type(error).__name__}: {error}"
+                continue
+            if not np.allclose(found[variant], found["ours"], rtol=tolerance, atol=0):
+                refused[variant] = f"losses {found[variant]} are not ours, {found['ours']}"
+        losses = losses or found
+    return losses, refused
+
+
+def compare(
+    config: ConfigDict, variants: list[str], *, compiled: bool | None, rounds: int, steps: int
+) -> dict[str, Any]:
+    """Checks, then times; the keys are those that the module's docstring names."""
+    sides = {"ours": Worker(open_ours, config)}
+    task = sides["ours"].call("task")
+    sides |= {name: Worker(open_torch, task, name, compiled) for name in variants}
+    losses, refused = check(sides, task)
+    timed = {name: side for name, side in sides.items() if name not in refused}
+    for side in timed.values():
+        side.call("seconds", 2)  # warm-up
+    times = [
+        {name: side.call("seconds", steps) for name, side in timed.items()} for _ in range(rounds)
+    ]
+    ratios = {name: [r[name] / r["ours"] for r in times] for name in timed if name != "ours"}
+    return {
+        "step_ms": {name: round(1e3 * median(r[name] for r in times), 2) for name in timed},
+        "ratio": {name: round(median(r), 3) for name, r in ratios.items()},
+        "ratio_range": {name: [round(min(r), 3), round(max(r), 3)] for name, r in ratios.items()},
+        "peak_memory_gib": {name: side.call("peak_gib") for name, side in timed.items()},
+        "losses": losses,
+        "refused": refused,
+        "sides": {name: side.call("about") for name, side in sides.items()},
+    }
+
+
+def main() -> int:
+    flags = parser(__doc__)
+    flags.add_argument("--variant", nargs="+", choices=VARIANTS, default=["eager"])
+    flags.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="torch.compile in the modern variant; unset: on a GPU only",
+    )
+    flags.add_argument("--threads", type=int, help="CPU cores for each side; unset: all")
+    flags.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    flags.add_argument("--steps", type=int, default=4, help="in a turn")
+    flags, overrides = flags.parse_known_args()
+    config = load(flags, overrides)
+    # Nothing random, and no learning rate of 0: the losses of all sides must agree step by step.
+    config.model.drop_path_rate = 0.0
+    config.optim.update(name="adamw", warmup_epochs=0, freeze_last_layer=0, accumulation_steps=1)
+    config.head.use_bn = False
+    config.log.every_steps = 1
+    cores = sorted(os.sched_getaffinity(0))[: flags.threads]
+    os.sched_setaffinity(0, cores)  # the sides' processes inherit it, and the variables below
+    os.environ["OMP_NUM_THREADS"] = str(len(cores))
+    os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.4")  # of a GPU; torch needs some
+    result = compare(
+        config,
+        flags.variant,
+        compiled=flags.compile,
+        rounds=flags.rounds,
+        steps=flags.steps,
+    )
+    about = {"threads": len(cores), "rounds": flags.rounds, "steps": flags.steps}
+    print(json.dumps({"benchmark": "peer_torch"} | result | describe(flags, config) | about))
+    return 1 if result["refused"] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Benchmark results, one JSON object a line, as Markdown tables.
+
+python benchmarks/table.py benchmarks/results/gpu.jsonl
+"""
+
+import json
+import sys
+from typing import Any
+
+Row = dict[str, Any]
+
+# Headings, and where in a result their values are; a dot leads into an object.
+COLUMNS = {
+    "check": {"what": "what", "passed": "passed", "summary": "summary"},
+    "train_step": {
+        "config": "config",
+        "batch": "batch_size",
+        "dtype": "dtype",
+        "images/s": "images_per_s",
+        "step ms": "step_ms",
+        "FLOP utilisation": "utilisation",
+        "measured peak TFLOP/s": "peak_tflops",
+        "memory GiB": "peak_memory_gib",
+        "crops' share": "crops_share",
+        "Python ms": "python_overhead_ms",
+        "dispatch ms": "dispatch_ms",
+        "compile s": "compile_s",
+        "images/s with data": "data.images_per_s",
+        "data wait": "data.wait_share",
+    },
+    "peer_torch": {
+        "config": "config",
+        "batch": "batch_size",
+        "ours ms": "step_ms.ours",
+        "eager ms": "step_ms.eager",
+        "modern ms": "step_ms.modern",
+        "eager / ours": "ratio.eager",
+        "modern / ours": "ratio.modern",
+        "ours GiB": "peak_memory_gib.ours",
+        "eager GiB": "peak_memory_gib.eager",
+        "modern GiB": "peak_memory_gib.modern",
+        "refused": "refused",
+    },
+    "augment": {
+        "batch": "batch",
+        "canvas": "canvas",
+        "device images/s": "device_images_per_s",
+        "PIL images/s, one core": "pil_images_per_s_one_core",
+        "ratio": "ratio",
+        "grey levels apart, mean": "grey_levels_apart_mean",
+    },
+    "failed": {"command": "command", "why": "why"},
+}
+
+
+def value(row: Row, path: str) -> str:
+    """What a result says at a path; empty where it says nothing."""
+    here: Any = row
+    for key in path.split("."):
+        here = here.get(key) if isinstance(here, dict) else None
+    return "" if here is None or here == {} else str(here)
+
+
+def table(rows: list[Row], columns: dict[str, str]) -> str:
+    """A Markdown table, a row for each result."""
+    lines = [list(columns), ["---"] * len(columns)]
+    lines += [[value(row, path) for path in columns.values()] for row in rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def main() -> None:
+    with open(sys.argv[1]) as file:
+        results = [json.loads(line) for line in file]
+    for name, columns in COLUMNS.items():
+        if rows := [row for row in results if row["benchmark"] == name]:
+            print(f"\n**{name}**\n\n{table(rows, columns)}")
+
+
+if __name__ == "__main__":
+    main()

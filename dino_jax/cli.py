@@ -1,0 +1,26 @@
+"""python -m dino_jax JOB: every job but training. Each is a typed function, run by its name."""
+
+import logging
+import sys
+
+import tyro
+
+from dino_jax.distributed import initialize_if_launched
+from dino_jax.errors import UsageError
+from dino_jax.evaluate.knn_job import knn
+
+JOBS = {"knn": knn}
+
+
+def main() -> None:
+    """Runs a job; wrong usage is one line on stderr and exit code 2."""
+    logging.basicConfig(format="%(levelname)s: %(message)s")
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax speaks of its own affairs
+    try:
+        initialize_if_launched()
+        tyro.extras.subcommand_cli_from_dict(
+            JOBS, prog="dino-jax", description="Jobs on trained DINO models."
+        )
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)

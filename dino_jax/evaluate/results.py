@@ -1,0 +1,71 @@
+"""What a job says: a table on the console and `results.json`."""
+
+import dataclasses
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from dino_jax import __version__
+from dino_jax.errors import UsageError
+from dino_jax.weights.load import WeightsInfo
+
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what computes, and the kind of device."""
+    found = {name: version(name) for name in PACKAGES}
+    here = {"device": jax.devices()[0].device_kind, "python": platform.python_version()}
+    return here | {"dino_jax": __version__} | found
+
+
+def check_writable(path: Path) -> None:
+    """Finds out before the work whether its result can be written.
+
+    Raises:
+      UsageError: it cannot.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("a").close()
+    except OSError as error:
+        raise UsageError(f"output={path} cannot be written ({error.strerror})") from error
+
+
+def write_results(
+    path: Path,
+    job: str,
+    metrics: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    info: WeightsInfo | None,
+) -> None:
+    """Writes a job's result with all that is needed to get it again.
+
+    Args:
+      path: of the JSON file.
+      job: its name.
+      metrics: the numbers.
+      settings: the job's arguments.
+      info: of the weights.
+    """
+    record = {
+        "job": job,
+        "metrics": metrics,
+        "settings": settings,
+        "weights": info and dataclasses.asdict(info),
+        "versions": versions(),
+    }
+    path.write_text(json.dumps(record, indent=2, default=str) + "\n")
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns aligned to the right, for the console."""
+    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
+    return "\n".join(lines)

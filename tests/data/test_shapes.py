@@ -1,0 +1,81 @@
+"""Generated pictures: reproducible, balanced, and about shapes rather than pixels."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from dino_jax.data.shapes import SIDE, ShapesSource
+from dino_jax.data.sources import open_source
+
+
+def pictures(source: ShapesSource, number: int) -> np.ndarray:
+    return np.stack([np.asarray(source.image(i)) for i in range(number)])
+
+
+def test_a_picture_depends_on_split_and_index_alone() -> None:
+    few, many, test = (open_source(f"shapes:{spec}") for spec in ("5@train", "50", "5@test"))
+    assert many.spec == "shapes:50@train"
+    np.testing.assert_array_equal(pictures(few, 5), pictures(many, 5))
+    assert (pictures(few, 5) != pictures(test, 5)).any(axis=(1, 2, 3)).all()
+    assert len(np.unique(pictures(many, 50).reshape(50, -1), axis=0)) == 50
+
+
+def test_pictures_do_not_change_between_versions() -> None:
+    """Scores of different versions compare only if this holds; a change belongs in CHANGELOG."""
+    mean = pictures(open_source("shapes:20@train"), 20).mean(axis=(1, 2, 3))
+    np.testing.assert_allclose(mean[[0, 7, 19]], [126.1, 117.1, 89.4], atol=0.5)
+
+
+def test_format_and_balance() -> None:
+    source = open_source("shapes:95@val")
+    image = source.image(0)
+    assert (image.mode, image.size) == ("RGB", (SIDE, SIDE))
+    assert source.labels.dtype == np.int32
+    counts = np.bincount(source.labels)
+    assert len(counts) == len(source.class_names) == 10
+    assert counts.max() - counts.min() <= 1
+    assert [source.label(i) for i in range(95)] == source.labels.tolist()
+
+
+def test_mask_is_where_the_shape_is() -> None:
+    """Inside and outside of the mask the colours differ, in nearly every picture clearly."""
+    source = open_source("shapes:200@train")
+    gaps = []
+    for index in range(200):
+        mask, pixels = source.mask(index), np.asarray(source.image(index)).astype(float)
+        assert mask.shape == (SIDE, SIDE)
+        assert mask.dtype == bool
+        assert 0.03 < mask.mean() < 0.7
+        gaps.append(np.abs(pixels[mask].mean(axis=0) - pixels[~mask].mean(axis=0)).max())
+    assert np.quantile(gaps, 0.05) > 25
+
+
+def test_comparing_pixels_says_less_than_the_outline() -> None:
+    """The nearest neighbour in pixels is right far less often than that of the masks."""
+    train, test = open_source("shapes:1000@train"), open_source("shapes:300@test")
+
+    def accuracy(make: Callable[[ShapesSource, int], np.ndarray]) -> float:
+        bank, queries = (
+            np.stack([make(source, i) for i in range(len(source))]).reshape(len(source), -1)
+            for source in (train, test)
+        )
+        distance = (bank**2).sum(1) - 2 * queries @ bank.T
+        return float((train.labels[distance.argmin(axis=1)] == test.labels).mean())
+
+    by_pixels = accuracy(lambda source, i: np.asarray(source.image(i), np.float32) / 255)
+    by_mask = accuracy(lambda source, i: source.mask(i).astype(np.float32))
+    assert by_pixels < 0.45
+    assert by_mask > by_pixels + 0.25
+
+
+@pytest.mark.parametrize("name", ShapesSource.class_names)
+def test_outlines_fill_their_circle(name: str) -> None:
+    source = open_source("shapes:200@train")
+    label = source.class_names.index(name)
+    extents = []
+    for index in np.flatnonzero(source.labels == label):
+        rows, columns = np.nonzero(source.mask(index))
+        extents.append(max(np.ptp(rows), np.ptp(columns)) + 1)
+    assert min(extents) > 0.3 * SIDE
+    assert max(extents) <= 0.95 * SIDE

@@ -1,0 +1,419 @@
+"""The Vision Transformer against the reference's numbers, and against its own promises.
+
+Dims: B images, N tokens (class token first), D width, h heads.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import GOLDENS
+from flax import nnx
+from reference import fill, recipe_images, recipe_tensor
+
+from dino_jax.errors import UsageError
+from dino_jax.models import MODELS, VisionTransformer, create_model
+from dino_jax.models.block import drop_path
+from dino_jax.models.network import abstract, split
+from dino_jax.models.vit import resize_pos_embed
+
+PyTree = Any
+CASES = sorted(GOLDENS.glob("forward_vit*.npz"))
+# The goldens' README allows 1e-4; what float32 needs here is 4e-6.
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """These networks take longer to compile than to run; the numbers are the same."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def torch_weights(params: PyTree, seed: int, patch_size: int) -> dict[str, np.ndarray]:
+    """The recipe's weights, by torch's names and in torch's layout, for a tree of ours."""
+    weights = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
+        *names, last = [str(p.key) for p in path]
+        shape = leaf.shape[::-1] if leaf.ndim == 2 else leaf.shape
+        if names == ["patch_embed"]:
+            names.append("proj")
+            shape = (shape[0], 3, patch_size, patch_size) if leaf.ndim == 2 else shape
+        key = ".".join([*names, {"kernel": "weight", "scale": "weight"}.get(last, last)])
+        weights[key] = recipe_tensor(seed, key, shape)
+    return weights
+
+
+@functools.lru_cache(maxsize=1)
+def recipe_model(arch: str, patch_size: int, seed: int = 0, **overrides: Any) -> VisionTransformer:
+    graphdef, params, _ = abstract(
+        lambda rngs: create_model(arch, patch_size=patch_size, rngs=rngs, **overrides)
+    )
+    return nnx.merge(graphdef, fill(params, torch_weights(params, seed, patch_size)), {})
+
+
+TINY = {"patch_size": 4, "image_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 4}
+
+
+def tiny(**overrides: Any) -> VisionTransformer:
+    """Patches of 4 on images of 16 pixels, 17 tokens; two blocks of width 32."""
+    return recipe_model("vit_tiny", **TINY | overrides)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _call(method: Callable, graphdef: nnx.GraphDef, params: PyTree, *args: Any) -> Any:
+    return method(nnx.merge(graphdef, params, {}), *args)
+
+
+def call(method: Callable, model: VisionTransformer, *args: Any) -> Any:
+    """A method's result as NumPy arrays, compiled once for every structure and shape."""
+    graphdef, params, _ = split(model)
+    return jax.device_get(_call(method, graphdef, params, *args))
+
+
+features = partial(call, VisionTransformer.__call__)
+
+
+def random_images(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def image_keys(number: int) -> jax.Array:
+    return jax.random.split(jax.random.key(1), number)
+
+
+# The reference's numbers
+
+
+@pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
+def test_forward_equals_the_reference(path: Path) -> None:
+    golden = np.load(path)
+    meta = json.loads(str(golden["meta"]))
+    arch, patch, size = meta["arch"], meta["patch"], tuple(meta["size"])
+    model = recipe_model(arch, patch, meta["seed"])
+    assert sum(p.size for p in jax.tree.leaves(split(model)[1])) == meta["params"]
+    images = recipe_images(f"{meta['seed']}/{arch}{patch}/{size}", (2, 3, *size))
+
+    def everything(model: VisionTransformer, images: jax.Array) -> dict[str, jax.Array]:
+        intermediate = model.get_intermediate_layers(images, n=4)
+        table = model.pos_embed[...]
+        if size != (224, 224):
+            table = resize_pos_embed(table, (size[0] // patch, size[1] // patch))
+        return {
+            "cls": model(images),
+            "last_cls_attention": model.get_last_selfattention(images)[:, :, 0],
+            "intermediate_cls": jnp.stack([tokens[:, 0] for tokens in intermediate]),
+            "patch_mean": intermediate[-1][:, 1:].mean(1),
+            "pos_embed": table[0, :, :8],
+        }
+
+    with jax.default_matmul_precision("highest"):
+        found = call(everything, model, images)
+    for name, value in found.items():
+        np.testing.assert_allclose(value, golden[name], rtol=0, atol=TOLERANCE, err_msg=name)
+
+
+def test_there_are_forward_goldens() -> None:
+    assert CASES
+
+
+# Any image
+
+
+@pytest.mark.parametrize(
+    ("size", "seen"),
+    [
+        ((4, 20), (4, 20)),  # a single row of patches
+        ((18, 18), (16, 16)),  # no multiple of the patch, and the grid of the table
+        ((19, 25), (16, 24)),
+    ],
+)
+def test_any_size_and_its_remainder_is_cut_at_right_and_bottom(
+    size: tuple[int, int], seen: tuple[int, int]
+) -> None:
+    model, images = tiny(depth=1), random_images(2, *size, 3)
+    whole = features(model, images)
+    assert whole.shape == (2, 32)
+    assert np.isfinite(whole).all()
+    np.testing.assert_array_equal(whole, features(model, images[:, : seen[0], : seen[1]]))
+    images[:, seen[0] - 1, seen[1] - 1] += 1  # the last pixel that counts
+    assert np.abs(features(model, images) - whole).max() > 1e-3
+
+
+@pytest.mark.parametrize(("size", "grid"), [((17, 19), (4, 4)), ((8, 32), (2, 8))])
+def test_as_many_patches_as_the_table_on_an_image_not_square_resize_it(
+    size: tuple[int, int], grid: tuple[int, int]
+) -> None:
+    # So the reference does, even where the grid is that of the table.
+    rows, columns = grid
+    model, images = tiny(depth=1), random_images(1, *size, 3)
+    found = features(model, images)
+    cut = images[0, : 4 * rows, : 4 * columns].reshape(rows, 4, columns, 4, 3)
+    patches = cut.swapaxes(1, 2).reshape(4, 4, 4, 4, 3)  # the same sixteen patches, 4 x 4
+    square = patches.swapaxes(1, 2).reshape(1, 16, 16, 3)
+    assert np.abs(found - features(model, square)).max() > 1e-2
+    graphdef, params, _ = split(model)
+    params["pos_embed"] = resize_pos_embed(params["pos_embed"], grid)
+    expected = features(nnx.merge(graphdef, params, {}), square)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "shape"),
+    [
+        ({"in_channels": 1}, (2, 16, 16, 1)),
+        ({"in_channels": 4, "patch_size": 8, "image_size": 32}, (2, 32, 32, 4)),
+        ({"patch_size": 1, "image_size": 5, "mlp_ratio": 2.0}, (2, 3, 5, 3)),
+        ({"patch_size": 14, "image_size": 28, "depth": 1}, (2, 28, 28, 3)),
+    ],
+    ids=str,
+)
+def test_overrides_set_the_shapes(overrides: dict[str, Any], shape: tuple[int, ...]) -> None:
+    settings = TINY | overrides
+    patch, side = settings["patch_size"], settings["image_size"]
+    model = nnx.eval_shape(lambda: VisionTransformer(rngs=nnx.Rngs(0), **settings))
+    assert model.pos_embed.shape == (1, 1 + (side // patch) ** 2, 32)
+    assert model.patch_embed.kernel.shape == (patch * patch * shape[-1], 32)
+    assert model.blocks[0].mlp.fc1.kernel.shape == (32, 32 * settings.get("mlp_ratio", 4))
+    assert len(model.blocks) == settings["depth"]
+
+    def outputs(model: VisionTransformer, images: jax.Array) -> list[jax.Array]:
+        return [model(images), *model.get_intermediate_layers(images)]
+
+    graphdef, params, _ = split(model)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    found = jax.eval_shape(partial(_call, outputs, graphdef), params, images)
+    tokens = 1 + (shape[1] // patch) * (shape[2] // patch)
+    assert [x.shape for x in found] == [(shape[0], 32), (shape[0], tokens, 32)]
+
+
+def test_patches_are_read_as_a_convolution_reads_them() -> None:
+    model, images = tiny(), random_images(2, 8, 12, 3)
+    kernel, bias = model.patch_embed.kernel[...], model.patch_embed.bias[...]
+    patches = jax.lax.conv_general_dilated(
+        images,
+        kernel.reshape(4, 4, 3, 32),
+        window_strides=(4, 4),
+        padding="VALID",
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    ).reshape(2, 6, 32)
+    model = nnx.clone(model)
+    model.blocks = nnx.List([lambda tokens, _: tokens])  # a transformer of no block at all
+    model.norm = lambda tokens: tokens
+    (tokens,) = model.get_intermediate_layers(jnp.asarray(images))
+    positions = resize_pos_embed(model.pos_embed[...], (2, 3))
+    np.testing.assert_allclose(tokens[:, 1:], patches + bias + positions[:, 1:], atol=1e-5)
+    first = np.broadcast_to(model.cls_token[...] + positions[:, :1], (2, 1, 32))
+    np.testing.assert_allclose(tokens[:, :1], first, atol=1e-6)
+
+
+# What training adds
+
+
+def flops(function: Callable, *args: PyTree) -> float:
+    return jax.jit(function).lower(*args).cost_analysis()["flops"]
+
+
+def test_last_block_for_the_class_token_alone_is_exact_and_cheaper() -> None:
+    model, images = tiny(), random_images(3, 16, 16, 3)
+    graphdef, params, _ = split(model)
+
+    def last_layer(model: VisionTransformer, images: jax.Array) -> jax.Array:
+        return model.get_intermediate_layers(images, n=1)[0][:, 0]
+
+    expected = call(last_layer, model, images)
+    np.testing.assert_allclose(features(model, images), expected, atol=1e-5)
+    class_only, whole = (
+        flops(partial(_call, method, graphdef), params, images)
+        for method in (VisionTransformer.__call__, last_layer)
+    )
+    assert class_only < 0.8 * whole  # of two blocks
+
+
+def test_remat_policies_recompute_and_change_no_number() -> None:
+    images, keys = random_images(2, 16, 16, 3), image_keys(2)
+    _, params, _ = split(tiny())
+
+    def loss(policy: str) -> Callable[[PyTree], jax.Array]:
+        graphdef, _, _ = split(tiny(drop_path_rate=0.3, remat=policy))
+        return lambda p: jnp.square(nnx.merge(graphdef, p, {})(images, keys)).mean()
+
+    attention, hidden, block_input = (2, 4, 17, 17), (2, 17, 128), (2, 17, 32)
+    results, work, kept = {}, {}, {}
+    for policy in ("none", "dots", "full"):
+        # What the forward pass leaves for the backward pass.
+        pullback = jax.eval_shape(lambda p, policy=policy: jax.vjp(loss(policy), p)[1], params)
+        kept[policy] = {leaf.shape for leaf in jax.tree.leaves(pullback)}
+        step = jax.jit(jax.value_and_grad(loss(policy))).lower(params)
+        work[policy] = step.cost_analysis()["flops"]
+        results[policy] = jax.device_get(step.compile()(params))
+    assert {attention, hidden, block_input} <= kept["none"]
+    assert {hidden, block_input} <= kept["dots"]
+    assert attention not in kept["dots"]
+    assert block_input in kept["full"]
+    assert not {attention, hidden} & kept["full"]
+    assert work["none"] < work["dots"] < work["full"]
+    for policy in ("dots", "full"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            results[policy],
+            results["none"],
+        )
+
+
+def test_bfloat16_computes_in_half_and_returns_float32() -> None:
+    def everything(model: VisionTransformer, images: jax.Array) -> list[jax.Array]:
+        tokens = model.get_intermediate_layers(images)[0]
+        return [model(images), tokens, model.get_last_selfattention(images)]
+
+    images, half = random_images(4, 16, 16, 3), tiny(dtype=jnp.bfloat16)
+    assert {p.dtype for p in jax.tree.leaves(split(half)[1])} == {jnp.dtype("float32")}
+    found, expected = call(everything, half, images), call(everything, tiny(), images)
+    for half, full in zip(found, expected, strict=True):
+        assert half.dtype == np.float32
+        assert 1e-5 < np.linalg.norm(half - full) / np.linalg.norm(full) < 0.03  # 8 bits are kept
+
+
+# Stochastic depth
+
+
+def test_rates_of_stochastic_depth_rise_linearly() -> None:
+    rates = [block.drop_path_rate for block in tiny(depth=5, drop_path_rate=0.2).blocks]
+    np.testing.assert_allclose(rates, np.linspace(0, 0.2, 5), rtol=1e-12)
+
+
+def test_a_branch_is_dropped_at_its_rate_and_keeps_its_mean() -> None:
+    draw = np.random.default_rng(0).random(20_000, dtype=np.float32)
+    dropped = np.asarray(drop_path(jnp.ones((20_000, 1, 1)), jnp.asarray(draw), 0.3))
+    np.testing.assert_allclose(np.unique(dropped), [0, 1 / 0.7], rtol=1e-6)
+    assert abs((dropped == 0).mean() - 0.3) < 0.01
+    assert abs(dropped.mean() - 1) < 0.015
+
+
+def test_each_branch_of_each_block_drops_on_its_own() -> None:
+    # Rates 0, 1/4, 1/2: four branches that may drop, so one image has sixteen outcomes.
+    model = tiny(depth=3, drop_path_rate=0.5)
+    images = np.broadcast_to(random_images(1, 4, 4, 3), (600, 4, 4, 3))
+    outcomes = features(model, images, image_keys(600))
+    assert len(np.unique(outcomes.round(4), axis=0)) == 16
+
+
+def test_an_image_drops_by_its_own_key_alone() -> None:
+    model = tiny(drop_path_rate=0.5)
+    images, keys = random_images(8, 16, 16, 3), image_keys(8)
+    dropped = features(model, images, keys)
+    assert (np.abs(dropped - features(model, images)).max(1) > 1e-3).any()
+    order = np.random.default_rng(0).permutation(8)
+    shuffled = features(model, images[order], keys[order])
+    np.testing.assert_allclose(shuffled, dropped[order], atol=1e-5)
+    some = features(model, images[2:5], keys[2:5])
+    np.testing.assert_allclose(some, dropped[2:5], atol=1e-5)
+
+
+def test_without_keys_nothing_is_dropped() -> None:
+    images = random_images(8, 16, 16, 3)
+    without = features(tiny(), images)
+    np.testing.assert_array_equal(features(tiny(drop_path_rate=0.9), images), without)
+    with_keys = features(tiny(drop_path_rate=0.0), images, image_keys(8))
+    np.testing.assert_array_equal(with_keys, without)
+
+
+# Construction
+
+
+def initial_weights(rngs: nnx.Rngs | None) -> dict[str, np.ndarray]:
+    model = create_model("vit_tiny", rngs=rngs, **TINY | {"embed_dim": 64, "depth": 1})
+    flat, _ = jax.tree_util.tree_flatten_with_path(jax.device_get(split(model)[1]))
+    return {".".join(str(p.key) for p in path): leaf for path, leaf in flat}
+
+
+def test_initial_weights() -> None:
+    weights = initial_weights(None)
+    for name, array in weights.items():
+        if name.startswith("patch_embed"):
+            bound = 1 / np.sqrt(4 * 4 * 3)
+            assert 0.9 * bound < np.abs(array).max() <= bound, name
+            assert abs(array.std() / (bound / np.sqrt(3)) - 1) < 0.2, name
+        elif name.endswith("bias"):
+            assert not array.any(), name
+        elif name.endswith("scale"):
+            assert (array == 1).all(), name
+        else:
+            assert abs(array.std() / 0.02 - 1) < 0.2, name
+            cut_off = np.abs(array).max() <= 0.0401
+            assert not (cut_off and array.size > 1000), f"{name} is cut off at two deviations"
+    assert {"cls_token", "pos_embed", "blocks.0.attn.qkv.kernel"} <= weights.keys()
+
+
+def test_initial_weights_follow_from_the_seed() -> None:
+    default, same, other = map(initial_weights, (None, nnx.Rngs(0), nnx.Rngs(1)))
+    for name, array in default.items():
+        np.testing.assert_array_equal(array, same[name])
+        constant = name.endswith(("bias", "scale")) and name != "patch_embed.bias"
+        assert constant or (array != other[name]).all(), name
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_architecture_has_its_number_of_parameters(name: str) -> None:
+    expected = {"tiny": 5_524_416, "small": 21_665_664, "base": 85_798_656}
+    assert parameters(name, patch_size=16) == expected[name.split("_")[1]]
+
+
+def test_patch_size_and_overrides_reach_the_architecture() -> None:
+    assert parameters("vit_small", patch_size=8) == 21_670_272
+    fewer = parameters("vit_small", patch_size=16, image_size=32, depth=11)
+    assert fewer == 21_665_664 - (197 - 5) * 384 - (12 * 384**2 + 13 * 384)
+
+
+def parameters(name: str, **settings: Any) -> int:
+    _, params, _ = abstract(lambda rngs: create_model(name, rngs=rngs, **settings))
+    return sum(p.size for p in jax.tree.leaves(params))
+
+
+# Errors
+
+
+def test_an_unknown_architecture_lists_the_choices() -> None:
+    with pytest.raises(UsageError, match=r"'vit_smal'.*vit_tiny, vit_small, vit_base, deit_tiny"):
+        create_model("vit_smal")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"num_heads": 5}, "embed_dim=32 is not divisible by num_heads=5: change one"),
+        ({"num_heads": 0}, "embed_dim=32 is not divisible by num_heads=0"),
+        ({"depth": 0}, "depth=0: a transformer needs at least one block"),
+        ({"image_size": 18}, "image_size=18 is not a multiple of patch_size=4: .* change one"),
+        ({"image_size": 0}, "image_size=0 is not a multiple of patch_size=4"),
+        ({"patch_size": 0}, "image_size=16 is not a multiple of patch_size=0"),
+        ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 must be at least 0 and below 1"),
+        ({"drop_path_rate": -0.1}, "drop_path_rate=-0.1 must be"),
+        ({"remat": "some"}, "remat='some' is unknown: choose one of none, dots, full"),
+    ],
+    ids=str,
+)
+def test_sizes_that_do_not_fit_are_refused(overrides: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        VisionTransformer(rngs=nnx.Rngs(0), **TINY | overrides)
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 16, 1), (1, 3, 16, 3), (1, 16, 3, 3)])
+def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match=r"B, H, W, 3.* at least 4 \(one patch\)") as error:
+        tiny()(random_images(*shape))
+    assert str(shape) in str(error.value)
+
+
+@pytest.mark.parametrize("n", [0, 3])
+def test_a_number_of_blocks_that_there_is_not_is_refused(n: int) -> None:
+    with pytest.raises(UsageError, match=rf"n={n} .* choose 1 to 2 \(the depth\)"):
+        tiny().get_intermediate_layers(random_images(1, 16, 16, 3), n=n)
