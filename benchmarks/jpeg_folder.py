@@ -25,7 +25,7 @@ def picture(index: int) -> Image.Image:
     fields = Image.fromarray(random.integers(0, 256, (6, 8, 3), np.uint8))
     pixels = np.asarray(fields.resize(size, Image.Resampling.BICUBIC), np.float32)
     grain = random.standard_normal(pixels.shape, np.float32)
-    return Image.fromarray(np.clip(pixels + 14 * grain, 0, 255).astype(np.uint8))
+    return Image.fromarray(np.clip(pixels + 18 * grain, 0, 255).astype(np.uint8))
 
 
 def main() -> None:

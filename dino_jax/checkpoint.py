@@ -9,6 +9,7 @@ import dataclasses
 import json
 import logging
 import tempfile
+import textwrap
 import zlib
 from pathlib import Path
 from typing import Any
@@ -210,7 +211,7 @@ def _read(
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise  # the machine's trouble, not the checkpoint's
     except Exception as error:  # Orbax raises that class itself where array data is missing
-        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
         raise DamagedCheckpoint(f"checkpoint of step {step} cannot be read: {reason}") from error
     if recorded != _text_checksum(items["about"]):
         raise DamagedCheckpoint(f"checkpoint of step {step} is damaged: its config has changed")

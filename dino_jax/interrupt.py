@@ -1,5 +1,6 @@
 """Ctrl-C and SIGTERM as a request that a loop honours between two steps."""
 
+import os
 import signal
 from types import FrameType, TracebackType
 from typing import Self
@@ -32,6 +33,10 @@ class StopRequest:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
         self._restore()
+        # Not by print: a handler must not enter a stream that the main thread is writing to.
+        os.write(
+            2, f"\n{self.signal_name}: saves after this step; again to stop at once\n".encode()
+        )
 
     def _restore(self) -> None:
         for number, handler in self._former.items():

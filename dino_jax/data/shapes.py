@@ -62,8 +62,9 @@ class ShapesSource:
     def image(self, index: int) -> Image.Image:
         rng = np.random.default_rng((self._seed, index))
         cover = self._cover(rng, index)
-        shape, ground = (_surface(rng, colors) for colors in _colors(rng))
-        planes = (ground + (shape - ground) * cover).astype(np.uint8)
+        ground = _surface(rng, level=rng.uniform(20, 80), contrast=rng.uniform(0, 30))
+        shape = _surface(rng, level=rng.uniform(150, 230), contrast=-rng.uniform(0, 60))
+        planes = (ground + (shape - ground) * cover).clip(0, 255).astype(np.uint8)
         return Image.fromarray(np.ascontiguousarray(np.moveaxis(planes, 0, -1)))
 
     def label(self, index: int) -> int:
@@ -78,9 +79,9 @@ class ShapesSource:
 
     def _cover(self, rng: np.random.Generator, index: int) -> np.ndarray:
         """[SIDE, SIDE] float32 in 0..1, how far each pixel lies in the shape; draws first."""
-        radius = rng.uniform(0.26, 0.46)
-        x, y = rng.uniform(radius - 0.02, 1.02 - radius, 2)  # hardly beyond the edge
-        angle = rng.uniform(0, 2 * math.pi)
+        radius = rng.uniform(0.32, 0.47)
+        x, y = rng.uniform(0.42, 0.58, 2)
+        angle = rng.uniform(-0.35, 0.35)
         points = self._outlines[self.labels[index]] * cmath.rect(radius, angle) + complex(x, y)
         canvas = Image.new("L", (_FINE * SIDE, _FINE * SIDE))
         ImageDraw.Draw(canvas).polygon((_FINE * SIDE * points).view(float).tolist(), fill=255)
@@ -98,20 +99,10 @@ def open_shapes(location: str, split: str | None) -> ShapesSource:
     return ShapesSource(int(location), split, spec)
 
 
-def _colors(rng: np.random.Generator) -> np.ndarray:
-    """[2, 2, 3, 1, 1] float32: two colours of the shape and two of the ground, well apart."""
-    levels = [rng.uniform(145, 200), rng.uniform(55, 110)]
-    # Muted: crops of one picture agree in its colours, and vivid ones would be learned in place of
-    # the shape.
-    tints = rng.uniform(-15, 15, (2, 1, 3)) + rng.uniform(-30, 30, (2, 2, 1))
-    colors = np.reshape(rng.permutation(levels), (2, 1, 1)) + tints
-    return colors.clip(0, 255).astype(np.float32)[..., None, None]
-
-
-def _surface(rng: np.random.Generator, colors: np.ndarray) -> np.ndarray:
-    """[3, SIDE, SIDE] float32 between two colours: plain, gradient, stripes, checks or noise."""
-    first, second = colors
-    return first + (second - first) * _texture(rng)
+def _surface(rng: np.random.Generator, *, level: float, contrast: float) -> np.ndarray:
+    """[3, SIDE, SIDE] float32: a tinted grey level with a texture of some contrast."""
+    tint = rng.uniform(-25, 25, (3, 1, 1)).astype(np.float32)
+    return np.float32(level) + tint + np.float32(contrast) * _texture(rng)
 
 
 def _texture(rng: np.random.Generator) -> np.ndarray:

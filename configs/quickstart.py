@@ -1,0 +1,39 @@
+"""DINO on generated pictures of shapes: less than five minutes on two CPU cores.
+
+python main.py --config=configs/quickstart.py --workdir=runs/quickstart
+
+The k-NN accuracy (ten shapes) rises from 22 % for the untrained network to about 40 %.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import default
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    config = default.get_config()
+    config.model.update(name="vit_tiny", patch_size=8)
+    config.model.overrides.update(image_size=48, embed_dim=96, depth=4, num_heads=3)
+    config.head.update(out_dim=256, hidden_dim=256, bottleneck_dim=64)
+    config.crops.update(global_size=48, global_scale=(0.6, 1.0))
+    config.crops.update(local_size=32, local_number=2, local_scale=(0.4, 0.8))
+    # Strong on colour, so that shape is what is left to learn; weak blur on such small pictures.
+    config.crops.update(jitter_prob=1.0, saturation=0.9, hue=0.5, gray_prob=0.3)
+    config.crops.update(blur_prob=(0.3, 0.1, 0.2), blur_radius=(0.1, 1.0), solarize_prob=0.0)
+    config.data.update(train="shapes:4000@train", canvas_size=64, num_threads=2)
+    config.train.update(batch_size=64, epochs=20)
+    # Short and small: a high rate, a quick teacher, no growing decay.
+    config.optim.update(lr=0.008, warmup_epochs=1, momentum_teacher=0.98, freeze_last_layer=0)
+    config.optim.weight_decay_end = 0.04
+    config.log.every_steps = 25
+    config.eval.update(
+        knn_every_epochs=5,
+        knn_at_start=True,
+        knn_train="shapes:2000@train",
+        knn_test="shapes:1000@test",
+        knn_ks=(10, 20),
+        resize=64,
+        crop=64,
+        canvas_size=64,
+    )
+    return default.apply_argument(config, arg)

@@ -1,0 +1,234 @@
+"""Every benchmark runs at a tiny size and says what it promises; no time is asserted."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from dino_jax.models import create_model
+
+ROOT = Path(__file__).parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+TORCH = importlib.util.find_spec("torch") is not None
+VARIANTS = ["eager", "modern"]
+TINY = [
+    "--config=configs/default.py:debug",
+    "--batch-size=4",
+    "--steps=1",
+    "--config.model.overrides.depth=1",
+]
+# Compiling is most of the time here; and these processes need no virtual devices.
+ENVIRONMENT = os.environ | {
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_PLATFORMS": "cpu",
+    "XLA_FLAGS": "",
+    "PYTHONPATH": str(ROOT),
+}
+
+
+@pytest.fixture(autouse=True)
+def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets tests import the benchmarks' modules, as the scripts do."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+
+
+def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs a command in the repository."""
+    return subprocess.run(
+        command, cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True
+    )
+
+
+def script(name: str, *arguments: str) -> dict[str, Any]:
+    """What the last line of a benchmark says; it must succeed."""
+    done = run(sys.executable, f"benchmarks/{name}.py", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def gpu_script(out: Path, *stages: str, **environment: str) -> subprocess.CompletedProcess:
+    """Runs `gpu.sh` at its reduced sizes."""
+    tiny = {"OUT": str(out), "PYTHON": sys.executable, "DINO_JAX_BENCH_TINY": "1"}
+    return run(str(BENCHMARKS / "gpu.sh"), *stages, **tiny | environment)
+
+
+def rows(out: Path) -> list[dict[str, Any]]:
+    """The results of `gpu.sh`."""
+    return [json.loads(line) for line in (out / "gpu.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future]]:
+    """The slow runs, all under way: each is mostly one process that compiles."""
+    out = tmp_path_factory.mktemp("results")
+    with ThreadPoolExecutor(3) as threads:
+        runs = {
+            "peer_torch": threads.submit(
+                script,
+                "peer_torch",
+                *TINY,
+                "--rounds=1",
+                "--threads=1",
+                "--config.crops.local_number=1",
+                "--variant",
+                *VARIANTS,
+            ),
+            "train_step": threads.submit(
+                script,
+                "train_step",
+                *TINY,
+                "--config.model.dtype=bfloat16",
+                "--config.crops.local_number=0",  # half as much to compile
+                "--data=shapes:64",
+            ),
+            "augment": threads.submit(lambda: (gpu_script(out, "augment"), rows(out))),
+        }
+        if not TORCH:
+            del runs["peer_torch"]
+        yield runs
+
+
+def test_train_step(started: dict[str, Future]) -> None:
+    result = started["train_step"].result()
+    assert result["benchmark"] == "train_step"
+    assert result["config"] == "default:debug"
+    assert result["batch_size"] == 4
+    assert result["dtype"] == "bfloat16"
+    assert result["devices"] == 1
+    above_zero = (
+        "images_per_s",
+        "step_ms",
+        "utilisation",
+        "peak_tflops",
+        "peak_memory_gib",
+        "crops_ms",
+        "crops_share",
+        "python_overhead_ms",
+        "dispatch_ms",
+        "compile_s",
+    )
+    for key in above_zero:
+        assert result[key] > 0, key
+    assert result["data"]["images_per_s"] > 0
+    assert 0 <= result["data"]["wait_share"] <= 1
+    # XLA also counts norms, softmax and optimizer, which weigh more in a network this small.
+    flop = result["gflop_per_image"]
+    assert 0.9 < flop["compiled"] / flop["formula"] < 2
+
+
+@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install 'dino_jax[torch]'")
+def test_peer_torch_computes_the_same(started: dict[str, Future]) -> None:
+    result = started["peer_torch"].result()
+    assert result["benchmark"] == "peer_torch"
+    assert result["refused"] == {}
+    assert list(result["ratio"]) == VARIANTS
+    assert list(result["step_ms"]) == ["ours", *VARIANTS]
+    assert min(result["step_ms"].values()) > 0
+    ours = result["losses"]["ours"]
+    assert len(set(ours)) == len(ours) == 3, "the steps changed nothing"
+    for variant in VARIANTS:
+        np.testing.assert_allclose(result["losses"][variant], ours, rtol=1e-5)
+
+
+class Answers:
+    """Stands in for a side's process: gives its losses, or fails."""
+
+    def __init__(self, losses: list[float] | Exception) -> None:
+        self.losses = losses
+
+    def start(self, method: str, *args: Any, **kwargs: Any) -> Future:
+        assert method == "losses"
+        future: Future = Future()
+        if isinstance(self.losses, Exception):
+            future.set_exception(self.losses)
+        else:
+            future.set_result(self.losses)
+        return future
+
+
+def test_a_peer_that_computes_something_else_is_refused() -> None:
+    from peer_torch import check
+    from peers.task import Task
+
+    sides = {
+        "ours": Answers([5.0, 6.0]),
+        "same": Answers([5.0002, 6.0]),
+        "other": Answers([5.0, 6.01]),
+        "nan": Answers([5.0, float("nan")]),
+        "broken": Answers(MemoryError("no room")),
+    }
+    task = Task(sizes={}, weights={}, schedules={}, batch_size=4, dtype="float32", exact=True)
+    losses, refused = check(sides, task)
+    assert list(refused) == ["other", "nan", "broken"]
+    assert "no room" in refused["broken"]
+    assert "6.01" in refused["other"]
+    assert losses["same"] == [5.0002, 6.0]
+
+
+@pytest.mark.parametrize("side", [224, 96])
+def test_counted_operations_of_a_forward_pass(side: int) -> None:
+    from flops import vit_forward
+
+    model = nnx.eval_shape(lambda: create_model("vit_small", rngs=nnx.Rngs(0)))
+    graphdef, params = nnx.split(model)
+    forward = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x))
+    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    analysed = forward.lower(params, image).cost_analysis()["flops"]
+    # What is not counted: norms, softmax, GELU, biases, and the resized position table.
+    assert 0.95 < sum(vit_forward(model, side)) / analysed <= 1
+
+
+def test_operations_of_a_training_step() -> None:
+    from flops import flops_per_image
+
+    from configs import vit_small
+
+    # 9.2 GFLOP a pass for 224 pixels (published) and 1.6 for 96: 2 passes of the teacher, 3 of the
+    # student for each view, the head: 113.5. The last block for one token saves 7 % of it.
+    assert flops_per_image(vit_small.get_config()) == pytest.approx(0.931 * 113.5e9, rel=0.01)
+
+
+def test_gpu_script_runs_a_stage_and_prints_its_table(started: dict[str, Future]) -> None:
+    done, results = started["augment"].result()
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [row["benchmark"] for row in results] == ["augment"]
+    assert results[0]["grey_levels_apart_mean"] < 0.1
+    assert "| batch | canvas | device images/s |" in done.stdout
+    assert f"| 2 | 64 | {results[0]['device_images_per_s']} |" in done.stdout
+    assert "0 failures" in done.stdout
+
+
+def test_gpu_script_goes_on_after_a_failure(tmp_path: Path) -> None:
+    done = gpu_script(tmp_path, "augment", "peer", DINO_JAX_BENCH_SECONDS="0")
+    assert done.returncode == 1
+    assert [row["command"].split()[0] for row in rows(tmp_path)] == ["augment", "peer_torch"]
+    assert all(row["why"] == "no time left of 0 s" for row in rows(tmp_path))
+    assert "2 failures" in done.stdout
+
+
+def test_gpu_script_names_its_stages(tmp_path: Path) -> None:
+    done = gpu_script(tmp_path, "speed")
+    assert done.returncode == 2
+    assert "unknown stage 'speed': choose from check, step" in done.stderr
+
+
+def test_generated_pictures(tmp_path: Path) -> None:
+    result = script("jpeg_folder", str(tmp_path / "jpeg"), "--number=3")
+    assert result["number"] == 3
+    sizes = []
+    for path in sorted((tmp_path / "jpeg").iterdir()):
+        with Image.open(path) as picture:
+            sizes.append(picture.size)
+    assert sizes == [(500, 375), (375, 500), (500, 375)]

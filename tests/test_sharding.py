@@ -1,0 +1,257 @@
+"""The same run on one device, on eight, and with its state spread over eight."""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AxisType, PartitionSpec
+
+from dino_jax import optim, schedules, sharding
+from dino_jax.data.augment import CropSettings
+from dino_jax.models import DINOHead, VisionTransformer, create_model
+from dino_jax.models.network import MultiCropModel
+from dino_jax.step import StepSettings
+from dino_jax.train import compile_step, make_views
+from dino_jax.train_state import TrainState, initializer
+
+PyTree = Any
+BATCH, STEPS, K = 16, 4, 256
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_compilation() -> Iterator[None]:
+    """These networks take longer to compile than to run; the numbers are the same."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+def build(rngs: nnx.Rngs) -> MultiCropModel:
+    backbone = VisionTransformer(
+        patch_size=8,
+        image_size=16,
+        embed_dim=64,
+        depth=2,
+        num_heads=2,
+        drop_path_rate=0.3,
+        rngs=rngs,
+    )
+    head = DINOHead(64, K, hidden_dim=64, bottleneck_dim=32, num_layers=2, rngs=rngs)
+    return MultiCropModel(backbone, head)
+
+
+TX = optim.make_optimizer("adamw", clip_grad=3.0, norm_last_layer=True)
+NETWORK, INIT = initializer(build, TX, num_prototypes=K)
+SHAPES = jax.eval_shape(INIT, jax.random.key(0))
+
+
+def image_batch(step: int) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(step)
+    return {
+        "canvas": rng.integers(0, 256, (BATCH, 24, 24, 3), dtype=np.uint8),
+        "size": rng.integers(12, 25, (BATCH, 2), dtype=np.int32),
+        "index": np.arange(step * BATCH, (step + 1) * BATCH, dtype=np.int32),
+    }
+
+
+@dataclasses.dataclass
+class Run:
+    """A few real steps on some devices."""
+
+    start: TrainState  # as numbers on the host
+    end: TrainState
+    losses: list[float]
+    donated: bool
+    program: str  # compiled
+
+    @classmethod
+    def of(cls, devices: int, mode: str, start: TrainState | None = None) -> "Run":
+        mesh = sharding.make_mesh(jax.devices()[:devices])
+        shardings = sharding.state_shardings(SHAPES, mesh, mode)
+        if start is None:
+            state = jax.jit(INIT, out_shardings=shardings)(jax.random.key(0))
+            start = jax.device_get(state)
+        else:
+            state = jax.device_put(start, shardings)
+        settings = StepSettings(
+            network=NETWORK,
+            tx=TX,
+            make_views=partial(
+                make_views,
+                seed=0,
+                crops=CropSettings(global_size=16, local_size=8, local_number=2),
+            ),
+            lr=schedules.cosine(1e-3, 1e-6, total_steps=STEPS),
+            weight_decay=schedules.cosine(0.04, 0.4, total_steps=STEPS),
+            momentum=schedules.cosine(0.9, 1.0, total_steps=STEPS),
+            teacher_temp=schedules.teacher_temperature(
+                0.04, 0.07, warmup_epochs=2, steps_per_epoch=2
+            ),
+            steps_per_epoch=2,
+            freeze_steps=1,
+            weights_sharding=sharding.replicated(mesh),
+            gradients_sharding=shardings.params,
+        )
+        spread = partial(jax.device_put, device=sharding.batch_sharded(mesh))
+        step = compile_step(settings, state, spread(image_batch(0)), shardings)
+        losses, first = [], state
+        for number in range(STEPS):
+            state = step(state, spread(image_batch(number)))
+            losses.append(float(state.meters.interval["loss"]))
+        donated = all(leaf.is_deleted() for leaf in jax.tree.leaves(first))
+        return cls(start, state, losses, donated, step.as_text())
+
+
+@pytest.fixture(scope="module")
+def fsdp() -> Run:
+    return Run.of(8, "fsdp")
+
+
+@pytest.fixture(scope="module")
+def dp(fsdp: Run) -> Run:
+    return Run.of(8, "dp", fsdp.start)
+
+
+@pytest.fixture(scope="module")
+def single() -> Run:
+    return Run.of(1, "dp")
+
+
+# Rules
+
+
+def test_the_mesh_is_one_automatic_axis_of_the_devices_given() -> None:
+    for devices in (None, jax.devices()[:4], jax.devices()[5:6]):
+        mesh = sharding.make_mesh(devices)
+        assert list(mesh.devices) == (jax.devices() if devices is None else devices)
+        assert mesh.axis_names == ("data",)
+        assert mesh.axis_types == (AxisType.Auto,)
+
+
+@pytest.mark.parametrize(
+    ("shape", "spec"),
+    [
+        ((384, 1536), (None, "data")),  # the largest axis
+        ((1536, 384), ("data",)),
+        ((256, 65536), (None, "data")),
+        ((1, 65536), (None, "data")),
+        ((1, 197, 384), (None, None, "data")),  # the largest that eight divide
+        ((64, 64), ("data",)),  # 4,096 elements are large enough
+        ((63, 64), ()),
+        ((4095,), ()),
+        ((1001, 1001), ()),  # nothing that eight divide
+        ((), ()),
+    ],
+)
+def test_under_fsdp_the_largest_divisible_axis_of_a_large_array_is_spread(
+    shape: tuple[int, ...], spec: tuple[str | None, ...]
+) -> None:
+    mesh, array = sharding.make_mesh(), jax.ShapeDtypeStruct(shape, jnp.float32)
+    found = sharding.array_sharding(array, mesh, "fsdp")
+    assert found.mesh == mesh
+    assert found.spec == PartitionSpec(*spec)
+    assert sharding.array_sharding(array, mesh, "dp").spec == PartitionSpec()
+
+
+def test_shapes_that_say_where_they_lie() -> None:
+    shardings = sharding.state_shardings(SHAPES, sharding.make_mesh(), "fsdp")
+    placed = sharding.with_shardings(SHAPES, shardings)
+    for shape, where, both in zip(*map(jax.tree.leaves, (SHAPES, shardings, placed)), strict=True):
+        assert (both.shape, both.dtype, both.sharding) == (shape.shape, shape.dtype, where)
+
+
+def stored_share(state: PyTree, shardings: PyTree) -> float:
+    """What the device that stores most of it stores of a state."""
+    pairs = list(zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True))
+    stored = sum(math.prod(where.shard_shape(array.shape)) for array, where in pairs)
+    return stored / sum(array.size for array, _ in pairs)
+
+
+def test_fsdp_stores_an_eighth_of_the_papers_state() -> None:
+    def paper(rngs: nnx.Rngs) -> MultiCropModel:
+        return MultiCropModel(
+            create_model("vit_small", patch_size=16, rngs=rngs), DINOHead(384, rngs=rngs)
+        )
+
+    shapes = jax.eval_shape(initializer(paper, TX, num_prototypes=65536)[1], jax.random.key(0))
+    mesh = sharding.make_mesh()
+    assert stored_share(shapes, sharding.state_shardings(shapes, mesh, "dp")) == 1
+    assert stored_share(shapes, sharding.state_shardings(shapes, mesh, "fsdp")) < 0.128
+
+
+# Real steps
+
+
+def test_the_start_does_not_depend_on_the_devices(fsdp: Run, single: Run) -> None:
+    jax.tree.map(np.testing.assert_array_equal, fsdp.start, single.start)
+
+
+@pytest.mark.parametrize("mode", ["dp", "fsdp"])
+def test_losses_do_not_depend_on_the_devices(
+    mode: str, single: Run, request: pytest.FixtureRequest
+) -> None:
+    assert len(set(single.losses)) == STEPS
+    np.testing.assert_allclose(request.getfixturevalue(mode).losses, single.losses, rtol=1e-5)
+
+
+def test_the_state_is_spread_under_fsdp_and_stays_so(fsdp: Run, dp: Run) -> None:
+    for tree in ("params", "teacher_params", "opt_state"):
+        arrays = jax.tree.leaves(getattr(fsdp.end, tree))
+        large = [a for a in arrays if a.size >= sharding.FSDP_MIN_SIZE]
+        assert large, tree
+        for array in large:
+            assert len({shard.device for shard in array.addressable_shards}) == 8
+            assert {shard.data.size for shard in array.addressable_shards} == {array.size // 8}
+        stored = sum(a.addressable_shards[0].data.size for a in arrays)
+        assert stored < 0.17 * sum(a.size for a in arrays), tree
+    everywhere = [a.sharding.is_fully_replicated for a in jax.tree.leaves(dp.end)]
+    assert all(everywhere)
+
+
+@pytest.mark.parametrize("mode", ["single", "dp", "fsdp"])
+def test_the_step_donates_its_state(mode: str, request: pytest.FixtureRequest) -> None:
+    assert request.getfixturevalue(mode).donated
+
+
+# What the devices tell each other
+
+COLLECTIVES = (
+    "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
+)
+
+
+def moved(program: str) -> Counter[str]:
+    """Elements that come out of each kind of collective of a compiled program."""
+    total: Counter[str] = Counter()
+    for result, kind in re.findall(rf"= (.*?) ({COLLECTIVES})(?:-start)?\(", program):
+        for dims in re.findall(r"\w+\[([\d,]*)\]", result):
+            total[kind] += math.prod(int(n) for n in dims.split(",") if n)
+    return total
+
+
+def test_one_device_tells_itself_nothing(single: Run) -> None:
+    assert not moved(single.program)
+
+
+def test_dp_sums_gradients_and_means_and_moves_nothing_else(dp: Run) -> None:
+    found = moved(dp.program)
+    assert set(found) == {"all-reduce"}
+    gradients = sum(p.size for p in jax.tree.leaves(SHAPES.params))
+    # Besides them the mean of the teacher's logits and of its distributions, and a few scalars.
+    assert gradients + 2 * K < found["all-reduce"] < gradients + 2 * K + 16
+
+
+def test_fsdp_gathers_each_weight_once_a_network(fsdp: Run) -> None:
+    found = moved(fsdp.program)
+    assert set(found) <= {"all-gather", "all-reduce", "reduce-scatter"}
+    spread = [p.size for p in jax.tree.leaves(SHAPES.params) if p.size >= sharding.FSDP_MIN_SIZE]
+    assert found["all-gather"] == 2 * sum(spread)  # the student's and the teacher's
