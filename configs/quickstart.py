@@ -21,7 +21,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.crops.update(jitter_prob=1.0, saturation=0.9, hue=0.5, gray_prob=0.3)
     config.crops.update(blur_prob=(0.3, 0.1, 0.2), blur_radius=(0.1, 1.0), solarize_prob=0.0)
     config.data.update(train="shapes:4000@train", canvas_size=64, num_threads=2)
-    config.train.update(batch_size=64, epochs=20)
+    config.train.update(batch_size=64, epochs=14)
     # Short and small: a high rate, a quick teacher, no growing decay.
     config.optim.update(lr=0.008, warmup_epochs=1, momentum_teacher=0.98, freeze_last_layer=0)
     config.optim.weight_decay_end = 0.04

@@ -52,11 +52,12 @@ class Verdict:
     text: str
 
 
-# Measured on runs with K = 256 (tests/test_health.py). ln(prototypes in use) / ln K: 0.86 or more in
-# a healthy run, 0.3 to 0.7 under a teacher that copies the student, below 0.1 after a collapse to one
-# prototype. Center's change a step / its norm: 0.01 to 0.03 in the healthy run, 0.02 to 0.4 under
-# the copying teacher. Information / ln K: 0.06 or more in the healthy run, below 0.01 after a
-# collapse to the uniform distribution.
+# Measured on runs with K = 256 (tests/test_health.py):
+# ln(prototypes in use) / ln K was 0.86 or more in a healthy run, 0.3 to 0.7 under a teacher that
+# copies the student, and below 0.1 after a collapse to one prototype. The center's change a step
+# over its norm was 0.01 to 0.03 in the healthy run, 0.02 to 0.4 under the copying teacher.
+# Information / ln K was 0.06 or more in the healthy run, and below 0.01 after a collapse to the
+# uniform distribution.
 ONE_PROTOTYPE = 0.15  # ln(prototypes in use) / ln K
 FEW_PROTOTYPES = 0.7
 RESTLESS_CENTER = 0.02  # change a step / norm

@@ -74,7 +74,7 @@ def tiny_config(**changes: object) -> ConfigDict:
 @contextmanager
 def quick_compilation() -> Iterator[None]:
     """Compiles as the processes of `start` do: without most optimisations, once for all of them."""
-    config = {name: getattr(jax.config, name) for name in COMPILATION}
+    config = {name: jax.config.values[name] for name in COMPILATION}
     compilation_cache.reset_cache()
     for name, value in COMPILATION.items():
         jax.config.update(name, value)

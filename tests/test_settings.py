@@ -1,0 +1,279 @@
+"""What is said of a config before anything runs."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from configs import default
+from dino_jax import settings
+from dino_jax.errors import UsageError
+
+WORKDIR = Path("runs/here")
+
+
+def config_with(**changes: Any) -> ConfigDict:
+    """The small version of the default config, with some keys changed (`__` for a dot)."""
+    config = default.get_config("debug")
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+# What cannot run
+
+
+def test_the_configs_themselves_can_run() -> None:
+    for devices in (1, 2, 4, 8):
+        settings.check(config_with(), devices)
+    config = default.get_config()
+    config.data.train = "folder:/somewhere"  # not opened here
+    settings.check(config, 8)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"train__batch_size": 30},
+            r"train.batch_size=30 is not divisible by 4 devices times "
+            r"optim.accumulation_steps=1: choose a multiple of 4$",
+        ),
+        (
+            {"optim__accumulation_steps": 3},
+            r"train.batch_size=32 .* 4 devices .*accumulation_steps=3: choose a multiple of 12$",
+        ),
+        ({"train__batch_size": 0}, r"train.batch_size=0 .* choose a multiple of 4$"),
+        ({"train__batch_size": -4}, r"train.batch_size=-4 "),
+        ({"optim__accumulation_steps": 0}, r"accumulation_steps=0: choose a multiple of 4$"),
+        ({"data__train": None}, r"data.train is not set: add --config.data.train=folder:/"),
+        (
+            {"crops__global_size": 36},
+            r"crops.global_size=36 is not a multiple of model.patch_size=8: .* change one$",
+        ),
+        ({"crops__local_size": 0}, r"crops.local_size=0 is not a multiple of model.patch_size=8"),
+        ({"model__patch_size": 0}, r"model.patch_size=0"),
+        ({"model__patch_size": -8}, r"patch_size=-8"),
+        ({"optim__name": "adam"}, r"optim.name='adam' is unknown: choose one of adamw, sgd, lars"),
+        ({"train__sharding": "tp"}, r"train.sharding='tp' is unknown: choose one of dp, fsdp"),
+        ({"train__epochs": 0}, r"train.epochs=0 must be above 0"),
+        ({"loss__teacher_temp": 0.0}, r"loss.teacher_temp=0.0 must be above 0"),
+        ({"loss__student_temp": float("nan")}, r"loss.student_temp=nan must be above 0"),
+        ({"log__every_steps": 0}, r"log.every_steps=0 must be above 0"),
+        ({"optim__lr": -0.1}, r"optim.lr=-0.1 must not be negative"),
+        ({"optim__lr": float("inf")}, r"optim.lr=inf must not be negative"),
+        ({"optim__warmup_epochs": -1}, r"optim.warmup_epochs=-1 must not be negative"),
+        ({"optim__clip_grad": -3.0}, r"optim.clip_grad=-3.0 must not be negative"),
+        (
+            {"loss__center_momentum": 1.5},
+            r"loss.center_momentum=1.5 must lie between 0 and 1",
+        ),
+        ({"optim__momentum_teacher": -0.1}, r"optim.momentum_teacher=-0.1 must lie between"),
+        ({"eval__knn_ks": (10, 0)}, r"eval.knn_ks=\(10, 0\) must be whole numbers of at least 1"),
+        ({"eval__knn_ks": ()}, r"eval.knn_ks=\(\) must be"),
+        (
+            {"eval__knn_test": None},
+            r"eval.knn_every_epochs=1 asks .*eval.knn_test is not set: give .* or set .*=0$",
+        ),
+        ({"crops__global_scale": (0.5, 1.5)}, r"crops.global_scale=\(0.5, 1.5\)"),
+        ({"crops__local_number": -1}, r"crops.local_number=-1"),
+        ({"model__name": "vit_smal"}, r"'vit_smal': choose one of vit_tiny, vit_small"),
+        ({"model__dtype": "float16"}, r"model.dtype='float16' .* auto, float32, bfloat16"),
+        ({"model__remat": "some"}, r"remat='some' is unknown: choose one of none, dots, full"),
+        ({"model__overrides__num_heads": 5}, r"embed_dim=48 is not divisible by num_heads=5"),
+        ({"model__overrides__image_size": 20}, r"image_size=20 is not a multiple of patch_size=8"),
+        ({"head__out_dim": 0}, r"out_dim=0.* must be at least 1"),
+    ],
+    ids=lambda x: ",".join(f"{k}={v}" for k, v in x.items()) if isinstance(x, dict) else "",
+)
+def test_what_cannot_run_is_refused_with_value_rule_and_way_out(
+    changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        settings.check(config_with(**changes), 4)
+
+
+def test_the_size_of_local_crops_is_free_where_there_are_none() -> None:
+    settings.check(config_with(crops__local_number=0, crops__local_size=100), 1)
+
+
+# What runs but is hardly meant
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"optim__warmup_epochs": 3}, r"optim.warmup_epochs=3 is longer than the run of 2 epochs"),
+        (
+            {"loss__warmup_teacher_temp_epochs": 30},
+            r"loss.warmup_teacher_temp_epochs=30 is longer .* 2 epochs: .* loss.teacher_temp",
+        ),
+        ({"optim__freeze_last_layer": 2}, r"optim.freeze_last_layer=2 covers .* 2 epochs"),
+        ({"loss__teacher_temp": 0.08}, r"loss.teacher_temp=0.08 is above 0.07"),
+        ({"crops__local_number": 0}, r"crops.local_number=0.* crops.global_scale=\(0.14, 1.0\)"),
+    ],
+    ids=str,
+)
+def test_advice(changes: dict[str, Any], sentence: str) -> None:
+    (found,) = settings.advice(config_with(**changes))
+    assert re.search(sentence, found)
+    settings.check(config_with(**changes), 1)  # it runs all the same
+
+
+def test_no_advice_without_need() -> None:
+    assert settings.advice(config_with()) == []
+    assert settings.advice(default.get_config()) == []
+    without_locals = {"crops__local_number": 0, "crops__global_scale": (0.14, 1.0)}
+    assert settings.advice(config_with(**without_locals)) == []
+
+
+# From keys to values
+
+
+def test_dtype_by_name() -> None:
+    assert settings.compute_dtype("auto") == jnp.float32  # on a CPU
+    assert settings.compute_dtype("float32") == jnp.float32
+    assert settings.compute_dtype("bfloat16") == jnp.bfloat16
+
+
+def test_the_model_is_built_as_the_config_says() -> None:
+    config = config_with(
+        model__drop_path_rate=0.3,
+        model__remat="dots",
+        model__dtype="bfloat16",
+        model__overrides__mlp_ratio=2.0,
+        head__use_bn=True,
+        head__num_layers=2,
+        crops__mean=(0.5,),
+        crops__std=(0.25,),
+    )
+    model = nnx.eval_shape(lambda: settings.build_model(config, nnx.Rngs(0)))
+    backbone, head = model.backbone, model.head
+    assert (backbone.embed_dim, len(backbone.blocks), backbone.num_heads) == (48, 2, 3)
+    assert (backbone.in_channels, backbone.remat) == (1, "dots")
+    assert backbone.pos_embed.shape == (1, 17, 48)
+    assert backbone.blocks[-1].drop_path_rate == 0.3
+    assert backbone.blocks[0].mlp.fc1.kernel.shape == (48, 96)
+    assert backbone.patch_embed.dtype == head.layers[0].dtype == jnp.bfloat16
+    assert [layer.kernel.shape for layer in head.layers] == [(48, 64), (64, 32)]
+    assert head.last_layer.v.shape == (32, 256)
+    assert [norm.use_running_average for norm in head.norms] == [False]  # in training mode
+
+
+def test_unset_overrides_keep_the_architecture() -> None:
+    model = nnx.eval_shape(lambda: settings.build_backbone(default.get_config(), nnx.Rngs(0)))
+    assert (model.embed_dim, len(model.blocks), model.pos_embed.shape[1]) == (384, 12, 197)
+
+
+def test_schedules_follow_the_config() -> None:
+    config = config_with(
+        train__epochs=10,
+        train__batch_size=512,
+        optim__lr=0.001,
+        optim__min_lr=1e-5,
+        optim__warmup_epochs=2,
+        optim__momentum_teacher=0.99,
+        loss__warmup_teacher_temp=0.03,
+        loss__teacher_temp=0.06,
+        loss__warmup_teacher_temp_epochs=4,
+    )
+    values = settings.make_schedules(config, steps_per_epoch=5)
+    at = {name: [float(schedule(s)) for s in (0, 9, 10, 49)] for name, schedule in values.items()}
+    # Scaled by 512 / 256; two epochs of warm-up, of which step 9 is the last.
+    assert at["lr"][:3] == pytest.approx([0, 0.002, 0.002])
+    assert 1e-5 < at["lr"][3] < 2e-5
+    assert at["weight_decay"][0] == pytest.approx(0.04)
+    assert 0.399 < at["weight_decay"][3] < 0.4
+    assert at["momentum"][0] == pytest.approx(0.99)
+    assert 0.9999 < at["momentum"][3] < 1
+    assert at["teacher_temp"] == pytest.approx([0.03, 0.04, 0.05, 0.06])
+    assert values.keys() == {"lr", "weight_decay", "momentum", "teacher_temp"}
+
+
+# Resuming
+
+
+def stored(config: ConfigDict, num_images: int = 256) -> dict[str, Any]:
+    """What a checkpoint says of its run, as read back from disk."""
+    return json.loads(
+        json.dumps({"config": json.loads(config.to_json()), "num_images": num_images})
+    )
+
+
+def test_the_same_settings_resume() -> None:
+    config = config_with()
+    settings.check_same_run(stored(config), config, num_images=256, workdir=WORKDIR)
+
+
+def test_settings_of_another_run_are_refused_by_name() -> None:
+    now = config_with(optim__lr=0.1, crops__global_scale=(0.3, 1.0), model__overrides__depth=3)
+    with pytest.raises(UsageError) as error:
+        settings.check_same_run(stored(config_with()), now, num_images=300, workdir=WORKDIR)
+    message = str(error.value)
+    for part in (
+        "runs/here holds a run with other settings",
+        "crops.global_scale: [0.4, 1.0] there, [0.3, 1.0] now",
+        "data.train has images: 256 there, 300 now",
+        "model.overrides.depth: 2 there, 3 now",
+        "optim.lr: 0.0005 there, 0.1 now",
+        "use the same settings to resume it, or another workdir for a new run",
+    ):
+        assert part in message
+    assert message.count(" there, ") == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"checkpoint__every_steps": 7, "log__every_steps": 1, "eval__knn_ks": (5,)},
+        {"eval__knn_test": None, "eval__crop": 16},
+        {"data__train": "folder:/moved", "data__num_threads": 1, "data__max_unreadable": 0.5},
+        {"train__sharding": "fsdp", "model__remat": "full"},
+    ],
+    ids=str,
+)
+def test_keys_that_change_no_number_are_free_on_resume(changes: dict[str, Any]) -> None:
+    now = config_with(**changes)
+    settings.check_same_run(stored(config_with()), now, num_images=256, workdir=WORKDIR)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"train__batch_size": 64},
+        {"train__epochs": 3},
+        {"model__dtype": "bfloat16"},
+        {"data__canvas_size": 32},
+        {"optim__accumulation_steps": 2},
+    ],
+    ids=str,
+)
+def test_keys_that_change_numbers_are_not(changes: dict[str, Any]) -> None:
+    (key,) = changes
+    with pytest.raises(UsageError, match=key.replace("__", r"\.")):
+        settings.check_same_run(
+            stored(config_with()), config_with(**changes), num_images=256, workdir=WORKDIR
+        )
+
+
+def test_flatten_names_every_key() -> None:
+    flat = settings.flatten(default.get_config())
+    assert flat["optim.lr"] == 0.0005
+    assert flat["model.overrides.depth"] is None
+    assert flat["crops.mean"] == [0.485, 0.456, 0.406]
+    assert flat["seed"] == 0
+    assert not any(isinstance(value, ConfigDict | dict) for value in flat.values())
+
+
+def test_checking_makes_no_array() -> None:
+    before = len(jax.live_arrays())
+    config = default.get_config()
+    config.data.train = "folder:/somewhere"
+    settings.check(config, 1)
+    assert len(jax.live_arrays()) == before
