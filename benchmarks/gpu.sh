@@ -121,7 +121,7 @@ sys.exit(json.load(sys.stdin)["grey_levels_apart_mean"] > 1)' <"$scratch/line" &
 
 step() {
   if [ -n "$tiny" ]; then
-    measure 120 train_step --config=configs/default.py:debug --batch-size=8 --steps=2
+    measure 400 train_step --config=configs/default.py:debug --batch-size=8 --steps=2
     return
   fi
   local bf16=--config.model.dtype=bfloat16
@@ -132,7 +132,7 @@ step() {
 
 peer() {
   if [ -n "$tiny" ]; then
-    measure 120 peer_torch --config=configs/default.py:debug --batch-size=8 --steps=1 --rounds=2 \
+    measure 400 peer_torch --config=configs/default.py:debug --batch-size=8 --steps=1 --rounds=2 \
       --variant eager modern
     return
   fi
@@ -142,7 +142,7 @@ peer() {
 
 augment() {
   if [ -n "$tiny" ]; then
-    measure 120 augment --batch=2 --canvas=64 --global-size=32 --local-size=16 --local-number=1 \
+    measure 400 augment --batch=2 --canvas=64 --global-size=32 --local-size=16 --local-number=1 \
       --seconds=0.1
     return
   fi
@@ -155,7 +155,7 @@ data() {
   "$python" benchmarks/jpeg_folder.py "$scratch/jpeg" --number=$number ||
     { failed data "the pictures could not be written"; return; }
   if [ -n "$tiny" ]; then
-    measure 120 train_step --config=configs/default.py:debug --batch-size=8 --steps=2 \
+    measure 400 train_step --config=configs/default.py:debug --batch-size=8 --steps=2 \
       --data="folder:$scratch/jpeg"
     return
   fi

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for `configs`
 import jax
 from ml_collections import ConfigDict
 
-from configs import fashion_mnist
+from configs import default, fashion_mnist
 from dino_jax import train
 
 REFERENCE = {
@@ -28,20 +28,17 @@ REFERENCE = {
 
 def get_config() -> ConfigDict:
     """The settings of the reference's run."""
-    config = fashion_mnist.get_config()
+    config = default.get_config()
     config.model.update(name="vit_tiny", patch_size=4, drop_path_rate=0.1, dtype="float32")
     config.model.overrides.update(image_size=32, embed_dim=96, depth=4, num_heads=3)
-    config.head.update(out_dim=1024, hidden_dim=512, bottleneck_dim=128, norm_last_layer=True)
-    config.loss.update(teacher_temp=0.04, warmup_teacher_temp=0.04)
-    config.crops.update(global_size=32, global_scale=(0.4, 1.0))
-    config.crops.update(local_size=16, local_number=4, local_scale=(0.05, 0.4))
+    config.head.update(out_dim=1024, hidden_dim=512, bottleneck_dim=128)
+    config.crops.update(global_size=32, local_size=16, local_number=4)
     config.data.update(train=fashion_mnist.source("train") + "[:10000]", canvas_size=28)
+    config.data.num_threads = 2
     config.train.update(batch_size=128, epochs=10)
-    config.optim.update(lr=0.002, min_lr=1e-6, warmup_epochs=1, momentum_teacher=0.99)
-    config.optim.update(weight_decay=0.04, weight_decay_end=0.4, clip_grad=3.0, freeze_last_layer=1)
+    config.optim.update(lr=0.002, warmup_epochs=1, momentum_teacher=0.99)
     config.eval.update(knn_every_epochs=1, knn_at_start=True, knn_ks=(10,), resize=32, crop=32)
-    config.eval.knn_train = config.data.train
-    config.eval.knn_test = fashion_mnist.source("test") + "[:2000]"
+    config.eval.update(knn_test=fashion_mnist.source("test") + "[:2000]", canvas_size=32)
     return config
 
 

@@ -62,6 +62,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.crops.local_size = 96  # pixels
     config.crops.local_number = 8  # 0 trains on the two global crops alone
     config.crops.local_scale = (0.05, 0.4)
+    config.crops.aspect_ratio = (3 / 4, 4 / 3)  # width over height of a crop's box
     config.crops.flip_prob = 0.5
     config.crops.jitter_prob = 0.8
     config.crops.brightness = 0.4

@@ -19,21 +19,28 @@ def source(split: str) -> str:
 
 def get_config(arg: str = "") -> ConfigDict:
     config = default.get_config()
-    config.model.update(name="vit_tiny", patch_size=4)
-    config.model.overrides.update(image_size=32, embed_dim=96, depth=4, num_heads=3)
+    config.model.update(name="vit_tiny", patch_size=4, drop_path_rate=0.0)
+    config.model.overrides.update(image_size=28, embed_dim=96, depth=3, num_heads=3)
     config.head.update(out_dim=1024, hidden_dim=512, bottleneck_dim=128)
-    config.crops.update(global_size=32, local_size=16, local_number=4)
+    # A garment is known by its outline: large crops, and nothing that changes colours.
+    config.crops.update(global_size=28, global_scale=(0.6, 1.0))
+    config.crops.update(local_size=16, local_number=2, local_scale=(0.25, 0.6))
+    config.crops.update(hue=0.0, saturation=0.0, gray_prob=0.0, solarize_prob=0.0)
+    config.crops.update(blur_prob=(0.5, 0.1, 0.2), blur_radius=(0.1, 0.6))
     config.data.update(train=source("train"), canvas_size=28, num_threads=2)
-    config.train.update(batch_size=128, epochs=10)
-    config.optim.update(lr=0.002, warmup_epochs=1, momentum_teacher=0.99)
+    config.train.update(batch_size=64, epochs=3)
+    # Short and small: a high rate, a quick teacher, no growing decay.
+    config.optim.update(lr=0.008, warmup_epochs=1, momentum_teacher=0.98, freeze_last_layer=0)
+    config.optim.weight_decay_end = 0.04
+    config.log.every_steps = 100
     config.eval.update(
         knn_every_epochs=1,
         knn_at_start=True,
         knn_train=source("train") + "[:10000]",
         knn_test=source("test") + "[:2000]",
         knn_ks=(10, 20),
-        resize=32,
-        crop=32,
-        canvas_size=32,
+        resize=28,
+        crop=28,
+        canvas_size=28,
     )
     return default.apply_argument(config, arg)

@@ -11,7 +11,7 @@ __all__ = ["create_model", "load"]
 
 
 def __getattr__(name: str) -> Any:
-    # On demand, so that `python -m dino_jax JOB --help` need not wait for JAX.
+    # On demand: importing the package alone stays quick.
     if name == "create_model":
         from dino_jax.models import create_model
 

@@ -115,6 +115,10 @@ class RunCheckpoints:
         args = ocp.args.Composite(**arrays, about=ocp.args.JsonSave(about))
         self._manager.save(step, args=args, force=True)
 
+    def wait(self) -> None:
+        """Waits until what was saved is on disk."""
+        self._manager.wait_until_finished()
+
     def latest_about(self) -> dict[str, Any] | None:
         """What the newest readable checkpoint says about the run; None where there is none."""
         for step in sorted(self._manager.all_steps(), reverse=True):
@@ -210,6 +214,13 @@ def _read(
         recorded = items["about"].pop("checksum")
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise  # the machine's trouble, not the checkpoint's
+    except OSError as error:
+        if not isinstance(error, FileNotFoundError):
+            raise UsageError(
+                f"checkpoint of step {step} cannot be read now ({error}): see to the file system "
+                "and run the same command"
+            ) from error
+        raise DamagedCheckpoint(f"checkpoint of step {step} is not whole: {error}") from error
     except Exception as error:  # Orbax raises that class itself where array data is missing
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
         raise DamagedCheckpoint(f"checkpoint of step {step} cannot be read: {reason}") from error

@@ -1,6 +1,7 @@
 """Several hosts: joins the other processes of a launcher."""
 
 import os
+import re
 
 import jax
 
@@ -17,7 +18,7 @@ def initialize_if_launched() -> None:
     them this does nothing. Call it before anything else of JAX.
 
     Raises:
-      UsageError: some of the three variables are set and others are not.
+      UsageError: some of the three variables are set and others are not, or they make no sense.
     """
     given = [name for name in EXPLICIT if name in os.environ]
     if given and len(given) < len(EXPLICIT):
@@ -30,7 +31,12 @@ def initialize_if_launched() -> None:
                 f"JAX_PROCESS_ID={index} of JAX_NUM_PROCESSES={number}: "
                 "both must be whole numbers, the first below the second"
             )
-        jax.distributed.initialize(address, int(number), int(index))
+        if not re.fullmatch(r".+:\d+", address):
+            raise UsageError(f"JAX_COORDINATOR_ADDRESS={address} must be host:port of process 0")
+        # Without detection, or a launcher around would choose one device for each process.
+        jax.distributed.initialize(
+            address, int(number), int(index), cluster_detection_method="deactivate"
+        )
     elif any(
         int(os.environ.get(name, "1")) > 1
         for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")

@@ -92,8 +92,9 @@ def assess(
         return Verdict(
             "one prototype",
             "COLLAPSED to one prototype: the teacher gives nearly every image the same; "
-            f"{used:.1f} of {num_prototypes} are in use. The center does not follow: lower "
-            "loss.center_momentum (0.9 is usual)",
+            f"{used:.1f} of {num_prototypes} are in use, KL(teacher || student) is "
+            f"{metrics['kl']:.3f}. The center does not follow: lower loss.center_momentum (0.9 is "
+            "usual); where it is 0.9, raise loss.teacher_temp",
         )
     if entropy > UNIFORM_ENTROPY and information / log_k < LITTLE_INFORMATION:
         if step < warmup_steps:

@@ -108,7 +108,6 @@ def train_loop(
         metrics = {name: float(value) for name, value in jax.device_get(summary).items()}
         _stop_if_diverged(metrics, step)
         del metrics["epoch_loss"]
-        metrics |= {name: float(schedule(step - 1)) for name, schedule in schedules.items()}
         verdict = assess(metrics, step=step)
         seconds, waited = clock.lap()
         log.interval(step, metrics, seconds=seconds, data_seconds=waited, health=verdict.kind)
@@ -122,7 +121,8 @@ def train_loop(
             report(*pending)
             pending = None
         if step % cadence.log_every == 0:
-            pending = step, health.summarize(state)
+            rates = {name: schedule(step - 1) for name, schedule in schedules.items()}
+            pending = step, health.summarize(state) | rates
         stopping = stop.agreed(step, cadence.log_every)
         ends_epoch = step % cadence.steps_per_epoch == 0
         saves = cadence.save_every and step % cadence.save_every == 0
@@ -131,6 +131,7 @@ def train_loop(
         if pending:
             report(*pending)
             pending = None
+        jax.block_until_ready(state.step)  # what was computed so far belongs to the interval
         with clock.excluded():
             summary = {
                 name: float(x) for name, x in jax.device_get(health.summarize(state)).items()

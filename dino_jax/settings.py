@@ -1,6 +1,6 @@
 """From a config to the plain values that the package works with, checked.
 
-This is the one place that reads a config; everything below takes values.
+What lies below takes plain values and knows nothing of configs.
 """
 
 import math
@@ -87,7 +87,13 @@ def check(config: ConfigDict, num_devices: int) -> None:
             "data.train is not set: add --config.data.train=folder:/path/to/images "
             "(or tfds:NAME@SPLIT, idx:/path@SPLIT, shapes:N@SPLIT)"
         )
-    for key in ("global_size", "local_size"):
+    _check_numbers(config)
+    if len(config.crops.mean) not in (1, 3):
+        raise UsageError(
+            f"crops.mean={config.crops.mean} has {len(config.crops.mean)} values: give 1 for grey "
+            "images or 3 for colour"
+        )
+    for key in ("global_size", "local_size") if config.crops.local_number else ("global_size",):
         size = config.crops[key]
         if size < 1 or size % config.model.patch_size:
             raise UsageError(
@@ -104,17 +110,25 @@ def check(config: ConfigDict, num_devices: int) -> None:
             f"train.sharding={config.train.sharding!r} is unknown: choose one of "
             f"{', '.join(sharding.MODES)}"
         )
-    _check_numbers(config)
     if config.eval.knn_every_epochs and config.eval.knn_test is None:
         raise UsageError(
             f"eval.knn_every_epochs={config.eval.knn_every_epochs} asks for k-NN scores, but "
             "eval.knn_test is not set: give a labelled source, or set eval.knn_every_epochs=0"
+        )
+    side = config.model.patch_size
+    if config.eval.crop % side or config.eval.crop > min(
+        config.eval.resize, config.eval.canvas_size
+    ):
+        raise UsageError(
+            f"eval.crop={config.eval.crop} must be a multiple of model.patch_size={side}, and at "
+            f"most eval.resize={config.eval.resize} and eval.canvas_size={config.eval.canvas_size}"
         )
     crop_settings(config)
     nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0)))
 
 
 _POSITIVE = (
+    "model.patch_size",
     "train.epochs",
     "loss.student_temp",
     "loss.teacher_temp",
@@ -155,7 +169,7 @@ def _check_numbers(config: ConfigDict) -> None:
         for key in keys:
             if not (math.isfinite(flat[key]) and holds(flat[key])):
                 raise UsageError(f"{key}={flat[key]} must {rule}")
-    if not config.eval.knn_ks or min(config.eval.knn_ks) < 1:
+    if not config.eval.knn_ks or any(k < 1 or k != int(k) for k in config.eval.knn_ks):
         raise UsageError(f"eval.knn_ks={config.eval.knn_ks} must be whole numbers of at least 1")
 
 
@@ -176,6 +190,11 @@ def advice(config: ConfigDict) -> list[str]:
         found.append(
             f"optim.freeze_last_layer={config.optim.freeze_last_layer} covers the whole run of "
             f"{epochs} epochs: the prototypes will not be trained"
+        )
+    if config.head.use_bn and config.optim.accumulation_steps > 1:
+        found.append(
+            f"optim.accumulation_steps={config.optim.accumulation_steps} with head.use_bn: "
+            "BatchNorm sees a part of the batch at a time, which is not the full batch's result"
         )
     if config.loss.teacher_temp > 0.07:
         found.append(

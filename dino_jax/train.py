@@ -86,17 +86,17 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     )
     build = partial(settings.build_model, config)
     network, init = initializer(build, tx, num_prototypes=config.head.out_dim)
-    key = jax.random.key(config.seed)
+    key, _ = jax.random.split(jax.random.key(config.seed))  # crops use the whole
     shapes = jax.eval_shape(init, key)
     shardings = sharding.state_shardings(shapes, mesh, config.train.sharding)
 
     with (
+        StopRequest() as stop,  # outermost: a signal must not cut off the last save
         RunCheckpoints(
             workdir,
             about={"config": json.loads(config.to_json()), "num_images": len(source)},
             keep_every_steps=config.checkpoint.keep_every_epochs * steps_per_epoch,
         ) as checkpoints,
-        StopRequest() as stop,
     ):
         if former := checkpoints.latest_about():
             settings.check_same_run(former, config, num_images=len(source), workdir=workdir)
@@ -104,6 +104,9 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         if state is None:
             state = jax.jit(init, out_shardings=shardings)(key)
         start = int(state.step)
+        if start == total_steps:
+            print(f"{workdir} is finished: all {total_steps} steps are done")
+            return {"step": start, "total_steps": total_steps, "finished": True}
 
         records = Records(
             source,
@@ -180,6 +183,12 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 checkpoints=checkpoints,
                 stop=stop,
             )
+            checkpoints.wait()
+            if records.num_unreadable:
+                log.message(
+                    f"{records.num_unreadable} images could not be read and were replaced; the "
+                    "warnings above name them"
+                )
             if stop.signal_name:
                 log.message(
                     f"{stop.signal_name}: saved after step {result['step']} of {total_steps}; the "
@@ -205,6 +214,7 @@ def memory_line(step_fn: jax.stages.Compiled, state: TrainState) -> str:
     stored = sum(np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
     analysis = step_fn.memory_analysis()
     return (
+        f"{jax.process_count()} processes with {jax.local_device_count()} devices each; "
         f"{parameters / 1e6:.1f} M parameters; per device {stored / 2**30:.2f} GiB of state, and "
         f"{analysis.temp_size_in_bytes / 2**30:.2f} GiB more in a step"
     )

@@ -78,10 +78,9 @@ class Run:
         mesh = sharding.make_mesh(jax.devices()[:devices])
         shardings = sharding.state_shardings(SHAPES, mesh, mode)
         if start is None:
-            state = jax.jit(INIT, out_shardings=shardings)(jax.random.key(0))
-            start = jax.device_get(state)
-        else:
-            state = jax.device_put(start, shardings)
+            made = jax.jit(INIT, out_shardings=shardings)(jax.random.key(0))
+            start = jax.tree.map(np.array, made)
+        state = jax.device_put(start, shardings)  # no one else looks at these buffers
         settings = StepSettings(
             network=NETWORK,
             tx=TX,
@@ -245,9 +244,13 @@ def test_one_device_tells_itself_nothing(single: Run) -> None:
 def test_dp_sums_gradients_and_means_and_moves_nothing_else(dp: Run) -> None:
     found = moved(dp.program)
     assert set(found) == {"all-reduce"}
-    gradients = sum(p.size for p in jax.tree.leaves(SHAPES.params))
-    # Besides them the mean of the teacher's logits and of its distributions, and a few scalars.
-    assert gradients + 2 * K < found["all-reduce"] < gradients + 2 * K + 16
+    backbone, head = (
+        sum(p.size for p in jax.tree.leaves(SHAPES.params[part])) for part in ("backbone", "head")
+    )
+    # The backbone's gradients come from two passes, over global and over local crops, and not
+    # every compiler adds before it sums over the devices. Besides gradients there are the means
+    # of the teacher's logits and of its distributions, and a few scalars.
+    assert backbone + head + 2 * K < found["all-reduce"] < 2 * backbone + head + 2 * K + 16
 
 
 def test_fsdp_gathers_each_weight_once_a_network(fsdp: Run) -> None:

@@ -16,7 +16,6 @@ from dino_jax import sharding
 from dino_jax.data.pipeline import Records, eval_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.preprocess import eval_transform
-from dino_jax.data.sources import Source
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -64,7 +63,7 @@ def feature_function(graphdef: nnx.GraphDef, transform: EvalTransform, mesh: Mes
 
 def extract(
     feature_fn: Callable[[Batch], Batch],
-    source: Source,
+    records: Records,
     transform: EvalTransform,
     *,
     batch_size: int,
@@ -72,11 +71,11 @@ def extract(
     mesh: Mesh,
     on_batch: Callable[[int], object] = lambda images: None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Features of every readable image of a source, in order.
+    """Features of every readable image, in order.
 
     Args:
       feature_fn: as `feature_function` gives it, with its weights bound.
-      source: the images.
+      records: the images.
       transform: as given to `feature_function`.
       batch_size: images at a time over all devices; rounded up to a multiple of their number.
       num_threads: that decode images.
@@ -86,8 +85,8 @@ def extract(
       read is left out of both.
     """
     batches = eval_batches(
-        Records(source, channels=len(transform.mean)),
-        batch_size=-(-min(batch_size, len(source)) // mesh.size) * mesh.size,
+        records,
+        batch_size=-(-min(batch_size, len(records)) // mesh.size) * mesh.size,
         canvas_size=transform.canvas_size,
         resize=transform.resize,
         crop=transform.crop,

@@ -3,9 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
+import jax
 from tqdm import tqdm
 
 from dino_jax import sharding
+from dino_jax.data.pipeline import Records
 from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features import EvalTransform, extract, feature_function
@@ -28,6 +30,7 @@ def knn(
     canvas_size: int = 512,
     batch_size: int = 256,
     num_threads: int = 8,
+    max_unreadable: float = 0.05,
     output: Path = Path("results.json"),
 ) -> dict[int, dict[str, float]]:
     """Classifies test images by their nearest training images in feature space.
@@ -44,6 +47,7 @@ def knn(
       canvas_size: Pixels; larger images are resized on the host, which is slower.
       batch_size: Images at a time over all devices.
       num_threads: Threads that decode images.
+      max_unreadable: Share of the images that may be unreadable; they are left out.
       output: The JSON file to write: scores, settings, weights' hash, versions.
 
     Returns: `{k: {"top1": percent, "top5": percent}}`.
@@ -66,15 +70,22 @@ def knn(
         std=info.std,
     )
     settings |= {"resize": transform.resize, "crop": transform.crop}
+    if transform.crop > min(transform.resize, transform.canvas_size):
+        raise UsageError(
+            f"crop={transform.crop} is larger than resize={transform.resize} or "
+            f"canvas_size={canvas_size}: a crop must fit into both"
+        )
     mesh = sharding.make_mesh()
-    graphdef, params, batch_stats = split(model)
+    is_main = jax.process_index() == 0
+    graphdef, *weights_here = split(model)
+    params, batch_stats = jax.device_put(weights_here, sharding.replicated(mesh))
     feature_fn = feature_function(graphdef, transform, mesh)
 
     def features(source: Source) -> Features:
-        with tqdm(total=len(source), desc=source.spec, unit=" images") as bar:
+        with tqdm(total=len(source), desc=source.spec, unit=" images", disable=not is_main) as bar:
             return extract(
                 lambda batch: feature_fn(params, batch_stats, batch),
-                source,
+                Records(source, max_unreadable=max_unreadable, channels=len(info.mean)),
                 transform,
                 batch_size=batch_size,
                 num_threads=num_threads,
@@ -85,14 +96,12 @@ def knn(
     sides = [features(source) for source in sources]
     scores = knn_of_sources(*sources, *sides, ks=ks, temperature=temperature)
     unreadable = {s.spec: len(s) - len(side[1]) for s, side in zip(sources, sides, strict=True)}
-    print(
-        table(
-            ["k", "top-1 %", "top-5 %"],
-            [[k, f"{row['top1']:.2f}", f"{row['top5']:.2f}"] for k, row in scores.items()],
-        )
-    )
-    for spec, count in unreadable.items():
-        if count:
-            print(f"{count} images of {spec} cannot be read and were left out")
-    write_results(output, "knn", {"knn": scores, "unreadable_images": unreadable}, settings, info)
+    if is_main:
+        rows = [[k, f"{row['top1']:.2f}", f"{row['top5']:.2f}"] for k, row in scores.items()]
+        print(table(["k", "top-1 %", "top-5 %"], rows))
+        for spec, count in unreadable.items():
+            if count:
+                print(f"{count} images of {spec} cannot be read and were left out")
+        metrics = {"knn": scores, "unreadable_images": unreadable}
+        write_results(output, "knn", metrics, settings, info)
     return scores

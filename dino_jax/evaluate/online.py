@@ -5,6 +5,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dino_jax.data.pipeline import Records
 from dino_jax.evaluate.features import EvalTransform, extract, feature_function
 from dino_jax.evaluate.labelled import knn_of_sources, open_labelled
 from dino_jax.models.network import abstract
@@ -27,6 +28,14 @@ class OnlineKnn:
         self._sources = open_labelled(
             config.eval.knn_train or config.data.train, config.eval.knn_test
         )
+        self._records = [
+            Records(
+                source,
+                max_unreadable=config.data.max_unreadable,
+                channels=len(config.crops.mean),
+            )
+            for source in self._sources
+        ]
         self._transform = EvalTransform(
             resize=config.eval.resize,
             crop=config.eval.crop,
@@ -49,13 +58,13 @@ class OnlineKnn:
         sides = [
             extract(
                 lambda batch: self._feature_fn(*backbone, batch),
-                source,
+                records,
                 self._transform,
                 batch_size=self._config.eval.batch_size,
                 num_threads=self._config.data.num_threads,
                 mesh=self._mesh,
             )
-            for source in self._sources
+            for records in self._records
         ]
         return knn_of_sources(
             *self._sources,

@@ -36,8 +36,8 @@ def drop_path(branch: jax.Array, draw: jax.Array | None, rate: float) -> jax.Arr
     """
     if draw is None or rate == 0.0:
         return branch
-    keep = (draw >= rate).astype(branch.dtype) / (1.0 - rate)
-    return branch * keep[:, None, None]
+    scaled = at_least_float32(branch) / (1.0 - rate)  # bfloat16 would round the factor
+    return jnp.where((draw >= rate)[:, None, None], scaled, 0.0).astype(branch.dtype)
 
 
 def layer_norm(dim: int, *, dtype: Dtype | None, rngs: nnx.Rngs) -> nnx.LayerNorm:
@@ -60,8 +60,12 @@ class Attention(nnx.Module):
 
     def weights(self, q: jax.Array, k: jax.Array) -> jax.Array:
         """Softmax over the keys in float32: [B, h, M, d], [B, h, N, d] -> [B, h, M, N]."""
-        logits = q * q.shape[-1] ** -0.5 @ k.swapaxes(-1, -2)
-        return jax.nn.softmax(at_least_float32(logits), axis=-1)
+        logits = jnp.matmul(
+            q * q.shape[-1] ** -0.5,
+            k.swapaxes(-1, -2),
+            preferred_element_type=jnp.promote_types(q.dtype, jnp.float32),
+        )
+        return jax.nn.softmax(logits, axis=-1)
 
     def queries_keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         q, k, v = map(self._heads, jnp.split(self.qkv(x), 3, axis=-1))

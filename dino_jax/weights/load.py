@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
@@ -28,6 +29,7 @@ class WeightsInfo:
     source: str  # as given to `load`, with the step
     sha256: str  # of the backbone's arrays; the same weights have the same
     which: str  # "teacher" or "student"
+    dtype: str  # that it computes in
     resize: int  # pixels: how its images are prepared, as `evaluate.features.EvalTransform`
     crop: int
     mean: tuple[float, ...]  # of each channel in 0..1, subtracted from its input
@@ -84,6 +86,7 @@ def load(
         source=f"{folder}@{step}",
         sha256=tree_hash(arrays["params"]["backbone"]),
         which=which,
+        dtype=jnp.dtype(settings.compute_dtype(config.model.dtype)).name,
         resize=config.eval.resize,
         crop=config.eval.crop,
         mean=tuple(config.crops.mean),

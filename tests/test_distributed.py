@@ -1,0 +1,131 @@
+"""Several processes: how they find each other, and that they train the run of one."""
+
+import shutil
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+import pytest
+import runs
+
+from dino_jax.distributed import EXPLICIT, initialize_if_launched
+from dino_jax.errors import UsageError
+
+LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+
+
+@pytest.fixture
+def initialize(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
+    """Stands in for `jax.distributed.initialize`, in an environment without a launcher."""
+    for name in EXPLICIT + LAUNCHERS:
+        monkeypatch.delenv(name, raising=False)
+    initialize = mock.Mock()
+    monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    return initialize
+
+
+def test_alone_without_a_launcher(initialize: mock.Mock, monkeypatch: pytest.MonkeyPatch) -> None:
+    initialize_if_launched()
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
+    initialize_if_launched()
+    initialize.assert_not_called()
+
+
+@pytest.mark.parametrize("name", LAUNCHERS)
+def test_leaves_known_launchers_to_jax(
+    name: str, initialize: mock.Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "2")
+    initialize_if_launched()
+    initialize.assert_called_once_with()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("host:1", "2", None), "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES is set without JAX_PR"),
+        ((None, None, "0"), "JAX_PROCESS_ID is set without .* set all three or none"),
+        (("host:1", "2", "2"), "JAX_PROCESS_ID=2 of JAX_NUM_PROCESSES=2: .* below the second"),
+        (("host:1", "two", "0"), "must be whole numbers"),
+        (("host", "2", "0"), "JAX_COORDINATOR_ADDRESS=host must be host:port of"),
+    ],
+)
+def test_wrong_environment(
+    values: tuple[str | None, ...],
+    message: str,
+    initialize: mock.Mock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in zip(EXPLICIT, values, strict=True):
+        if value is not None:
+            monkeypatch.setenv(name, value)
+    with pytest.raises(UsageError, match=message):
+        initialize_if_launched()
+    initialize.assert_not_called()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start_two(workdir: Path, *settings: str) -> list[Any]:
+    address = f"127.0.0.1:{free_port()}"
+    return [
+        runs.start(
+            workdir,
+            *settings,
+            devices=4,
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES="2",
+            JAX_PROCESS_ID=str(index),
+        )
+        for index in range(2)
+    ]
+
+
+def assert_close(workdir: Path, expected: Path) -> None:
+    for name in ("log.txt", "metrics.jsonl"):
+        ours, theirs = runs.records(workdir, name), runs.records(expected, name)
+        assert [record.keys() for record in ours] == [record.keys() for record in theirs]
+        for our, their in zip(ours, theirs, strict=True):
+            for key in their:
+                if key == "health":
+                    assert our[key] == their[key]
+                else:
+                    np.testing.assert_allclose(our[key], their[key], 1e-5, 1e-5, err_msg=key)
+
+
+def test_two_processes_train_the_run_of_one(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    settings = runs.arguments(eval__knn_every_epochs=1, checkpoint__every_steps=2)
+    processes = start_two(workdir, *settings)
+    try:
+        while not (workdir / "checkpoints" / "6").exists():
+            assert processes[0].poll() is None, processes[0].communicate()[0]
+            time.sleep(0.01)
+        # A signal to one of them stops both after the same step.
+        processes[1].send_signal(signal.SIGTERM)
+        outputs = [process.communicate(timeout=300)[0] for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    stopped = runs.steps(workdir)[-1]
+    assert 6 < stopped < runs.TOTAL_STEPS
+    assert "epoch 1 finished" in outputs[0]
+    assert "epoch 1 finished" not in outputs[1]  # the first process alone writes
+
+    # One process reads what two have written, and ends the run.
+    assert runs.train_here(
+        runs.tiny_config(eval__knn_every_epochs=1),
+        shutil.copytree(workdir, tmp_path / "one"),
+        devices=8,
+    )["finished"]
+    assert_close(tmp_path / "one", runs.scored())
