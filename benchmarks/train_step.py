@@ -161,7 +161,7 @@ def measure(config: ConfigDict, *, steps: int, data: str | None) -> dict[str, An
     peak = matmul_flops_per_s(dtype) * mesh.size
     formula = flops_per_image(config)
     counted = [ours.compiled.cost_analysis(), crops.cost_analysis()]
-    step_flops, crops_flops = (c.get("flops", 0.0) * mesh.size / size for c in counted)
+    step_flops, crops_flops = ((c or {}).get("flops", 0.0) * mesh.size / size for c in counted)
     return {
         "images_per_s": round(size / seconds, 1),
         "step_ms": round(1e3 * seconds, 2),

@@ -1,6 +1,9 @@
 """DINO on Fashion-MNIST (60,000 grey images of 28x28 pixels), made for two CPU cores.
 
 python main.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
+
+k-NN (k = 20, first 10,000 training images as the bank, first 2,000 test images): 50.9 untrained,
+66.1 after the three epochs. Raw pixels give 81.1: these minutes of training do not reach them.
 """
 
 from pathlib import Path

@@ -177,6 +177,22 @@ def test_a_peer_that_computes_something_else_is_refused() -> None:
     assert losses["same"] == [5.0002, 6.0]
 
 
+def test_in_half_precision_only_the_first_loss_must_agree() -> None:
+    from peer_torch import check
+    from peers.task import Task
+
+    class Rough(Answers):
+        """Exact first, then as float16 with a scaler that skips a step."""
+
+        def start(self, method: str, *args: Any, exact: bool) -> Future:
+            return Answers([5.0, 6.0] if exact else self.losses).start(method)
+
+    sides = {"ours": Answers([5.0, 6.0]), "scaled": Rough([5.01, 5.0]), "off": Rough([5.2, 6.0])}
+    task = Task(sizes={}, weights={}, schedules={}, batch_size=4, dtype="bfloat16", exact=False)
+    _, refused = check(sides, task)
+    assert list(refused) == ["off"]
+
+
 @pytest.mark.parametrize("side", [224, 96])
 def test_counted_operations_of_a_forward_pass(side: int) -> None:
     from flops import vit_forward
@@ -211,11 +227,12 @@ def test_gpu_script_runs_a_stage_and_prints_its_table(started: dict[str, Future]
 
 
 def test_gpu_script_goes_on_after_a_failure(tmp_path: Path) -> None:
-    done = gpu_script(tmp_path, "augment", "peer", DINO_JAX_BENCH_SECONDS="0")
+    done = gpu_script(tmp_path, "check", "augment", "peer", DINO_JAX_BENCH_SECONDS="0")
     assert done.returncode == 1
-    assert [row["command"].split()[0] for row in rows(tmp_path)] == ["augment", "peer_torch"]
+    commands = [row["command"].split()[0] for row in rows(tmp_path)]
+    assert commands == ["check", "augment", "peer_torch"]
     assert all(row["why"] == "no time left of 0 s" for row in rows(tmp_path))
-    assert "2 failures" in done.stdout
+    assert "3 failures" in done.stdout
 
 
 def test_gpu_script_names_its_stages(tmp_path: Path) -> None:

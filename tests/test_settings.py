@@ -57,8 +57,14 @@ def test_the_configs_themselves_can_run() -> None:
             r"crops.global_size=36 is not a multiple of model.patch_size=8: .* change one$",
         ),
         ({"crops__local_size": 0}, r"crops.local_size=0 is not a multiple of model.patch_size=8"),
-        ({"model__patch_size": 0}, r"model.patch_size=0"),
-        ({"model__patch_size": -8}, r"patch_size=-8"),
+        ({"model__patch_size": 0}, r"model.patch_size=0 must be above 0"),
+        ({"crops__mean": (0.5, 0.5)}, r"crops.mean=.* has 2 values: give 1 .* or 3 for colour$"),
+        (
+            {"eval__crop": 36},
+            r"eval.crop=36 must be a multiple of model.patch_size=8, and at most eval.resize=32",
+        ),
+        ({"eval__crop": 40}, r"eval.crop=40 must be .* at most eval.resize=32 and"),
+        ({"eval__crop": 32, "eval__canvas_size": 24}, r"at most .* eval.canvas_size=24$"),
         ({"optim__name": "adam"}, r"optim.name='adam' is unknown: choose one of adamw, sgd, lars"),
         ({"train__sharding": "tp"}, r"train.sharding='tp' is unknown: choose one of dp, fsdp"),
         ({"train__epochs": 0}, r"train.epochs=0 must be above 0"),
@@ -76,6 +82,7 @@ def test_the_configs_themselves_can_run() -> None:
         ({"optim__momentum_teacher": -0.1}, r"optim.momentum_teacher=-0.1 must lie between"),
         ({"eval__knn_ks": (10, 0)}, r"eval.knn_ks=\(10, 0\) must be whole numbers of at least 1"),
         ({"eval__knn_ks": ()}, r"eval.knn_ks=\(\) must be"),
+        ({"eval__knn_ks": (10, 2.5)}, r"eval.knn_ks=\(10, 2.5\) must be whole numbers"),
         (
             {"eval__knn_test": None},
             r"eval.knn_every_epochs=1 asks .*eval.knn_test is not set: give .* or set .*=0$",
@@ -116,6 +123,10 @@ def test_the_size_of_local_crops_is_free_where_there_are_none() -> None:
         ({"optim__freeze_last_layer": 2}, r"optim.freeze_last_layer=2 covers .* 2 epochs"),
         ({"loss__teacher_temp": 0.08}, r"loss.teacher_temp=0.08 is above 0.07"),
         ({"crops__local_number": 0}, r"crops.local_number=0.* crops.global_scale=\(0.14, 1.0\)"),
+        (
+            {"head__use_bn": True, "optim__accumulation_steps": 2},
+            r"optim.accumulation_steps=2 with head.use_bn: .* not the full batch's result",
+        ),
     ],
     ids=str,
 )

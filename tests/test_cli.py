@@ -1,0 +1,110 @@
+"""The jobs of `python -m dino_jax` on the folder of a run."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import runs
+from PIL import Image
+
+from dino_jax import cli
+from dino_jax.errors import UsageError
+from dino_jax.evaluate.knn_job import knn
+
+SOURCES = {"train": "shapes:85@train", "test": "shapes:30@test"}
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Any:
+    with runs.quick_compilation():
+        yield
+
+
+def test_knn_gives_the_score_that_the_run_logged(tmp_path: Path) -> None:
+    """On eight devices, as the run was; same weights, transform and images."""
+    output = tmp_path / "results.json"
+    table = knn(str(runs.scored()), **SOURCES, ks=(10, 20), canvas_size=64, output=output)
+    last = json.loads((runs.scored() / "log.txt").read_text().splitlines()[-1])
+    for k in (10, 20):
+        assert table[k]["top1"] == pytest.approx(last[f"knn_{k}_top1"])
+        assert table[k]["top5"] == pytest.approx(last[f"knn_{k}_top5"])
+    result = json.loads(output.read_text())
+    assert result["metrics"]["knn"]["20"]["top1"] == pytest.approx(table[20]["top1"])
+    assert result["settings"]["crop"] == 16
+    assert result["settings"]["temperature"] == 0.07
+    assert result["weights"]["dtype"] == "float32"
+    assert len(result["weights"]["sha256"]) == 64
+    assert {"jax", "dino_jax", "python", "device"} <= result["versions"].keys()
+
+
+def test_knn_with_more_neighbours_than_images_and_the_student(tmp_path: Path) -> None:
+    table = knn(
+        str(runs.scored()), **SOURCES, which="student", ks=(500,), output=tmp_path / "r.json"
+    )
+    assert list(table) == [85]
+
+
+def classes(folder: Path, names: str) -> str:
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        for j in range(3):
+            Image.new("RGB", (20, 20), (40 * (ord(name) - ord("a")), 60 * j, 0)).save(
+                folder / name / f"{j}.png"
+            )
+    return str(folder)
+
+
+def test_classes_are_matched_by_name(tmp_path: Path) -> None:
+    """The queries lack class a, so that b and c have other numbers there."""
+    bank, queries = classes(tmp_path / "bank", "abc"), classes(tmp_path / "queries", "bc")
+    table = knn(str(runs.scored()), bank, queries, ks=(1,), output=tmp_path / "r.json")
+    assert table[1]["top1"] == 100.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"weights": "/nowhere"}, "'/nowhere' is not a folder.*workdir"),
+        ({"ks": (0,)}, "ks=.*at least 1"),
+        ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"crop": 64, "resize": 32}, "crop=64 is larger than resize=32"),
+        ({"test": "shapes:30@nope"}, "no split 'nope'"),
+    ],
+)
+def test_wrong_arguments(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    arguments = (
+        {"weights": str(runs.scored())} | SOURCES | {"output": tmp_path / "r.json"} | changes
+    )
+    with pytest.raises(UsageError, match=message):
+        knn(**arguments)
+
+
+def test_unlabelled_and_unknown_classes(tmp_path: Path) -> None:
+    bank, queries = classes(tmp_path / "bank", "ab"), classes(tmp_path / "queries", "bcd")
+    with pytest.raises(UsageError, match=r"has classes that .*bank lacks \(c, d\)"):
+        knn(str(runs.scored()), bank, queries, output=tmp_path / "r.json")
+    with pytest.raises(UsageError, match=r"has no labels"):
+        knn(str(runs.scored()), bank, f"{queries}/b", output=tmp_path / "r.json")
+    with pytest.raises(UsageError, match=r"one names its classes and the other numbers them|lacks"):
+        knn(str(runs.scored()), "shapes:85@train", queries, output=tmp_path / "r.json")
+
+
+def test_command_line_says_wrong_usage_in_a_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = "knn --weights /nowhere --train shapes:20 --test shapes:20"
+    monkeypatch.setattr(sys, "argv", ["dino-jax", *words.split()])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: '/nowhere' is not a folder")
+
+
+def test_help_names_the_jobs() -> None:
+    command = [sys.executable, "-m", "dino_jax", "--help"]
+    shown = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=True)
+    assert "knn" in shown.stdout

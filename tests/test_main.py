@@ -1,0 +1,264 @@
+"""`python main.py`: what it refuses, what it survives, and how it ends."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import main
+import numpy as np
+import pytest
+import runs
+from PIL import Image
+
+from dino_jax import train
+from dino_jax.config_file import override, read_config
+from dino_jax.errors import UsageError
+from dino_jax.step import train_step
+
+Command = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> Command:
+    """Runs the command line in this process: (exit code, what it said on stderr)."""
+
+    def run(*settings: str, workdir: Path = tmp_path / "run") -> tuple[int, str]:
+        arguments = ["--config", runs.CONFIG, "--workdir", str(workdir)]
+        monkeypatch.setattr(sys, "argv", ["main.py", *arguments, *runs.arguments(), *settings])
+        code = main.main()
+        return code, capfd.readouterr().err
+
+    return run
+
+
+@pytest.fixture
+def refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The message of a command that must end as wrong usage before anything compiles."""
+
+    def fail(*_: Any) -> None:
+        pytest.fail("it got as far as compiling")
+
+    monkeypatch.setattr(train, "compile_step", fail)
+
+    def run(*settings: str, **workdir: Path) -> str:
+        code, said = command(*settings, **workdir)
+        assert code == 2
+        last = said.splitlines()[-1]
+        assert last.startswith("error: ")
+        assert "Traceback" not in said
+        return last
+
+    return run
+
+
+def pictures(folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True)
+    for i in range(count):
+        Image.new("RGB", (20, 16), (i, 100, 255 - i)).save(folder / f"{i:03}.png")
+    return folder
+
+
+def junk(folder: Path, count: int) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(count):
+        (folder / f"junk{i}.jpg").write_text("<html>404</html>")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("optim.learning_rate=1", "unknown setting 'optim.learning_rate': there are .*optim.lr,"),
+        ("modle.name=vit_tiny", r"unknown setting 'modle.name': did you mean model.name\?"),
+        ("train.epochs=abc", "train.epochs=abc is not a whole number, such as 3"),
+        ("data.train=none", "data.train is not set: add --config.data.train=folder:/path"),
+        ("data.train=/not/there", "'folder:/not/there': /not/there is not a folder; check"),
+        ("data.train=floder:x", "'floder:x': unknown kind 'floder'; the kinds are folder, idx, "),
+        ("data.train=shapes:90@tset", "no split 'tset'; there are train, val, test"),
+        ("data.train=shapes:9", "shapes:9.* has 9 images, less than one batch .*batch_size=16: ch"),
+        ("model.name=vit_huge", "unknown model 'vit_huge': choose one of vit_tiny, vit_small, "),
+        ("train.batch_size=12", "batch_size=12 is not divisible by 8 devices .* multiple of 8"),
+        ("crops.global_size=20", "global_size=20 is not a multiple of model.patch_size=8: .*ch"),
+        ("eval.knn_every_epochs=1 eval.resize=8", "eval.crop=16 must be .* most eval.resize=8"),
+        ("eval.knn_every_epochs=1 eval.knn_test=none", "eval.knn_test is not set: give a lab"),
+        ("optim.name=adam", "optim.name='adam' is unknown: choose one of adamw, sgd, lars"),
+        ("optim.lr=nan", "optim.lr=nan must not be negative"),
+    ],
+)
+def test_refuses_settings(setting: str, message: str, refused: Callable[..., str]) -> None:
+    said = refused(*[f"--config.{key}" for key in setting.split()])
+    assert runs.found(message, said)
+
+
+def test_refuses_data(refused: Callable[..., str], tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert "no image in" in refused(f"--config.data.train={empty}")
+    unlabelled = pictures(tmp_path / "unlabelled", 20)
+    said = refused(
+        f"--config.data.train={unlabelled}",
+        "--config.eval.knn_every_epochs=1",
+        f"--config.eval.knn_test={unlabelled}",
+    )
+    assert runs.found("has no labels, which k-NN needs: put its images into a folder for", said)
+    said = refused(f"--config.data.train={junk(tmp_path / 'junk', 20)}")
+    assert runs.found(r"11 of the 20 images in .*junk cannot be read, .* or allow more", said)
+
+
+def test_refuses_workdirs(refused: Callable[..., str], tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    for workdir in (file, file / "below"):
+        said = refused(workdir=workdir)
+        assert runs.found(f"workdir={workdir} cannot be written .*: choose another folder", said)
+
+    other = shutil.copytree(runs.whole(), tmp_path / "other")
+    settings = ["--config.optim.lr=0.1", "--config.data.train=shapes:86@train"]
+    said = refused(*settings, workdir=other)
+    assert "holds a run with other settings" in said
+    assert "optim.lr: 0.05 there, 0.1 now" in said
+    assert "data.train has images: 85 there, 86 now" in said
+    assert "train.batch_size" not in said
+    assert runs.steps(other) == runs.steps(runs.whole())
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "config=.*config.py is not a Python file: give one of configs/, or your own"),
+        ("def get_config(:", r"raises SyntaxError: .*line 1\); mend the file"),
+        ("\nimport not_there", "config.py, line 2 raises ModuleNotFoundError: No module named"),
+        ("def get_config():\n    return 3", "get_config returns 3, not a ConfigDict"),
+    ],
+)
+def test_refuses_config_files(text: str | None, message: str, tmp_path: Path) -> None:
+    if text is not None:
+        (tmp_path / "config.py").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        read_config(str(tmp_path / "config.py"))
+
+
+def test_refuses_config_argument() -> None:
+    with pytest.raises(UsageError, match="unknown config argument 'foo': the only one is 'debug'"):
+        read_config(f"{runs.ROOT}/configs/default.py:foo")
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("workdir", "unknown argument 'workdir': settings are --config.SECTION.KEY=VALUE"),
+        ("--config.optim.lr", "--config.optim.lr lacks its value: write --config.optim.lr=VALUE"),
+        ("--config.lr=1", r"unknown setting 'lr': did you mean optim.lr\?"),
+        ("--config.optim=1", "unknown setting 'optim': there are optim.accumulation_steps, "),
+        ("--config.zzzzz=1", "unknown setting 'zzzzz': configs/default.py describes every key"),
+        ("--config.train.epochs=none", "train.epochs=none is not a whole number"),
+        ("--config.head.use_bn=yes", "head.use_bn=yes is not true or false, such as False"),
+        ("--config.eval.knn_ks=10,x", "eval.knn_ks=10,x is not numbers with commas between"),
+        ("--config.model.overrides.depth=1.5", "depth=1.5 is not a whole number, such as 2"),
+    ],
+)
+def test_refuses_arguments(argument: str, message: str) -> None:
+    config = read_config(runs.CONFIG)
+    with pytest.raises(UsageError, match=message):
+        override(config, [argument])
+
+
+def test_sets_keys_of_every_type() -> None:
+    config = read_config(runs.CONFIG)
+    override(
+        config,
+        [
+            "--config.optim.lr=1",
+            "--config.train.epochs",
+            "7",
+            "--config.head.use_bn=True",
+            "--config.crops.global_scale=(0.2, 1)",
+            "--config.eval.knn_ks=20",
+            "--config.data.train=/a folder/with=signs",
+            "--config.eval.knn_train=none",
+            "--config.optim.lr=0.5",
+        ],
+    )
+    assert (config.optim.lr, config.train.epochs, config.head.use_bn) == (0.5, 7, True)
+    assert (config.crops.global_scale, config.eval.knn_ks) == ((0.2, 1), (20,))
+    assert (config.data.train, config.eval.knn_train) == ("/a folder/with=signs", None)
+
+
+def test_exit_code_of_the_process(tmp_path: Path) -> None:
+    process = runs.start(tmp_path, "--config.modle.name=x")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert output.startswith("error: unknown setting 'modle.name'")
+    without = subprocess.run(
+        [sys.executable, "main.py", "--config", runs.CONFIG],
+        cwd=runs.ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert without.returncode == 2
+    assert "the following arguments are required: --workdir" in without.stderr
+
+
+def test_second_ctrl_c_ends_without_traceback(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "run", interrupted)
+    code, said = command()
+    assert code == 130
+    assert said == "interrupted: the same command continues from the last checkpoint\n"
+
+
+def test_unreadable_images_are_replaced_until_too_many(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    images = junk(pictures(tmp_path / "images", 82), 3)
+    workdir = tmp_path / "run"
+    config = runs.tiny_config(data__train=images, train__epochs=3)
+    assert runs.train_here(config, workdir, stop_after=10)["step"] == 10
+    warnings = [r.getMessage() for r in caplog.records if "unreadable image" in r.getMessage()]
+    assert sorted(warning.split()[2] for warning in warnings) == [
+        f"{images}/junk{i}.jpg:" for i in range(3)
+    ]
+    junk(images, 0)
+    for path in sorted(images.glob("*.png"))[:20]:
+        path.write_text("gone")
+    with pytest.raises(UsageError, match=r"11 of the 85 .* max_unreadable=0.05 allows; the last"):
+        runs.train_here(config, workdir)
+    kept = runs.steps(workdir)
+    assert kept[-1] >= 10
+    assert runs.arrays(workdir)["training['step']"] == kept[-1]
+
+
+def test_diverging_run_stops_with_code_1(
+    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    traces = []
+
+    def counted(*args: Any, **settings: Any) -> Any:
+        traces.append(1)
+        return train_step(*args, **settings)
+
+    monkeypatch.setattr(train, "train_step", counted)
+    with runs.quick_compilation():
+        code, said = command(
+            "--config.optim.lr=1e25", "--config.optim.clip_grad=0", "--config.checkpoint.every_steps=1"
+        )
+    assert code == 1
+    assert len(traces) == 1  # a run traces its step once
+    last = said.splitlines()[-1]
+    assert last.startswith("stopped: loss or gradients were not finite in 3 steps in a row")
+    assert "Try a lower optim.lr" in last
+    assert "Traceback" not in said
+    workdir = tmp_path / "run"
+    good = runs.arrays(workdir)
+    assert all(np.isfinite(x).all() for name, x in good.items() if "params" in name)
+    assert good["training['skipped_in_a_row']"] < 3
