@@ -91,7 +91,7 @@ def check(sides: dict[str, Worker], task: Task) -> tuple[dict[str, list[float]],
             except Exception as error:  # the other variant may still be compared
                 refused[variant] = f"{type(error).__name__}: {error}"
                 continue
-            # A scaler of float16 losses may refuse the first steps: only the first loss is the same.
+            # A float16 scaler may skip the first steps: after them only the first loss is the same.
             compared = slice(None if exact else 1)
             pair = found[variant][compared], found["ours"][compared]
             if not np.allclose(*pair, rtol=tolerance, atol=0):
