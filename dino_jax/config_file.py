@@ -30,7 +30,7 @@ def read_config(path: str) -> ConfigDict:
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        return module.get_config(*[argument] if colon else [])
+        config = module.get_config(*[argument] if colon else [])
     except UsageError:
         raise
     except Exception as error:  # the file is the user's: whatever it raises is to be mended there
@@ -40,6 +40,9 @@ def read_config(path: str) -> ConfigDict:
         raise UsageError(
             f"config={file}{where} raises {type(error).__name__}: {error}; mend the file"
         ) from error
+    if not isinstance(config, ConfigDict):
+        raise UsageError(f"config={file}: get_config returns {config!r}, not a ConfigDict; mend it")
+    return config
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> None:

@@ -45,11 +45,12 @@ class TrainState:
 
 def init_meters(num_prototypes: int) -> Meters:
     """Empty sums."""
-    interval = ("steps", "loss", "teacher_entropy", "kl", "grad_norm", "center_change")
+    scalars = ("steps", "loss", "teacher_entropy", "kl", "grad_norm", "center_change")
+    # An array each: one that stands in two places cannot be donated.
     return Meters(
-        interval=dict.fromkeys(interval, jnp.zeros(()))
+        interval={name: jnp.zeros(()) for name in scalars}
         | {"teacher_mean": jnp.zeros(num_prototypes)},
-        epoch=dict.fromkeys(("steps", "loss"), jnp.zeros(())),
+        epoch={name: jnp.zeros(()) for name in ("steps", "loss")},
     )
 
 

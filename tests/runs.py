@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -73,7 +74,7 @@ def tiny_config(**changes: object) -> ConfigDict:
 
 @contextmanager
 def quick_compilation() -> Iterator[None]:
-    """Compiles as the processes of `start` do: without most optimisations, once for all of them."""
+    """Compiles as the processes of `started` do: without most optimisations, once for all of them."""
     config = {name: jax.config.values[name] for name in COMPILATION}
     compilation_cache.reset_cache()
     for name, value in COMPILATION.items():
@@ -112,23 +113,35 @@ def train_here(
         return train.run(config, workdir)
 
 
-def start(
+@contextmanager
+def started(
     workdir: Path, *settings: str, devices: int = 1, **environment: str
-) -> subprocess.Popen[str]:
-    """`python main.py` as a user types it, on so many devices of its own."""
+) -> Iterator[subprocess.Popen[str]]:
+    """`python main.py` as a user types it, on so many devices of its own; ended in any case."""
     environment |= {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     environment |= {name.upper(): str(value) for name, value in COMPILATION.items()}
-    return subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "main.py", "--config", CONFIG, "--workdir", str(workdir), *settings],
         cwd=ROOT,
         env=os.environ | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Polls, so often that even a checkpoint's temporary folder is seen."""
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.001)
 
 
 @cache

@@ -3,9 +3,8 @@
 import shutil
 import signal
 import socket
-import time
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import jax
@@ -75,21 +74,6 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def start_two(workdir: Path, *settings: str) -> list[Any]:
-    address = f"127.0.0.1:{free_port()}"
-    return [
-        runs.start(
-            workdir,
-            *settings,
-            devices=4,
-            JAX_COORDINATOR_ADDRESS=address,
-            JAX_NUM_PROCESSES="2",
-            JAX_PROCESS_ID=str(index),
-        )
-        for index in range(2)
-    ]
-
-
 def assert_close(workdir: Path, expected: Path) -> None:
     for name in ("log.txt", "metrics.jsonl"):
         ours, theirs = runs.records(workdir, name), runs.records(expected, name)
@@ -105,17 +89,25 @@ def assert_close(workdir: Path, expected: Path) -> None:
 def test_two_processes_train_the_run_of_one(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     settings = runs.arguments(eval__knn_every_epochs=1, checkpoint__every_steps=2)
-    processes = start_two(workdir, *settings)
-    try:
-        while not (workdir / "checkpoints" / "6").exists():
-            assert processes[0].poll() is None, processes[0].communicate()[0]
-            time.sleep(0.01)
+    address = f"127.0.0.1:{free_port()}"
+    with ExitStack() as stack:
+        processes = [
+            stack.enter_context(
+                runs.started(
+                    workdir,
+                    *settings,
+                    devices=4,
+                    JAX_COORDINATOR_ADDRESS=address,
+                    JAX_NUM_PROCESSES="2",
+                    JAX_PROCESS_ID=str(index),
+                )
+            )
+            for index in range(2)
+        ]
+        runs.wait_until((workdir / "checkpoints" / "6").exists, processes[0])
         # A signal to one of them stops both after the same step.
         processes[1].send_signal(signal.SIGTERM)
         outputs = [process.communicate(timeout=300)[0] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
     assert [process.returncode for process in processes] == [0, 0], outputs
     stopped = runs.steps(workdir)[-1]
     assert 6 < stopped < runs.TOTAL_STEPS

@@ -1,5 +1,6 @@
 """`python main.py`: what it refuses, what it survives, and how it ends."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -7,13 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
-import main
 import numpy as np
 import pytest
 import runs
 from PIL import Image
 
+import main
 from dino_jax import train
 from dino_jax.config_file import override, read_config
 from dino_jax.errors import UsageError
@@ -93,7 +93,7 @@ def junk(folder: Path, count: int) -> Path:
 )
 def test_refuses_settings(setting: str, message: str, refused: Callable[..., str]) -> None:
     said = refused(*[f"--config.{key}" for key in setting.split()])
-    assert runs.found(message, said)
+    assert re.search(message, said)
 
 
 def test_refuses_data(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -106,9 +106,9 @@ def test_refuses_data(refused: Callable[..., str], tmp_path: Path) -> None:
         "--config.eval.knn_every_epochs=1",
         f"--config.eval.knn_test={unlabelled}",
     )
-    assert runs.found("has no labels, which k-NN needs: put its images into a folder for", said)
+    assert re.search("has no labels, which k-NN needs: put its images into a folder for", said)
     said = refused(f"--config.data.train={junk(tmp_path / 'junk', 20)}")
-    assert runs.found(r"11 of the 20 images in .*junk cannot be read, .* or allow more", said)
+    assert re.search(r"11 of the 20 images in .*junk cannot be read, .* or allow more", said)
 
 
 def test_refuses_workdirs(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_refuses_workdirs(refused: Callable[..., str], tmp_path: Path) -> None:
     file.write_text("")
     for workdir in (file, file / "below"):
         said = refused(workdir=workdir)
-        assert runs.found(f"workdir={workdir} cannot be written .*: choose another folder", said)
+        assert re.search(f"workdir={workdir} cannot be written .*: choose another folder", said)
 
     other = shutil.copytree(runs.whole(), tmp_path / "other")
     settings = ["--config.optim.lr=0.1", "--config.data.train=shapes:86@train"]
@@ -191,8 +191,8 @@ def test_sets_keys_of_every_type() -> None:
 
 
 def test_exit_code_of_the_process(tmp_path: Path) -> None:
-    process = runs.start(tmp_path, "--config.modle.name=x")
-    output, _ = process.communicate(timeout=120)
+    with runs.started(tmp_path, "--config.modle.name=x") as process:
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 2
     assert output.startswith("error: unknown setting 'modle.name'")
     without = subprocess.run(
@@ -228,7 +228,6 @@ def test_unreadable_images_are_replaced_until_too_many(
     assert sorted(warning.split()[2] for warning in warnings) == [
         f"{images}/junk{i}.jpg:" for i in range(3)
     ]
-    junk(images, 0)
     for path in sorted(images.glob("*.png"))[:20]:
         path.write_text("gone")
     with pytest.raises(UsageError, match=r"11 of the 85 .* max_unreadable=0.05 allows; the last"):
@@ -250,7 +249,9 @@ def test_diverging_run_stops_with_code_1(
     monkeypatch.setattr(train, "train_step", counted)
     with runs.quick_compilation():
         code, said = command(
-            "--config.optim.lr=1e25", "--config.optim.clip_grad=0", "--config.checkpoint.every_steps=1"
+            "--config.optim.lr=1e25",
+            "--config.optim.clip_grad=0",
+            "--config.checkpoint.every_steps=1",
         )
     assert code == 1
     assert len(traces) == 1  # a run traces its step once

@@ -3,21 +3,12 @@
 import gc
 import shutil
 import signal
-import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import runs
-
-
-def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Polls, so often that even a checkpoint's temporary folder is seen."""
-    while not condition():
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.001)
 
 
 def seen(workdir: Path, pattern: str) -> Callable[[], bool]:
@@ -39,34 +30,27 @@ def test_killed_at_any_moment_and_continued(tmp_path: Path) -> None:
         seen(workdir, "5.*tmp*"),  # the same at the end of an epoch
         logged(workdir, 8),
     ]
-    process = runs.start(workdir, *command)
-    try:
+    with runs.started(workdir, *command) as process:
         for number, moment in enumerate(moments):
-            wait_until(moment, process)
+            runs.wait_until(moment, process)
             # A stopped process leaves on disk what a killed one would.
             process.send_signal(signal.SIGSTOP)
             shutil.copytree(workdir, tmp_path / f"killed_{number}")
             process.send_signal(signal.SIGCONT)
         process.kill()
-        assert process.wait(60) == -signal.SIGKILL
-    finally:
-        process.kill()
-        process.communicate()
+        assert process.wait() == -signal.SIGKILL
 
     # The same command continues, and ends in good order when interrupted.
     before = runs.steps(workdir)[-1]
-    process = runs.start(workdir, *command)
-    try:
-        wait_until(lambda: runs.steps(workdir)[-1] > before, process)
+    with runs.started(workdir, *command) as process:
+        runs.wait_until(lambda: runs.steps(workdir)[-1] > before, process)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
-    finally:
-        process.kill()
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     stopped = runs.steps(workdir)[-1]
+    assert before < stopped < runs.TOTAL_STEPS
     assert f"SIGINT: saved after step {stopped} of {runs.TOTAL_STEPS}" in output
     assert "the same command continues" in output
-    assert before < stopped < runs.TOTAL_STEPS
 
     for folder in [workdir, *tmp_path.glob("killed_*")]:
         runs.train_here(runs.tiny_config(), folder)
@@ -82,7 +66,7 @@ def test_stopped_at_the_end_of_an_epoch(tmp_path: Path) -> None:
     changed = runs.tiny_config(data__num_threads=5, checkpoint__keep_every_epochs=1)
     result = runs.train_here(changed, tmp_path)
     assert (result["step"], result["finished"]) == (runs.TOTAL_STEPS, True)
-    assert runs.steps(tmp_path) == [5, 10, 15]
+    assert runs.steps(tmp_path) == [5, 10, 12, 15]  # the two latest, and each epoch's
     runs.assert_equal(tmp_path, runs.whole())
 
 

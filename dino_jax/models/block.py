@@ -8,7 +8,6 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from flax.nnx.nn.dtypes import promote_dtype
 from flax.typing import Dtype
 
 # Torch truncates this normal at +-2, a hundred standard deviations: no truncation at all.
@@ -71,18 +70,10 @@ class Attention(nnx.Module):
         q, k, v = map(self._heads, jnp.split(self.qkv(x), 3, axis=-1))
         return q, k, v
 
-    def _class_query_keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        x, kernel, bias = promote_dtype(
-            (x, self.qkv.kernel[...], self.qkv.bias[...]), dtype=self.qkv.dtype
-        )
-        dim = x.shape[-1]
-        q = x[:, :1] @ kernel[:, :dim] + bias[:dim]
-        k, v = jnp.split(x @ kernel[:, dim:] + bias[dim:], 2, axis=-1)
-        return self._heads(q), self._heads(k), self._heads(v)
-
     def __call__(self, x: jax.Array, *, class_only: bool = False) -> jax.Array:
         """[B, N, D] -> [B, N, D], or [B, 1, D] for the class token alone."""
-        q, k, v = (self._class_query_keys_values if class_only else self.queries_keys_values)(x)
+        q, k, v = self.queries_keys_values(x)
+        q = q[:, :, :1] if class_only else q
         mixed = self.weights(q, k).astype(v.dtype) @ v
         return self.proj(mixed.swapaxes(1, 2).reshape(x.shape[0], -1, x.shape[-1]))
 
