@@ -44,7 +44,8 @@ def main() -> int:
             print(f"stopped: {error}", file=sys.stderr)
             return 1
     except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
+        line = str(error).splitlines()[0]  # Grain adds lines of its own to what its threads raise
+        print(f"error: {line}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)

@@ -85,10 +85,12 @@ def _set(config: ConfigDict, key: str, text: str) -> None:
 
 def _suggestion(key: str, known: list[str]) -> str:
     section, _, name = key.rpartition(".")
+    if inside := [k for k in known if k.startswith(f"{key}.")]:
+        return f"it has the keys {', '.join(inside)}"
     alike = [k for k in known if k.rpartition(".")[2] == name]
     if close := difflib.get_close_matches(key, alike or known, n=3, cutoff=0.75) or alike:
         return f"did you mean {' or '.join(close)}?"
-    if beside := [k for k in known if k.startswith((f"{key}.", f"{section}."))]:
+    if beside := [k for k in known if k.startswith(f"{section}.")]:
         return f"there are {', '.join(beside)}"
     return "configs/default.py describes every key"
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +20,9 @@ from dino_jax.step import MAX_SKIPPED_IN_A_ROW
 from dino_jax.train_state import TrainState
 
 Batch = dict[str, jax.Array]
+
+
+STEPS_AHEAD = 2
 
 
 class TrainingDiverged(RuntimeError):
@@ -80,8 +84,9 @@ def train_loop(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Runs the steps from `start` to the end, or until a stop is requested.
 
-    The host never waits for the device in mid-epoch: an interval's metrics are fetched after the
-    next step is under way.
+    The host stays ahead of the device, which never waits for it: an interval's metrics are fetched
+    after the next step is under way. It does not run further ahead than `STEPS_AHEAD` steps, since
+    every step under way holds a batch in the device's memory.
 
     Args:
       state: the state after `start` steps; donated.
@@ -103,6 +108,7 @@ def train_loop(
     clock = IntervalClock(data_seconds)
     result: dict[str, Any] = {"step": start}
     pending: tuple[int, dict[str, jax.Array]] | None = None
+    under_way: deque[jax.Array] = deque()
 
     def report(step: int, summary: dict[str, jax.Array]) -> None:
         metrics = {name: float(value) for name, value in jax.device_get(summary).items()}
@@ -117,6 +123,9 @@ def train_loop(
 
     for step in range(start + 1, cadence.total_steps + 1):
         state = step_fn(state, next(batches))
+        under_way.append(state.step + 0)  # a copy, since the next step takes the state's arrays
+        if len(under_way) > STEPS_AHEAD:
+            jax.block_until_ready(under_way.popleft())
         if pending:
             report(*pending)
             pending = None

@@ -74,7 +74,7 @@ def tiny_config(**changes: object) -> ConfigDict:
 
 @contextmanager
 def quick_compilation() -> Iterator[None]:
-    """Compiles as the processes of `started` do: without most optimisations, once for all of them."""
+    """Compiles as the processes of `started` do: without most optimisations, once for all."""
     config = {name: jax.config.values[name] for name in COMPILATION}
     compilation_cache.reset_cache()
     for name, value in COMPILATION.items():
