@@ -2,7 +2,7 @@
 
 python main.py --config=configs/quickstart.py --workdir=runs/quickstart
 
-The k-NN accuracy (ten shapes) rises from 22 % for the untrained network to about 40 %.
+The k-NN accuracy (ten shapes, k = 20) rises from 22 % for the untrained network to about 40 %.
 """
 
 from ml_collections import ConfigDict
