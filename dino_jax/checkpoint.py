@@ -144,7 +144,7 @@ class RunCheckpoints:
                 state = from_items(_restore(self._manager, step, to_items(abstract_state)))
             except DamagedCheckpoint as error:
                 problems.append(str(error))
-                logging.warning("%s; trying the one before", error)
+                logging.warning("%s; trying the one before", problems[-1])
                 continue
             for broken in steps[: steps.index(step)]:
                 self._manager.delete(broken)

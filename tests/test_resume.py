@@ -1,6 +1,5 @@
 """A run that was killed, stopped, damaged or moved ends as if nothing had happened."""
 
-import gc
 import shutil
 import signal
 from collections.abc import Callable
@@ -92,17 +91,16 @@ def test_another_number_of_devices_and_sharding(tmp_path: Path) -> None:
             np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5)
 
 
-# Orbax leaves a coroutine unfinished where it fails in the middle of reading.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_newest_checkpoint_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     runs.train_here(runs.tiny_config(), tmp_path, stop_after=7)
     assert runs.steps(tmp_path) == [5, 7]
     data = (tmp_path / "checkpoints" / "7").rglob("teacher/**/d/*")
     largest = max(data, key=lambda path: path.stat().st_size)
-    largest.write_bytes(largest.read_bytes()[:100])
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
     runs.train_here(runs.tiny_config(), tmp_path)
     warnings = [r.getMessage() for r in caplog.records if "step 7" in r.getMessage()]
     assert len(warnings) == 1
     assert warnings[0].endswith("trying the one before")
     runs.assert_equal(tmp_path, runs.whole())
-    gc.collect()
