@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 from PIL import Image
 
 from dino_jax.data.folder import open_folder
@@ -21,16 +20,11 @@ class Source(Protocol):
 
     Attributes:
       spec: the text that opens this source.
-      labels: [len] int32 classes, or None. Reads the whole set where the kind is `tfds`: a loop
-        that reads the pictures anyway asks for `label` instead.
       class_names: by class, or None where the source has no names.
     """
 
     spec: str
     class_names: tuple[str, ...] | None
-
-    @property
-    def labels(self) -> np.ndarray | None: ...
 
     def __len__(self) -> int: ...
 

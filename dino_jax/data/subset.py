@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -20,11 +19,6 @@ class Subset:
     @property
     def spec(self) -> str:
         return f"{self._source.spec}[{self._records.start}:{self._records.stop}]"
-
-    @property
-    def labels(self) -> np.ndarray | None:
-        labels = self._source.labels
-        return None if labels is None else labels[self._records.start : self._records.stop]
 
     def __len__(self) -> int:
         return len(self._records)

@@ -49,13 +49,6 @@ class TfdsSource:
     def __len__(self) -> int:
         return len(self._records)
 
-    @property
-    def labels(self) -> np.ndarray | None:
-        if self._labels is not None:
-            for index in np.flatnonzero(self._labels == _UNKNOWN):
-                self._read(index)
-        return self._labels
-
     def image(self, index: int) -> Image.Image:
         return open_image(io.BytesIO(self._read(index)))
 

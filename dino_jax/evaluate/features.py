@@ -5,7 +5,7 @@ Dims: N images, B a batch, D width.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -20,6 +20,14 @@ from dino_jax.data.preprocess import eval_transform
 PyTree = Any
 Batch = dict[str, jax.Array]
 FeatureFn = Callable[[PyTree, PyTree, Batch], Batch]
+
+
+class Features(NamedTuple):
+    """What a pass over a source gives: a row for every readable image, in order."""
+
+    features: np.ndarray  # [N, D] float32
+    labels: np.ndarray  # [N] int32, -1 for none
+    index: np.ndarray  # [N] int32, in the source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +48,8 @@ def feature_function(graphdef: nnx.GraphDef, transform: EvalTransform, mesh: Mes
       graphdef: of a backbone in evaluation mode.
       transform: how canvases become images.
       mesh: the devices that share a batch.
-    Returns: maps (params, batch_stats, batch) to features [B, D] and the batch's `index [B]` and
-      `valid [B]`, all of them whole on every device and host.
+    Returns: maps (params, batch_stats, batch) to `features [B, D]` and the batch's own
+      `labels [B]`, `index [B]` and `valid [B]`, all of them whole on every device and host.
     """
 
     def features(params: PyTree, batch_stats: PyTree, batch: Batch) -> Batch:
@@ -56,7 +64,8 @@ def feature_function(graphdef: nnx.GraphDef, transform: EvalTransform, mesh: Mes
             std=transform.std,
         )
         model = nnx.merge(graphdef, params, batch_stats)
-        return {"features": model(images), "index": batch["index"], "valid": batch["valid"]}
+        kept = {"labels": batch["label"], "index": batch["index"], "valid": batch["valid"]}
+        return {"features": model(images)} | kept
 
     return jax.jit(features, out_shardings=sharding.replicated(mesh))
 
@@ -70,7 +79,7 @@ def extract(
     num_threads: int,
     mesh: Mesh,
     on_batch: Callable[[int], object] = lambda images: None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Features:
     """Features of every readable image, in order.
 
     Args:
@@ -81,8 +90,7 @@ def extract(
       num_threads: that decode images.
       mesh: the devices that share a batch.
       on_batch: called with the number of images of each finished batch, for a progress bar.
-    Returns: features [N, D] float32 and their indices in the source [N]; an image that cannot be
-      read is left out of both.
+    Returns: features, labels and indices in the source; an image that cannot be read is left out.
     """
     batches = eval_batches(
         records,
@@ -94,12 +102,13 @@ def extract(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    features, indices = [], []
+    parts = []
     with DevicePrefetch(batches, sharding.batch_sharded(mesh)) as on_device:
         for batch in on_device:
             output = jax.device_get(feature_fn(batch))
-            features.append(output["features"][output["valid"]])
-            indices.append(output["index"][output["valid"]])
-            on_batch(len(indices[-1]))
-    order = np.argsort(joined := np.concatenate(indices))  # hosts take turns within a batch
-    return np.concatenate(features)[order], joined[order]
+            valid = output.pop("valid")
+            parts.append(Features(**{name: rows[valid] for name, rows in output.items()}))
+            on_batch(len(parts[-1].index))
+    joined = Features(*map(np.concatenate, zip(*parts, strict=True)))
+    order = np.argsort(joined.index)  # hosts take turns within a batch
+    return Features(*(rows[order] for rows in joined))

@@ -10,9 +10,9 @@ from dino_jax import sharding
 from dino_jax.data.pipeline import Records
 from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features import EvalTransform, extract, feature_function
+from dino_jax.evaluate.features import EvalTransform, Features, extract, feature_function
 from dino_jax.evaluate.knn import KS, check_votes
-from dino_jax.evaluate.labelled import Features, knn_of_sources, open_labelled
+from dino_jax.evaluate.labelled import knn_of_sources, open_labelled
 from dino_jax.evaluate.results import check_writable, table, write_results
 from dino_jax.models.network import split
 from dino_jax.weights.load import load
@@ -95,7 +95,7 @@ def knn(
 
     sides = [features(source) for source in sources]
     scores = knn_of_sources(*sources, *sides, ks=ks, temperature=temperature)
-    unreadable = {s.spec: len(s) - len(side[1]) for s, side in zip(sources, sides, strict=True)}
+    unreadable = {s.spec: len(s) - len(side.index) for s, side in zip(sources, sides, strict=True)}
     if is_main:
         rows = [[k, f"{row['top1']:.2f}", f"{row['top5']:.2f}"] for k, row in scores.items()]
         print(table(["k", "top-1 %", "top-5 %"], rows))

@@ -6,9 +6,8 @@ import numpy as np
 
 from dino_jax.data.sources import Source, open_source
 from dino_jax.errors import UsageError
+from dino_jax.evaluate.features import Features
 from dino_jax.evaluate.knn import knn_accuracy
-
-Features = tuple[np.ndarray, np.ndarray]  # [N, D], and [N] indices in the source
 
 
 def open_labelled(train: str, test: str) -> tuple[Source, Source]:
@@ -59,16 +58,15 @@ def knn_of_sources(
       temperature: of the votes.
     Returns: `{k: {"top1": percent, "top5": percent}}`.
     """
-    train_labels, test_labels = bank.labels, queries.labels
+    test_labels = query_features.labels
     if bank.class_names is not None:
         number = {name: i for i, name in enumerate(bank.class_names)}
         test_labels = np.array([number[name] for name in queries.class_names])[test_labels]
-    (train_features, train_index), (test_features, test_index) = bank_features, query_features
     return knn_accuracy(
-        train_features,
-        train_labels[train_index],
-        test_features,
-        test_labels[test_index],
+        bank_features.features,
+        bank_features.labels,
+        query_features.features,
+        test_labels,
         ks=ks,
         temperature=temperature,
     )

@@ -19,7 +19,6 @@ def test_a_part_holds_the_records_of_its_range(part: str, expected: range) -> No
     assert len(some) == len(expected)
     assert some.spec == f"shapes:20@train[{expected.start}:{expected.stop}]"
     assert some.class_names == whole.class_names
-    np.testing.assert_array_equal(some.labels, whole.labels[list(expected)])
     for index, record in enumerate(expected):
         assert some.name(index) == whole.name(record)
         assert some.label(index) == whole.label(record)

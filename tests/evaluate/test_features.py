@@ -28,7 +28,7 @@ def features_of(
     weights = jax.device_put((params, batch_stats), sharding.replicated(mesh))
     compiled = feature_function(graphdef, TRANSFORM, mesh)
     batches: list[int] = []
-    features, indices = extract(
+    features, labels, indices = extract(
         lambda batch: compiled(*weights, batch),
         Records(source, max_unreadable=1.0),
         TRANSFORM,
@@ -37,6 +37,7 @@ def features_of(
         mesh=mesh,
         on_batch=batches.append,
     )
+    assert (labels == [source.label(i) for i in indices]).all()
     return features, indices, batches
 
 
