@@ -3,15 +3,13 @@
 import dataclasses
 import time
 from collections.abc import Callable
-from functools import partial
 
 import jax
 from ml_collections import ConfigDict
 
-from dino_jax import optim, settings, sharding
-from dino_jax.step import MakeViews, StepSettings
-from dino_jax.train import Batch, compile_step, make_views
-from dino_jax.train_state import TrainState, initializer
+from dino_jax.plan import make_plan
+from dino_jax.step import Batch, MakeViews, compile_step
+from dino_jax.train_state import TrainState
 
 STEPS_PER_EPOCH = 1000  # of the schedules; about those of a million images
 
@@ -30,11 +28,6 @@ class OurStep:
         return self.state
 
 
-def crop_maker(config: ConfigDict) -> MakeViews:
-    """Makes the crops of a config, as `train.run` does."""
-    return partial(make_views, seed=config.seed, crops=settings.crop_settings(config))
-
-
 def build(
     config: ConfigDict,
     batch: Batch,
@@ -42,34 +35,11 @@ def build(
     views: MakeViews,
 ) -> OurStep:
     """Makes the first state on the mesh and compiles the step for batches like this one."""
-    tx = optim.make_optimizer(
-        config.optim.name,
-        clip_grad=config.optim.clip_grad,
-        norm_last_layer=config.head.norm_last_layer,
-    )
-    network, init = initializer(
-        partial(settings.build_model, config), tx, num_prototypes=config.head.out_dim
-    )
-    key = jax.random.key(config.seed)
-    shardings = sharding.state_shardings(jax.eval_shape(init, key), mesh, config.train.sharding)
-    state = jax.jit(init, out_shardings=shardings)(key)
-    step_settings = StepSettings(
-        network=network,
-        tx=tx,
-        make_views=views,
-        **settings.make_schedules(config, STEPS_PER_EPOCH),
-        steps_per_epoch=STEPS_PER_EPOCH,
-        freeze_steps=config.optim.freeze_last_layer * STEPS_PER_EPOCH,
-        student_temp=config.loss.student_temp,
-        center_momentum=config.loss.center_momentum,
-        accumulation_steps=config.optim.accumulation_steps,
-        log_every=config.log.every_steps,
-        weights_sharding=sharding.replicated(mesh),
-        gradients_sharding=shardings.params,
-    )
+    plan = make_plan(config, mesh, steps_per_epoch=STEPS_PER_EPOCH, views=views)
+    state = plan.first_state(config.seed)
     start = time.perf_counter()
-    compiled = compile_step(step_settings, state, batch, shardings)
-    return OurStep(state, compiled, shardings, time.perf_counter() - start)
+    compiled = compile_step(plan.step, state, batch, plan.shardings)
+    return OurStep(state, compiled, plan.shardings, time.perf_counter() - start)
 
 
 def seconds_per_call(work: Callable[[], object], *, groups: int, size: int) -> list[float]:

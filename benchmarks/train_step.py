@@ -37,13 +37,14 @@ import numpy as np
 from config_flag import describe, load, parser
 from flops import flops_per_image
 from ml_collections import ConfigDict
-from our_step import OurStep, build, crop_maker, peak_bytes, seconds_per_call
+from our_step import OurStep, build, peak_bytes, seconds_per_call
 
 from dino_jax import settings, sharding
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.sources import open_source
-from dino_jax.train import Batch
+from dino_jax.plan import crop_maker
+from dino_jax.step import Batch
 
 GROUPS = 5  # of timed steps; the median is of these
 READ_AHEAD = 4  # batches that threads and prefetch may hold ready before the first is taken

@@ -5,6 +5,7 @@ step gathers the weights, and each device updates its own slice (Rajbhandari et 
 arXiv 1910.02054). Batches are spread over their first axis in both.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -53,3 +54,37 @@ def with_shardings(abstract_state: PyTree, shardings: PyTree) -> PyTree:
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract_state, shardings
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class PassLayout:
+    """Where the arrays of a forward and backward pass lie; None leaves it to XLA."""
+
+    student: PyTree | None = None  # parameters
+    teacher: NamedSharding | None = None  # parameters
+    logits: NamedSharding | None = None  # the student's
+    gradients: PyTree | None = None
+
+
+def pass_layout(param_shardings: PyTree, mesh: Mesh) -> PassLayout:
+    """Weights are gathered before a pass, and gradients end where the parameters are stored.
+
+    The student's prototypes stay where they are stored: XLA normalises each slice there, for its
+    gradient, and gathers the result; a gather of the parameter would be a second one. That makes
+    it prefer logits spread over the prototypes, so these are pinned to the batch.
+    """
+
+    def student(path: tuple[Any, ...], stored: NamedSharding) -> NamedSharding:
+        return stored if jax.tree_util.DictKey("last_layer") in path else replicated(mesh)
+
+    return PassLayout(
+        student=jax.tree_util.tree_map_with_path(student, param_shardings),
+        teacher=replicated(mesh),
+        logits=batch_sharded(mesh),
+        gradients=param_shardings,
+    )
+
+
+def constrain(tree: PyTree, where: PyTree | None) -> PyTree:
+    """The tree, its arrays laid out as `where` says."""
+    return tree if where is None else jax.lax.with_sharding_constraint(tree, where)

@@ -5,6 +5,7 @@ Dims: B images, V views, K prototypes.
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import jax
@@ -14,6 +15,7 @@ import optax
 from dino_jax.losses import LossOutput, dino_loss, update_center
 from dino_jax.models.network import Network
 from dino_jax.schedules import Schedule
+from dino_jax.sharding import PassLayout, constrain
 from dino_jax.train_state import Meters, TrainState
 
 PyTree = Any
@@ -41,13 +43,7 @@ class StepSettings:
     center_momentum: float = 0.9
     accumulation_steps: int = 1
     log_every: int = 1  # steps in a log interval
-    # Where the weights lie during a pass, and the gradients after it; None leaves it to XLA.
-    weights_sharding: jax.sharding.Sharding | None = None
-    gradients_sharding: PyTree | None = None
-
-
-def _constrain(tree: PyTree, where: PyTree | None) -> PyTree:
-    return tree if where is None else jax.lax.with_sharding_constraint(tree, where)
+    layout: PassLayout | None = None  # None leaves it to XLA
 
 
 @dataclasses.dataclass
@@ -60,6 +56,16 @@ class _Pass:
 
 
 jax.tree_util.register_dataclass(_Pass)
+
+
+def compile_step(
+    settings: StepSettings, state: TrainState, batch: Batch, shardings: TrainState
+) -> Callable[[TrainState, Batch], TrainState]:
+    """Traces and compiles the step once, for these shapes; it donates the state."""
+    jitted = jax.jit(
+        partial(train_step, settings=settings), donate_argnums=0, out_shardings=shardings
+    )
+    return jitted.lower(state, batch).compile()
 
 
 def train_step(state: TrainState, batch: Batch, *, settings: StepSettings) -> TrainState:
@@ -135,9 +141,9 @@ def _forward_backward(
     """
     epoch = state.step // settings.steps_per_epoch
     teacher_temp = settings.teacher_temp(state.step)
-    params, teacher_params = _constrain(
-        (state.params, state.teacher_params), settings.weights_sharding
-    )
+    layout = settings.layout or PassLayout()
+    params = constrain(state.params, layout.student)
+    teacher_params = constrain(state.teacher_params, layout.teacher)
 
     def one_pass(stats: tuple[PyTree, PyTree], batch: Batch) -> tuple[tuple[PyTree, PyTree], _Pass]:
         batch_stats, teacher_batch_stats = stats
@@ -149,7 +155,7 @@ def _forward_backward(
         def student_loss(params: PyTree) -> tuple[jax.Array, tuple[LossOutput, PyTree]]:
             logits, new_stats = settings.network(params, batch_stats, views, keys)
             output = dino_loss(
-                logits,
+                constrain(logits, layout.logits),
                 teacher_logits,
                 state.center,
                 student_temp=settings.student_temp,
@@ -158,7 +164,7 @@ def _forward_backward(
             return output.loss, (output, new_stats)
 
         (_, (loss, batch_stats)), grads = jax.value_and_grad(student_loss, has_aux=True)(params)
-        grads = _constrain(grads, settings.gradients_sharding)
+        grads = constrain(grads, layout.gradients)
         result = _Pass(grads, loss, teacher_logits.mean((0, 1)))
         return (batch_stats, teacher_batch_stats), result
 

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from dino_jax import health, optim, settings, sharding
+from dino_jax import health, settings, sharding
 from dino_jax.checkpoint import RunCheckpoints
-from dino_jax.data.augment import CropSettings, augment
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.sources import open_source
@@ -22,32 +20,9 @@ from dino_jax.evaluate.online import OnlineKnn
 from dino_jax.interrupt import StopRequest
 from dino_jax.loop import Cadence, train_loop
 from dino_jax.metrics import RunLog
-from dino_jax.step import StepSettings, train_step
-from dino_jax.train_state import TrainState, initializer
-
-PyTree = Any
-Batch = dict[str, jax.Array]
-
-
-def make_views(
-    batch: Batch, epoch: jax.Array, *, seed: int, crops: CropSettings
-) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """All crops of a batch, and a key an image for stochastic depth.
-
-    What is random about an image follows from the seed, the epoch and its index in the data; so it
-    depends neither on the batch's layout nor on devices, threads or accumulation.
-
-    Args:
-      batch: `canvas [B, S, S, C]`, `size [B, 2]` and `index [B]`.
-      epoch: int32 [].
-      seed: of the run.
-      crops: sizes, scales and probabilities.
-    Returns: ([B, 2, H, W, C], [B, L, h, w, C]) without the latter where L is 0, and [B] keys.
-    """
-    key = jax.random.fold_in(jax.random.key(seed), epoch)
-    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index)))(batch["index"])
-    views = augment(batch["canvas"], batch["size"], keys[:, 0], crops)
-    return tuple(group for group in views if group.shape[1]), keys[:, 1]
+from dino_jax.plan import make_plan
+from dino_jax.step import compile_step
+from dino_jax.train_state import TrainState
 
 
 def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -79,16 +54,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     knn = OnlineKnn(config, mesh) if config.eval.knn_every_epochs else None
 
     # Shapes, then shardings, then arrays: the state never lies on one device alone.
-    tx = optim.make_optimizer(
-        config.optim.name,
-        clip_grad=config.optim.clip_grad,
-        norm_last_layer=config.head.norm_last_layer,
-    )
-    build = partial(settings.build_model, config)
-    network, init = initializer(build, tx, num_prototypes=config.head.out_dim)
-    key, _ = jax.random.split(jax.random.key(config.seed))  # crops use the whole
-    shapes = jax.eval_shape(init, key)
-    shardings = sharding.state_shardings(shapes, mesh, config.train.sharding)
+    plan = make_plan(config, mesh, steps_per_epoch=steps_per_epoch)
 
     with (
         StopRequest() as stop,  # outermost: a signal must not cut off the last save
@@ -100,9 +66,9 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     ):
         if former := checkpoints.latest_about():
             settings.check_same_run(former, config, num_images=len(source), workdir=workdir)
-        state = checkpoints.restore_latest(sharding.with_shardings(shapes, shardings))
+        state = checkpoints.restore_latest(sharding.with_shardings(plan.shapes, plan.shardings))
         if state is None:
-            state = jax.jit(init, out_shardings=shardings)(key)
+            state = plan.first_state(config.seed)
         start = int(state.step)
         if start == total_steps:
             print(f"{workdir} is finished: all {total_steps} steps are done")
@@ -136,25 +102,8 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         ):
             for sentence in settings.advice(config):
                 log.message(f"note: {sentence}")
-            schedules = settings.make_schedules(config, steps_per_epoch)
-            step_settings = StepSettings(
-                network=network,
-                tx=tx,
-                make_views=partial(
-                    make_views, seed=config.seed, crops=settings.crop_settings(config)
-                ),
-                **schedules,
-                steps_per_epoch=steps_per_epoch,
-                freeze_steps=config.optim.freeze_last_layer * steps_per_epoch,
-                student_temp=config.loss.student_temp,
-                center_momentum=config.loss.center_momentum,
-                accumulation_steps=config.optim.accumulation_steps,
-                log_every=config.log.every_steps,
-                weights_sharding=sharding.replicated(mesh),
-                gradients_sharding=shardings.params,
-            )
             first = next(batches)  # unreadable data is found before anything compiles
-            step_fn = compile_step(step_settings, state, first, shardings)
+            step_fn = compile_step(plan.step, state, first, plan.shardings)
             log.message(memory_line(step_fn, state))
             score = lambda state: knn(state.teacher_params, state.teacher_batch_stats)  # noqa: E731
             if knn and config.eval.knn_at_start and start == 0:
@@ -172,7 +121,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                     save_every=config.checkpoint.every_steps,
                     knn_every_epochs=config.eval.knn_every_epochs,
                 ),
-                schedules=schedules,
+                schedules=settings.make_schedules(config, steps_per_epoch),
                 assess=partial(
                     health.assess,
                     num_prototypes=config.head.out_dim,
@@ -195,16 +144,6 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                     "same command continues"
                 )
     return result | {"total_steps": total_steps, "finished": result["step"] == total_steps}
-
-
-def compile_step(
-    step_settings: StepSettings, state: TrainState, batch: Batch, shardings: TrainState
-) -> Callable[[TrainState, Batch], TrainState]:
-    """Traces and compiles the step once, for these shapes; it donates the state."""
-    jitted = jax.jit(
-        partial(train_step, settings=step_settings), donate_argnums=0, out_shardings=shardings
-    )
-    return jitted.lower(state, batch).compile()
 
 
 def memory_line(step_fn: jax.stages.Compiled, state: TrainState) -> str:

@@ -13,8 +13,8 @@ from configs import default
 from dino_jax import health, optim, settings
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.sources import open_source
+from dino_jax.plan import make_views
 from dino_jax.step import StepSettings, train_step
-from dino_jax.train import make_views
 from dino_jax.train_state import TrainState, initializer
 
 STEPS, WARMUP, INTERVAL = 240, 40, 40

@@ -14,7 +14,7 @@ import runs
 from PIL import Image
 
 import main
-from dino_jax import train
+from dino_jax import step, train
 from dino_jax.config_file import override, read_config
 from dino_jax.errors import UsageError
 from dino_jax.step import train_step
@@ -251,7 +251,7 @@ def test_diverging_run_stops_with_code_1(
         traces.append(1)
         return train_step(*args, **settings)
 
-    monkeypatch.setattr(train, "train_step", counted)
+    monkeypatch.setattr(step, "train_step", counted)
     with runs.quick_compilation():
         code, said = command(
             "--config.optim.lr=1e25",

@@ -16,8 +16,8 @@ from dino_jax.losses import dino_loss
 from dino_jax.models import DINOHead
 from dino_jax.models.block import Block
 from dino_jax.models.network import MultiCropModel, Network, abstract
-from dino_jax.step import MAX_SKIPPED_IN_A_ROW, StepSettings, train_step
-from dino_jax.train import compile_step, make_views
+from dino_jax.plan import make_views
+from dino_jax.step import MAX_SKIPPED_IN_A_ROW, StepSettings, compile_step, train_step
 from dino_jax.train_state import TrainState, init_meters, start_state
 
 PyTree = Any

@@ -1,0 +1,95 @@
+"""From a config to what a run computes: its network, its first state, its layout and its step."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dino_jax import optim, settings, sharding
+from dino_jax.data.augment import CropSettings, augment
+from dino_jax.step import Batch, MakeViews, StepSettings
+from dino_jax.train_state import TrainState, initializer
+
+PyTree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run computes, before any array is made."""
+
+    init: Callable[[jax.Array], TrainState]  # from a PRNG key
+    shapes: TrainState  # of the state
+    shardings: TrainState
+    step: StepSettings
+
+    def first_state(self, seed: int) -> TrainState:
+        """The state of step 0; every array is made where it belongs."""
+        key, _ = jax.random.split(jax.random.key(seed))  # crops use the whole
+        return jax.jit(self.init, out_shardings=self.shardings)(key)
+
+
+def make_plan(
+    config: ConfigDict, mesh: Mesh, *, steps_per_epoch: int, views: MakeViews | None = None
+) -> Plan:
+    """Lays out a run: shapes first, then shardings from the shapes.
+
+    Args:
+      config: checked.
+      mesh: the devices.
+      steps_per_epoch: of the schedules.
+      views: makes the crops; unset, those of the config.
+    """
+    tx = optim.make_optimizer(
+        config.optim.name,
+        clip_grad=config.optim.clip_grad,
+        norm_last_layer=config.head.norm_last_layer,
+    )
+    network, init = initializer(
+        partial(settings.build_model, config), tx, num_prototypes=config.head.out_dim
+    )
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = sharding.state_shardings(shapes, mesh, config.train.sharding)
+    step = StepSettings(
+        network=network,
+        tx=tx,
+        make_views=views or crop_maker(config),
+        **settings.make_schedules(config, steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
+        freeze_steps=config.optim.freeze_last_layer * steps_per_epoch,
+        student_temp=config.loss.student_temp,
+        center_momentum=config.loss.center_momentum,
+        accumulation_steps=config.optim.accumulation_steps,
+        log_every=config.log.every_steps,
+        layout=sharding.pass_layout(shardings.params, mesh),
+    )
+    return Plan(init, shapes, shardings, step)
+
+
+def crop_maker(config: ConfigDict) -> MakeViews:
+    """Makes the crops of a config's batches."""
+    return partial(make_views, seed=config.seed, crops=settings.crop_settings(config))
+
+
+def make_views(
+    batch: Batch, epoch: jax.Array, *, seed: int, crops: CropSettings
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """All crops of a batch, and a key an image for stochastic depth.
+
+    What is random about an image follows from the seed, the epoch and its index in the data; so it
+    depends neither on the batch's layout nor on devices, threads or accumulation.
+
+    Args:
+      batch: `canvas [B, S, S, C]`, `size [B, 2]` and `index [B]`.
+      epoch: int32 [].
+      seed: of the run.
+      crops: sizes, scales and probabilities.
+    Returns: ([B, 2, H, W, C], [B, L, h, w, C]) without the latter where L is 0, and [B] keys.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), epoch)
+    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index)))(batch["index"])
+    views = augment(batch["canvas"], batch["size"], keys[:, 0], crops)
+    return tuple(group for group in views if group.shape[1]), keys[:, 1]
