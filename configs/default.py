@@ -35,6 +35,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.head.bottleneck_dim = 256
     config.head.num_layers = 3
     config.head.use_bn = False  # BatchNorm before each GELU
+    config.head.weight_norm = True  # of the prototypes; False as the released ResNet-50 had it
     config.head.norm_last_layer = True  # False gains a little with vit_small, unstable with others
 
     config.loss = ConfigDict()

@@ -2,7 +2,8 @@
 
 python main.py --config=configs/vit_base.py --workdir=runs/b16 --config.data.train=folder:/imagenet/train
 
-The scores are those of the released weights.
+The scores are those of the released weights, whose exact arguments lie in their full checkpoint
+(`args`); this recipe follows the advice of the paper and the reference's documentation.
 """
 
 from ml_collections import ConfigDict

@@ -2,9 +2,10 @@
 
 python main.py --config=configs/vit_small8.py --workdir=runs/s8 --config.data.train=folder:/imagenet/train
 
-The scores are those of the released weights. Patches of 8 pixels mean four times the tokens of
-vit_small.py; when memory is short, set --config.model.remat=dots or full, or
---config.optim.accumulation_steps.
+The scores are those of the released weights, whose exact arguments lie in their full checkpoint
+(`args`); this recipe follows the advice of the paper and the reference's documentation.
+Patches of 8 pixels mean four times the tokens of vit_small.py; when memory is short, set
+--config.model.remat=dots or full, or --config.optim.accumulation_steps.
 """
 
 from ml_collections import ConfigDict

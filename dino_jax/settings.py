@@ -56,6 +56,7 @@ def build_model(config: ConfigDict, rngs: nnx.Rngs) -> MultiCropModel:
         bottleneck_dim=config.head.bottleneck_dim,
         num_layers=config.head.num_layers,
         use_bn=config.head.use_bn,
+        weight_norm=config.head.weight_norm,
         dtype=compute_dtype(config.model.dtype),
         rngs=rngs,
     )

@@ -47,6 +47,8 @@ class DINOHead(nnx.Module):
       bottleneck_dim: width of the MLP's output.
       num_layers: linear layers of the MLP; 1 means D -> bottleneck alone.
       use_bn: BatchNorm before each GELU.
+      weight_norm: normalise the prototypes; without it they are a plain bias-free linear layer, as
+        in the head that the ResNet-50 was released with.
       dtype: compute dtype; None computes in the parameters' dtype.
       rngs: source of the initial weights.
     """
@@ -60,6 +62,7 @@ class DINOHead(nnx.Module):
         bottleneck_dim: int = 256,
         num_layers: int = 3,
         use_bn: bool = False,
+        weight_norm: bool = True,
         dtype: Dtype | None = None,
         rngs: nnx.Rngs,
     ) -> None:
@@ -74,7 +77,15 @@ class DINOHead(nnx.Module):
         self.norms = nnx.List(
             BatchNorm(dim, dtype=dtype, rngs=rngs) for dim in dims[1:-1] if use_bn
         )
-        self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, dtype=dtype, rngs=rngs)
+        if weight_norm:
+            self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, dtype=dtype, rngs=rngs)
+        else:
+            self.last_layer = linear(
+                bottleneck_dim,
+                out_dim,
+                use_bias=False,
+                preferred_element_type=None if dtype is None else jnp.float32,
+            )
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Features [B, D] -> logits [B, K], float32 or wider."""
@@ -85,4 +96,5 @@ class DINOHead(nnx.Module):
                 x = jax.nn.gelu(x, approximate=False)
         x = at_least_float32(x)
         square_norm = jnp.sum(x * x, axis=-1, keepdims=True)
-        return self.last_layer(x * jax.lax.rsqrt(jnp.maximum(square_norm, 1e-24)))
+        x = x * jax.lax.rsqrt(jnp.maximum(square_norm, 1e-24))
+        return at_least_float32(self.last_layer(x))
