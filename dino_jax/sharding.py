@@ -60,27 +60,14 @@ def with_shardings(abstract_state: PyTree, shardings: PyTree) -> PyTree:
 class PassLayout:
     """Where the arrays of a forward and backward pass lie; None leaves it to XLA."""
 
-    student: PyTree | None = None  # parameters
-    teacher: NamedSharding | None = None  # parameters
-    logits: NamedSharding | None = None  # the student's
+    weights: NamedSharding | None = None  # of student and teacher
     gradients: PyTree | None = None
 
 
 def pass_layout(param_shardings: PyTree, mesh: Mesh) -> PassLayout:
-    """Weights are gathered before a pass, and gradients end where the parameters are stored.
-
-    The student's prototypes stay where they are stored: XLA normalises each slice there, for its
-    gradient, and gathers the result; a gather of the parameter would be a second one. That makes
-    it prefer logits spread over the prototypes, so these are pinned to the batch.
-    """
-
-    def student(path: tuple[Any, ...], stored: NamedSharding) -> NamedSharding:
-        return stored if jax.tree_util.DictKey("last_layer") in path else replicated(mesh)
-
+    """Weights are gathered before a pass, and gradients end where the parameters are stored."""
     return PassLayout(
-        student=jax.tree_util.tree_map_with_path(student, param_shardings),
-        teacher=replicated(mesh),
-        logits=batch_sharded(mesh),
+        weights=replicated(mesh),
         gradients=param_shardings,
     )
 

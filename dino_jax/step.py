@@ -142,8 +142,7 @@ def _forward_backward(
     epoch = state.step // settings.steps_per_epoch
     teacher_temp = settings.teacher_temp(state.step)
     layout = settings.layout or PassLayout()
-    params = constrain(state.params, layout.student)
-    teacher_params = constrain(state.teacher_params, layout.teacher)
+    params, teacher_params = constrain((state.params, state.teacher_params), layout.weights)
 
     def one_pass(stats: tuple[PyTree, PyTree], batch: Batch) -> tuple[tuple[PyTree, PyTree], _Pass]:
         batch_stats, teacher_batch_stats = stats
@@ -155,7 +154,7 @@ def _forward_backward(
         def student_loss(params: PyTree) -> tuple[jax.Array, tuple[LossOutput, PyTree]]:
             logits, new_stats = settings.network(params, batch_stats, views, keys)
             output = dino_loss(
-                constrain(logits, layout.logits),
+                logits,
                 teacher_logits,
                 state.center,
                 student_temp=settings.student_temp,

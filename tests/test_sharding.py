@@ -256,5 +256,5 @@ def test_fsdp_gathers_each_weight_once_a_network(fsdp: Run) -> None:
     found = moved(fsdp.program)
     assert set(found) <= {"all-gather", "all-reduce", "reduce-scatter"}
     spread = [p.size for p in jax.tree.leaves(SHAPES.params) if p.size >= sharding.FSDP_MIN_SIZE]
-    # The student's and the teacher's, and the K norms of the student's prototypes.
-    assert 2 * sum(spread) <= found["all-gather"] <= 2 * sum(spread) + K
+    # The student's and the teacher's; and K norms of the prototypes of each, twice the student's.
+    assert 2 * sum(spread) <= found["all-gather"] <= 2 * sum(spread) + 3 * K

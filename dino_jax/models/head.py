@@ -31,10 +31,13 @@ class WeightNormLinear(nnx.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """[B, in] -> [B, out], float32 or wider."""
         v = self.v[...]
-        kernel = v * (self.g[...] / jnp.linalg.norm(v, axis=0, keepdims=True))
+        scale = self.g[...] / jnp.linalg.norm(v, axis=0, keepdims=True)
         dtype = self.dtype or jnp.promote_types(x.dtype, v.dtype)
         accumulator = jnp.promote_types(dtype, jnp.float32)
-        return jnp.matmul(x.astype(dtype), kernel.astype(dtype), preferred_element_type=accumulator)
+        products = jnp.matmul(x.astype(dtype), v.astype(dtype), preferred_element_type=accumulator)
+        # The barrier keeps the norms out of the product, in which XLA's CPU back end would compute
+        # them again and again.
+        return products * jax.lax.optimization_barrier(scale)
 
 
 class DINOHead(nnx.Module):
