@@ -42,8 +42,7 @@ def flops_per_image(config: ConfigDict) -> float | None:
     if not isinstance(model.backbone, VisionTransformer):
         return None
     widths = [model.backbone.embed_dim, *(layer.out_features for layer in model.head.layers)]
-    prototypes = model.head.last_layer.v.shape[1]
-    head = sum(2 * a * b for a, b in pairwise([*widths, prototypes]))
+    head = sum(2 * a * b for a, b in pairwise([*widths, config.head.out_dim]))
     total = 0
     for side, student_views, teacher_views in (
         (config.crops.global_size, 2, 2),

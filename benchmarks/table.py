@@ -49,6 +49,17 @@ COLUMNS = {
         "ratio": "ratio",
         "grey levels apart, mean": "grey_levels_apart_mean",
     },
+    "convert": {
+        "model": "model",
+        "prototypes": "out_dim",
+        "file GiB": "file_gib",
+        "read s": "read_s",
+        "read GiB": "read_peak_gib",
+        "read / file": "read_peak_over_file",
+        "convert s": "convert_s",
+        "convert GiB": "convert_peak_gib",
+        "convert / file": "convert_peak_over_file",
+    },
     "failed": {"command": "command", "why": "why"},
 }
 

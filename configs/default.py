@@ -16,14 +16,19 @@ def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # of weights, data order, crops and stochastic depth
 
+    # Weights to start from instead of random ones: a hub name, a .pth file, a converted folder, a
+    # run or RUN@STEP. The log says what was taken; a lower optim.lr keeps more of it.
+    config.init_from = config_dict.placeholder(str)
+
     config.model = ConfigDict()
-    config.model.name = "vit_small"  # vit_tiny, vit_small, vit_base
-    config.model.patch_size = 16  # pixels; 8 is better and about five times as slow
-    config.model.drop_path_rate = 0.1  # stochastic depth of the student's last block
+    config.model.name = "vit_small"  # a ViT, an XCiT or a ResNet of dino_jax.models.MODELS
+    # Of a ViT, in pixels; unset 16. 8 is better and about five times as slow. XCiTs are named by it.
+    config.model.patch_size = config_dict.placeholder(int)
+    config.model.drop_path_rate = 0.1  # stochastic depth of the student's last block; ResNets: 0
     config.model.dtype = "auto"  # compute: float32, bfloat16; auto is float32 on CPU only
     config.model.remat = "none"  # recompute to save memory: none, dots (some), full (most)
     config.model.overrides = ConfigDict()  # of the architecture; unset keeps its own value
-    config.model.overrides.image_size = config_dict.placeholder(int)  # pixels, position table
+    config.model.overrides.image_size = config_dict.placeholder(int)  # pixels, a ViT's positions
     config.model.overrides.embed_dim = config_dict.placeholder(int)
     config.model.overrides.depth = config_dict.placeholder(int)  # blocks
     config.model.overrides.num_heads = config_dict.placeholder(int)
@@ -55,7 +60,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.clip_grad = 3.0  # norm of each parameter's gradient; 0.3 helps large models, 0 off
     config.optim.freeze_last_layer = 1  # epochs; more if the loss does not fall
     config.optim.momentum_teacher = 0.996  # at the start, to 1 by a cosine; 0.9995 for batch 256
-    config.optim.accumulation_steps = 1  # passes a step; saves memory, same result
+    # Passes a step: saves memory, same result. Several devices add their gradients at every pass.
+    config.optim.accumulation_steps = 1
 
     config.crops = ConfigDict()
     config.crops.global_size = 224  # pixels
@@ -81,7 +87,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.train = config_dict.placeholder(str)  # KIND:LOCATION[@SPLIT], or a folder
     config.data.canvas_size = 512  # pixels; larger images are shrunk to fit when decoded
     config.data.num_threads = 16  # that decode images
-    config.data.max_unreadable = 0.05  # share of images; a run that meets more stops
+    config.data.max_unreadable = 0.05  # share of images; with more, and more than ten, a run stops
 
     config.train = ConfigDict()
     config.train.batch_size = 512  # images a step over all devices
@@ -121,8 +127,7 @@ def apply_argument(config: ConfigDict, arg: str) -> ConfigDict:
 
 def shrink(config: ConfigDict) -> None:
     """Makes a config small enough for any machine to run within a minute; it learns little."""
-    config.model.overrides.update(image_size=32, embed_dim=48, depth=2, num_heads=3)
-    config.model.patch_size = 8
+    _shrink_model(config.model)
     config.head.update(out_dim=256, hidden_dim=64, bottleneck_dim=32)
     config.crops.update(global_size=32, local_size=16, local_number=2)
     config.data.update(train="shapes:256@train", canvas_size=64, num_threads=2)
@@ -140,3 +145,13 @@ def shrink(config: ConfigDict) -> None:
         canvas_size=64,
         batch_size=64,
     )
+
+
+def _shrink_model(model: ConfigDict) -> None:
+    if "resne" in model.name:  # wide ones and ResNeXts too
+        model.name = "resnet18"
+        return
+    model.overrides.update(embed_dim=48, depth=2, num_heads=3)
+    if not model.name.startswith("xcit"):
+        model.patch_size = 8
+        model.overrides.image_size = 32

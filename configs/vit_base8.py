@@ -2,8 +2,9 @@
 
 python main.py --config=configs/vit_base8.py --workdir=runs/b8 --config.data.train=folder:/imagenet/train
 
-The scores are those of the released weights, whose exact arguments lie in their full checkpoint
-(`args`); this recipe follows the advice of the paper and the reference's documentation.
+The scores are those of the released weights; their exact arguments are said by
+`python -m dino_jax inspect dino_vitb8 --what=full`. This recipe follows the advice of the paper and the
+reference's documentation.
 It needs far more memory than vit_base.py: hence `remat` and `fsdp`.
 """
 

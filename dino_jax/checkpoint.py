@@ -25,9 +25,8 @@ from dino_jax.train_state import TrainState
 PyTree = Any
 
 FOLDER = "checkpoints"
-MODEL_ITEMS = ("student", "teacher")
+ARRAY_ITEMS = ("student", "teacher", "training")
 READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-ARRAY_ITEMS = (*MODEL_ITEMS, "training")
 
 
 class DamagedCheckpoint(ValueError):
@@ -106,12 +105,14 @@ class RunCheckpoints:
 
     def save(self, step: int, state: TrainState) -> None:
         """Copies the state to the host and writes it in the background; once a step."""
-        if step in self._manager.all_steps():
-            return
-        items = to_items(state)
-        about = self._about | {"checksums": {name: checksums(items[name]) for name in ARRAY_ITEMS}}
+        if step not in self._manager.all_steps():
+            self.save_items(step, to_items(state))
+
+    def save_items(self, step: int, items: dict[str, PyTree]) -> None:
+        """As `save`, of some of the items that `to_items` gives."""
+        about = self._about | {"checksums": {name: checksums(tree) for name, tree in items.items()}}
         about["checksum"] = _text_checksum(about)
-        arrays = {name: ocp.args.StandardSave(items[name]) for name in ARRAY_ITEMS}
+        arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args = ocp.args.Composite(**arrays, about=ocp.args.JsonSave(about))
         self._manager.save(step, args=args, force=True)
 
@@ -141,7 +142,7 @@ class RunCheckpoints:
         problems = []
         for step in steps:
             try:
-                state = from_items(_restore(self._manager, step, to_items(abstract_state)))
+                state = from_items(read_items(self._manager, step, to_items(abstract_state)))
             except DamagedCheckpoint as error:
                 problems.append(str(error))
                 logging.warning("%s; trying the one before", problems[-1])
@@ -172,6 +173,21 @@ def open_for_reading(workdir: Path) -> ocp.CheckpointManager:
     return manager
 
 
+def choose(manager: ocp.CheckpointManager, step: int | None) -> int:
+    """The step that is asked for, or the newest.
+
+    Raises:
+      UsageError: there is none of that step.
+    """
+    steps = sorted(manager.all_steps())
+    if step not in (None, *steps):
+        raise UsageError(
+            f"{Path(manager.directory).parent} has no checkpoint of step {step}: choose one of "
+            f"{', '.join(map(str, steps))}"
+        )
+    return steps[-1] if step is None else step
+
+
 def read_about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     """What a checkpoint says about itself: `config`, `num_images`, `checksums`.
 
@@ -181,20 +197,34 @@ def read_about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     return _read(manager, step, {})["about"]
 
 
-def read_model(
-    manager: ocp.CheckpointManager, step: int, which: str, abstract_model: PyTree
-) -> PyTree:
-    """`{params, batch_stats}` of the "student" or "teacher".
+def items_of(manager: ocp.CheckpointManager, step: int) -> set[str]:
+    """The items that a checkpoint holds; one of a backbone alone has no student."""
+    folder = Path(manager.directory) / str(step)
+    return {name for name in ARRAY_ITEMS if (folder / name).exists()}
+
+
+def metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, PyTree]:
+    """Names, shapes and dtypes of the arrays of every item of a checkpoint.
 
     Raises:
-      DamagedCheckpoint: it cannot be read, or is not what was saved.
+      DamagedCheckpoint: they cannot be read.
     """
-    return _restore(manager, step, {which: abstract_model})[which]
+    folder, handler = Path(manager.directory) / str(step), ocp.StandardCheckpointHandler()
+    there = items_of(manager, step)
+    try:
+        return {name: handler.metadata(folder / name).tree for name in ARRAY_ITEMS if name in there}
+    except Exception as error:  # as below, of any class
+        raise DamagedCheckpoint(f"checkpoint of step {step} is not whole: {error}") from error
 
 
-def _restore(
+def read_items(
     manager: ocp.CheckpointManager, step: int, abstract_items: dict[str, PyTree]
 ) -> dict[str, PyTree]:
+    """Some of the items that `to_items` gives, laid out as the abstract ones say.
+
+    Raises:
+      DamagedCheckpoint: they cannot be read, or are not what was saved.
+    """
     items = _read(manager, step, abstract_items)
     expected = items.pop("about")["checksums"]
     for name, tree in items.items():

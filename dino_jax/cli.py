@@ -2,25 +2,35 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 
 import tyro
 
 from dino_jax.distributed import initialize_if_launched
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.knn_job import knn
+from dino_jax.weights.convert import convert
+from dino_jax.weights.inspection import inspect
 
-JOBS = {"knn": knn}
+JOBS = {"knn": knn, "convert": convert, "inspect": inspect}
 
 
-def main() -> None:
-    """Runs a job; wrong usage is one line on stderr and exit code 2."""
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs a job; wrong usage is one line on stderr and exit code 2.
+
+    Args:
+      arguments: of the command line; unset, those of this process.
+    """
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax speaks of its own affairs
     try:
         initialize_if_launched()
         tyro.extras.subcommand_cli_from_dict(
-            JOBS, prog="dino-jax", description="Jobs on trained DINO models."
+            JOBS, prog="dino-jax", description="Jobs on trained DINO models.", args=arguments
         )
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)  # as shells say it

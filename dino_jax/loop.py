@@ -121,6 +121,17 @@ def train_loop(
             log.message(f"health: {verdict.text}")
         result.update(metrics=metrics, health=verdict.kind)
 
+    def finish_epoch(step: int, state: TrainState) -> None:
+        epoch = step // cadence.steps_per_epoch - 1
+        table = None
+        if cadence.scores(epoch):
+            table = result["knn"] = score(state)
+        log.epoch(epoch, _epoch_metrics(epoch, _summary(state), schedules, cadence), table)
+
+    # An epoch's scores can take minutes: they come after its checkpoint, and a run that was stopped
+    # between the two writes them when it continues.
+    if start and start % cadence.steps_per_epoch == 0 and float(state.meters.epoch["steps"]):
+        finish_epoch(start, state)
     for step in range(start + 1, cadence.total_steps + 1):
         state = step_fn(state, next(batches))
         under_way.append(state.step + 0)  # a copy, since the next step takes the state's arrays
@@ -142,21 +153,18 @@ def train_loop(
             pending = None
         jax.block_until_ready(state.step)  # what was computed so far belongs to the interval
         with clock.excluded():
-            summary = {
-                name: float(x) for name, x in jax.device_get(health.summarize(state)).items()
-            }
-            _stop_if_diverged(summary, step)
-            if ends_epoch:
-                epoch = step // cadence.steps_per_epoch - 1
-                table = None
-                if cadence.scores(epoch):
-                    table = result["knn"] = score(state)
-                log.epoch(epoch, _epoch_metrics(epoch, summary, schedules, cadence), table)
+            _stop_if_diverged(_summary(state), step)
             checkpoints.save(step, state)
             result["step"] = step
+            if ends_epoch and not stopping:
+                finish_epoch(step, state)
         if stopping:
             break
     return state, result
+
+
+def _summary(state: TrainState) -> dict[str, float]:
+    return {name: float(x) for name, x in jax.device_get(health.summarize(state)).items()}
 
 
 def _stop_if_diverged(metrics: dict[str, float], step: int) -> None:
@@ -165,7 +173,7 @@ def _stop_if_diverged(metrics: dict[str, float], step: int) -> None:
             f"loss or gradients were not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, the last "
             f"by step {step}; they changed nothing and the last checkpoint is good. Try a lower "
             "optim.lr, a smaller optim.clip_grad (0.3), a longer optim.warmup_epochs, or "
-            "model.dtype=float32, and run the same command"
+            "model.dtype=float32, in a new workdir; --config.init_from continues this one's weights"
         )
 
 

@@ -71,7 +71,8 @@ class RunLog:
             return self
         from tensorboardX import SummaryWriter  # here: it imports torch where that is installed
 
-        start, done = self._step, self._step // self.steps_per_epoch
+        start = self._step
+        done = max(start - 1, 0) // self.steps_per_epoch  # the last line of them is written again
         self.workdir.mkdir(parents=True, exist_ok=True)
         self._epochs = _reopen(self.workdir / EPOCHS_FILE, lambda r: r["epoch"] < done)
         # A run from step 0 also repeats the scores of the untrained network.
@@ -141,8 +142,8 @@ class RunLog:
     ) -> None:
         """Records a finished epoch.
 
-        Do not reorder: call it before the checkpoint of the epoch's last step is saved. A run that
-        resumes from that checkpoint keeps this line and does not write it again.
+        A run that resumes from the checkpoint of the epoch's last step writes the line again, since
+        it cannot know whether the former one came so far.
 
         Args:
           epoch: counted from 0.
@@ -200,6 +201,11 @@ class RunLog:
         for name, value in values.items():
             if math.isfinite(value):
                 self._tensorboard.add_scalar(f"{group}/{name}", value, step)
+
+
+def is_logged(workdir: Path, epoch: int) -> bool:
+    """Whether a run's log has the line of this epoch, or of a later one."""
+    return any(r["epoch"] >= epoch for r in read_records(workdir / EPOCHS_FILE))
 
 
 def _knn_columns(knn: Mapping[int, Mapping[str, float]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -30,6 +31,18 @@ class Plan:
         """The state of step 0; every array is made where it belongs."""
         key, _ = jax.random.split(jax.random.key(seed))  # crops use the whole
         return jax.jit(self.init, out_shardings=self.shardings)(key)
+
+    def center_of(self, state: TrainState, batch: Batch) -> jax.Array:
+        """The mean [1, K] of the teacher's logits for a batch: the center of a run without one."""
+
+        def mean_logits(state: TrainState, batch: Batch) -> jax.Array:
+            views, _ = self.step.make_views(batch, jnp.zeros((), jnp.int32))
+            logits, _ = self.step.network(
+                state.teacher_params, state.teacher_batch_stats, views[:1]
+            )
+            return logits.mean((0, 1))[None]
+
+        return jax.jit(mean_logits, out_shardings=self.shardings.center)(state, batch)
 
 
 def make_plan(

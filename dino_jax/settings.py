@@ -4,8 +4,7 @@ What lies below takes plain values and knows nothing of configs.
 """
 
 import math
-import re
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from dino_jax import optim, schedules, sharding
 from dino_jax.data.augment import CropSettings
 from dino_jax.errors import UsageError
 from dino_jax.models import DINOHead, create_model
-from dino_jax.models.network import MultiCropModel
+from dino_jax.models.network import MultiCropModel, abstract
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -34,10 +33,11 @@ def compute_dtype(name: str) -> jnp.dtype:
 def build_backbone(config: ConfigDict, rngs: nnx.Rngs) -> nnx.Module:
     """The backbone of a config, with random weights."""
     overrides = {k: v for k, v in config.model.overrides.items() if v is not None}
+    if config.model.drop_path_rate:  # not every architecture has stochastic depth
+        overrides["drop_path_rate"] = config.model.drop_path_rate
     return create_model(
         config.model.name,
         patch_size=config.model.patch_size,
-        drop_path_rate=config.model.drop_path_rate,
         dtype=compute_dtype(config.model.dtype),
         remat=config.model.remat,
         in_channels=len(config.crops.mean),
@@ -94,13 +94,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
             f"crops.mean={config.crops.mean} has {len(config.crops.mean)} values: give 1 for grey "
             "images or 3 for colour"
         )
-    for key in ("global_size", "local_size") if config.crops.local_number else ("global_size",):
-        size = config.crops[key]
-        if size < 1 or size % config.model.patch_size:
-            raise UsageError(
-                f"crops.{key}={size} is not a multiple of model.patch_size="
-                f"{config.model.patch_size}: part of every crop would be cut off; change one"
-            )
+    _check_patches(config)
     if config.optim.name not in optim.OPTIMIZERS:
         raise UsageError(
             f"optim.name={config.optim.name!r} is unknown: choose one of "
@@ -116,16 +110,27 @@ def check(config: ConfigDict, num_devices: int) -> None:
             f"eval.knn_every_epochs={config.eval.knn_every_epochs} asks for k-NN scores, but "
             "eval.knn_test is not set: give a labelled source, or set eval.knn_every_epochs=0"
         )
-    side = config.model.patch_size
-    if config.eval.crop % side or config.eval.crop > min(
-        config.eval.resize, config.eval.canvas_size
-    ):
+    if config.eval.crop > min(config.eval.resize, config.eval.canvas_size):
         raise UsageError(
-            f"eval.crop={config.eval.crop} must be a multiple of model.patch_size={side}, and at "
-            f"most eval.resize={config.eval.resize} and eval.canvas_size={config.eval.canvas_size}"
+            f"eval.crop={config.eval.crop} must be at most eval.resize={config.eval.resize} and "
+            f"eval.canvas_size={config.eval.canvas_size}"
         )
     crop_settings(config)
-    nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0)))
+
+
+def _check_patches(config: ConfigDict) -> None:
+    """Builds the model in shapes, and compares the sizes of images with a ViT's patches."""
+    backbone = nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))).backbone
+    if backbone.family != "vit":
+        return  # convolutions take any size
+    flat = flatten(config)
+    for key in ("crops.global_size", "crops.local_size", "eval.crop"):
+        unused = key == "crops.local_size" and not config.crops.local_number
+        if flat[key] % backbone.patch_size and not unused:
+            raise UsageError(
+                f"{key}={flat[key]} is not a multiple of model.patch_size={backbone.patch_size}: "
+                "part of every image would be cut off; change one"
+            )
 
 
 _POSITIVE = (
@@ -135,6 +140,8 @@ _POSITIVE = (
     "loss.teacher_temp",
     "loss.warmup_teacher_temp",
     "log.every_steps",
+    "crops.global_size",
+    "crops.local_size",
     "data.canvas_size",
     "data.num_threads",
     "eval.resize",
@@ -144,6 +151,7 @@ _POSITIVE = (
     "eval.knn_temperature",
 )
 _NOT_NEGATIVE = (
+    "seed",
     "optim.lr",
     "optim.min_lr",
     "optim.warmup_epochs",
@@ -168,7 +176,7 @@ def _check_numbers(config: ConfigDict) -> None:
     ]
     for keys, rule, holds in rules:
         for key in keys:
-            if not (math.isfinite(flat[key]) and holds(flat[key])):
+            if flat[key] is not None and not (math.isfinite(flat[key]) and holds(flat[key])):
                 raise UsageError(f"{key}={flat[key]} must {rule}")
     if not config.eval.knn_ks or any(k < 1 or k != int(k) for k in config.eval.knn_ks):
         raise UsageError(f"eval.knn_ks={config.eval.knn_ks} must be whole numbers of at least 1")
@@ -192,10 +200,11 @@ def advice(config: ConfigDict) -> list[str]:
             f"optim.freeze_last_layer={config.optim.freeze_last_layer} covers the whole run of "
             f"{epochs} epochs: the prototypes will not be trained"
         )
-    if config.head.use_bn and config.optim.accumulation_steps > 1:
+    accumulation = config.optim.accumulation_steps
+    if accumulation > 1 and abstract(partial(build_model, config))[2]:
         found.append(
-            f"optim.accumulation_steps={config.optim.accumulation_steps} with head.use_bn: "
-            "BatchNorm sees a part of the batch at a time, which is not the full batch's result"
+            f"optim.accumulation_steps={accumulation} with a network that has BatchNorm, which "
+            "sees a part of the batch at a time: that is not the full batch's result"
         )
     if config.loss.teacher_temp > 0.07:
         found.append(
@@ -233,12 +242,6 @@ def make_schedules(config: ConfigDict, steps_per_epoch: int) -> dict[str, schedu
     }
 
 
-# Keys that do not change what a run computes, or only where it reads and writes.
-FREE_ON_RESUME = re.compile(
-    r"(checkpoint|log|eval)\..*|data\.(train|num_threads|max_unreadable)|train\.sharding|model\.remat"
-)
-
-
 def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """A config as {"section.key": value}."""
     flat: dict[str, Any] = {}
@@ -248,31 +251,3 @@ def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, 
         else:
             flat[prefix + key] = list(value) if isinstance(value, tuple) else value
     return flat
-
-
-def check_same_run(
-    former: dict[str, Any], config: ConfigDict, *, num_images: int, workdir: Path
-) -> None:
-    """Refuses to continue a run under settings that would make it another one.
-
-    Args:
-      former: what the run's checkpoint says: `config` and `num_images`.
-      config: the settings now.
-      num_images: in `data.train` now.
-      workdir: the run's folder, for the message.
-    Raises:
-      UsageError: names every key that differs, with both values.
-    """
-    before, after = flatten(former["config"]), flatten(config)
-    before["data.train has images"] = former["num_images"]
-    after["data.train has images"] = num_images
-    differing = [
-        f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
-        for key in sorted(before.keys() | after.keys())
-        if before.get(key) != after.get(key) and not FREE_ON_RESUME.fullmatch(key)
-    ]
-    if differing:
-        raise UsageError(
-            f"{workdir} holds a run with other settings ({'; '.join(differing)}): "
-            "use the same settings to resume it, or another workdir for a new run"
-        )

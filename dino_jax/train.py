@@ -19,10 +19,12 @@ from dino_jax.errors import UsageError
 from dino_jax.evaluate.online import OnlineKnn
 from dino_jax.interrupt import StopRequest
 from dino_jax.loop import Cadence, train_loop
-from dino_jax.metrics import RunLog
+from dino_jax.metrics import RunLog, is_logged
 from dino_jax.plan import make_plan
+from dino_jax.resume import check_same_run
 from dino_jax.step import compile_step
 from dino_jax.train_state import TrainState
+from dino_jax.weights.initial import start_from
 
 
 def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -65,12 +67,19 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         ) as checkpoints,
     ):
         if former := checkpoints.latest_about():
-            settings.check_same_run(former, config, num_images=len(source), workdir=workdir)
+            check_same_run(former, config, num_images=len(source), workdir=workdir)
         state = checkpoints.restore_latest(sharding.with_shardings(plan.shapes, plan.shardings))
+        notes, has_center = settings.advice(config), True
         if state is None:
             state = plan.first_state(config.seed)
+            if config.init_from:
+                state, has_center, said = start_from(config, state)
+                notes += said
+        elif converted := checkpoints.latest_about().get("converted"):
+            # It counts epochs only: how many steps they have follows from the data.
+            state = state.replace(step=state.step + converted["epoch"] * steps_per_epoch)
         start = int(state.step)
-        if start == total_steps:
+        if start >= total_steps and is_logged(workdir, config.train.epochs - 1):
             print(f"{workdir} is finished: all {total_steps} steps are done")
             return {"step": start, "total_steps": total_steps, "finished": True}
 
@@ -100,9 +109,11 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 is_main=jax.process_index() == 0,
             ) as log,
         ):
-            for sentence in settings.advice(config):
+            for sentence in notes:
                 log.message(f"note: {sentence}")
             first = next(batches)  # unreadable data is found before anything compiles
+            if not has_center:
+                state = state.replace(center=plan.center_of(state, first))
             step_fn = compile_step(plan.step, state, first, plan.shardings)
             log.message(memory_line(step_fn, state))
             score = lambda state: knn(state.teacher_params, state.teacher_batch_stats)  # noqa: E731

@@ -1,11 +1,13 @@
 """Every test runs offline on the CPU with eight virtual devices."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
+import jax
 import pytest
 
 GOLDENS = Path(os.environ.get("DINO_JAX_GOLDENS", Path(__file__).parent / "goldens"))
@@ -15,3 +17,11 @@ GOLDENS = Path(os.environ.get("DINO_JAX_GOLDENS", Path(__file__).parent / "golde
 def goldens() -> Path:
     """The folder of numbers recorded from the reference implementation."""
     return GOLDENS
+
+
+@pytest.fixture(scope="module")
+def quick_compilation() -> Iterator[None]:
+    """For networks that take longer to compile than to run; the numbers are the same."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

@@ -1,16 +1,21 @@
-"""Weights and images of the goldens' recipe, and the reference's tensor names in ours.
+"""Weights and images of the goldens' recipe, as `tests/goldens/README.md` describes it."""
 
-Only what the tests need of the naming: dims and layouts follow `tests/goldens/README.md`.
-"""
-
+import functools
+import json
 import math
-import re
 import zlib
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
+
+from dino_jax.models import MODELS, create_model
+from dino_jax.models.network import abstract, split
+from dino_jax.weights.mapping import shape_problems, to_ours, torch_shapes
 
 PyTree = Any
 
@@ -48,55 +53,56 @@ def recipe_images(tag: str, shape: tuple[int, ...]) -> np.ndarray:
     return rng.standard_normal(shape).astype(np.float32).transpose(0, 2, 3, 1)
 
 
-def our_path(key: str, *, bn_head: bool = False) -> tuple[str | int, ...]:
-    """Where a tensor of a ViT or head, named as by torch, lies in our trees."""
-    parts: list[str | int] = [int(p) if p.isdigit() else p for p in key.split(".")]
-    names = {"weight": "kernel", "running_mean": "mean", "running_var": "var"}
-    if m := re.match(r"(head\.)?mlp\.(\d+)\.(\w+)$", key):
-        prefix, number, leaf = m.groups()
-        per_layer = 3 if bn_head else 2  # linear, (norm,) GELU
-        is_norm = bn_head and int(number) % 3 == 1
-        head = ["head"] if prefix else []
-        leaf = "scale" if is_norm and leaf == "weight" else names.get(leaf, leaf)
-        return (*head, "norms" if is_norm else "layers", int(number) // per_layer, leaf)
-    if "last_layer" in parts:
-        return (*parts[:-1], {"weight_g": "g", "weight_v": "v"}[str(parts[-1])])
-    if "patch_embed" in parts:
-        return tuple(names.get(str(p), p) for p in parts if p != "proj")
-    if any(str(p).startswith("norm") for p in parts):
-        return tuple("scale" if p == "weight" else p for p in parts)
-    return tuple(names.get(p, p) if isinstance(p, str) else p for p in parts)
+def recipe_trees(
+    seed: int, params: PyTree, batch_stats: PyTree, family: str, *, prefix: str = ""
+) -> tuple[PyTree, PyTree]:
+    """The recipe's weights in trees of the same shapes as those given.
+
+    Args:
+      seed: of the recipe.
+      params: abstract or not.
+      batch_stats: likewise.
+      family: a key of `weights.tables.FAMILIES`.
+      prefix: of torch's names.
+    """
+    tensors = {
+        name: recipe_tensor(seed, prefix + name, empty.shape)
+        for name, empty in torch_shapes(params, batch_stats, family).items()
+    }
+    *trees, _ = to_ours(tensors, family)
+    assert shape_problems(trees[0], params) + shape_problems(trees[1], batch_stats) == []
+    return jax.tree.map(jnp.asarray, trees[0]), jax.tree.map(jnp.asarray, trees[1])
 
 
-def our_layout(key: str, tensor: np.ndarray) -> np.ndarray:
-    """A torch tensor in our layout."""
-    if key.endswith("patch_embed.proj.weight"):  # [D, C, P, P] -> [P * P * C, D]
-        return tensor.transpose(2, 3, 1, 0).reshape(-1, tensor.shape[0])
-    return tensor.T if tensor.ndim == 2 else tensor
+@functools.lru_cache(maxsize=1)
+def recipe_model(arch: str, seed: int = 0, **overrides: Any) -> nnx.Module:
+    """A backbone with the recipe's weights, in evaluation mode."""
+    graphdef, params, stats = abstract(lambda rngs: create_model(arch, rngs=rngs, **overrides))
+    family = MODELS[arch].func.family
+    return nnx.merge(graphdef, *recipe_trees(seed, params, stats, family))
 
 
-def torch_layout(key: str, array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """The inverse of `our_layout`."""
-    if key.endswith("patch_embed.proj.weight"):
-        dim, channels, side, _ = shape
-        return array.reshape(side, side, channels, dim).transpose(3, 2, 0, 1)
-    return array.T if array.ndim == 2 else array
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def traced(
+    method: Callable, graphdef: nnx.GraphDef, params: PyTree, stats: PyTree, *args: Any
+) -> Any:
+    """A method of the model that structure and arrays make."""
+    return method(nnx.merge(graphdef, params, stats), *args)
 
 
-def get(tree: PyTree, path: tuple[str | int, ...]) -> jax.Array:
-    """The leaf at a path."""
-    for part in path:
-        tree = tree[part]
-    return tree
+def call(method: Callable, model: nnx.Module, *args: Any) -> Any:
+    """A method's result as NumPy arrays, compiled once for every structure and shape."""
+    return jax.device_get(traced(method, *split(model), *args))
 
 
-def fill(tree: PyTree, tensors: dict[str, np.ndarray], *, bn_head: bool = False) -> PyTree:
-    """A tree of the same structure filled from torch tensors; every leaf must be met."""
-    values = {our_path(k, bn_head=bn_head): our_layout(k, v) for k, v in tensors.items()}
-
-    def leaf(path: tuple[Any, ...], old: Any) -> jax.Array:
-        new = values.pop(tuple(p.key for p in path))
-        assert new.shape == old.shape, (path, new.shape, old.shape)
-        return jnp.asarray(new)
-
-    return jax.tree_util.tree_map_with_path(leaf, tree)
+def assert_forward_equals(path: Path, tolerance: float) -> None:
+    """Compares an XCiT or a ResNet with its golden, parameter count included."""
+    golden = np.load(path)
+    meta = json.loads(str(golden["meta"]))
+    arch, size = meta["arch"], tuple(meta["size"])
+    model = recipe_model(arch, meta["seed"])
+    assert sum(p.size for p in jax.tree.leaves(split(model)[1])) == meta["params"]
+    images = recipe_images(f"{meta['seed']}/{arch}/{size}", (2, 3, *size))
+    with jax.default_matmul_precision("highest"):
+        features = call(type(model).__call__, model, images)
+    np.testing.assert_allclose(features, golden["cls"], rtol=0, atol=tolerance)

@@ -216,6 +216,16 @@ def test_operations_of_a_training_step() -> None:
     assert flops_per_image(vit_small.get_config()) == pytest.approx(0.931 * 113.5e9, rel=0.01)
 
 
+@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install 'dino_jax[torch]'")
+def test_convert() -> None:
+    result = script("convert", "--model=vit_tiny", "--out-dim=64")
+    assert (result["benchmark"], result["model"]) == ("convert", "vit_tiny")
+    assert 0.1 < result["file_gib"] < 0.3
+    for work in ("read", "convert"):
+        assert result[f"{work}_peak_gib"] > 0.8 * result["file_gib"], "it cannot have been read"
+    assert result["read_peak_over_file"] <= 1.3
+
+
 def test_gpu_script_runs_a_stage_and_prints_its_table(started: dict[str, Future]) -> None:
     done, results = started["augment"].result()
     assert done.returncode == 0, done.stdout + done.stderr

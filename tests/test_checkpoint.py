@@ -115,9 +115,9 @@ def test_saves_a_step_once(run: Path) -> None:
 
 
 def test_reads_one_network_alone(run: Path) -> None:
-    model = checkpoint.to_items(abstract())["teacher"]
+    model = {"teacher": checkpoint.to_items(abstract())["teacher"]}
     with checkpoint.open_for_reading(run) as manager:
-        teacher = checkpoint.read_model(manager, 2, "teacher", model)
+        teacher = checkpoint.read_items(manager, 2, model)["teacher"]
     expected = state_at(2)
     np.testing.assert_array_equal(
         teacher["params"]["backbone"]["kernel"], expected.teacher_params["backbone"]["kernel"]

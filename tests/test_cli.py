@@ -1,6 +1,7 @@
 """The jobs of `python -m dino_jax` on the folder of a run."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": "/nowhere"}, "'/nowhere' is not a folder.*workdir"),
+        ({"weights": "/nowhere"}, "'/nowhere' is no hub name .*workdir"),
         ({"ks": (0,)}, "ks=.*at least 1"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ({"batch_size": 0}, "batch_size=0 must be at least 1"),
@@ -101,10 +102,38 @@ def test_command_line_says_wrong_usage_in_a_line(
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: '/nowhere' is not a folder")
+    assert capsys.readouterr().err.startswith("error: '/nowhere' is no hub name (dino_")
+
+
+def test_convert_and_inspect_from_the_command_line(
+    goldens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = str(goldens / "pth/full_checkpoint.pth"), tmp_path / "out"
+    cli.main(["convert", file, str(out), "--backbone-only"])
+    assert f"written to {out}" in capsys.readouterr().out
+    cli.main(["inspect", str(out), "--tensors"])
+    assert "teacher.params.backbone.cls_token" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["convert", file, str(out)])
+    assert capsys.readouterr().err == (
+        f"error: out={out} is not empty: give a new folder, or --force to replace\n"
+    )
+    cli.main(["convert", file, str(out), "--force", "--num-heads", "6"])
+    assert "a whole training state after 100 epochs" in capsys.readouterr().out
+
+
+def test_the_script_that_converts(goldens: Path, tmp_path: Path) -> None:
+    script = str(runs.ROOT / "convert_torch_weights.py")
+    command = [sys.executable, script, str(goldens / "pth/evil.pth"), "out"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert re.match(r"error: .*evil\.pth: .*system", done.stderr)
+    assert not list(tmp_path.iterdir())
 
 
 def test_help_names_the_jobs() -> None:
     command = [sys.executable, "-m", "dino_jax", "--help"]
     shown = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=True)
-    assert "knn" in shown.stdout
+    for job in cli.JOBS:
+        assert job in shown.stdout

@@ -1,13 +1,23 @@
 """A run that was killed, stopped, damaged or moved ends as if nothing had happened."""
 
+import json
 import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import runs
+from ml_collections import ConfigDict
+
+from configs import default
+from dino_jax.errors import UsageError
+from dino_jax.metrics import RunLog
+from dino_jax.resume import check_same_run
+
+WORKDIR = Path("runs/here")
 
 
 def seen(workdir: Path, pattern: str) -> Callable[[], bool]:
@@ -69,6 +79,28 @@ def test_stopped_at_the_end_of_an_epoch(tmp_path: Path) -> None:
     runs.assert_equal(tmp_path, runs.whole())
 
 
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_killed_before_the_log_of_an_epoch_that_is_saved(
+    epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class KilledError(Exception):
+        pass
+
+    def log(self: RunLog, number: int, *args: Any) -> None:
+        if number + 1 == epoch:
+            raise KilledError
+        write(self, number, *args)
+
+    write = RunLog.epoch
+    monkeypatch.setattr(RunLog, "epoch", log)
+    with pytest.raises(KilledError):
+        runs.train_here(runs.tiny_config(), tmp_path)
+    monkeypatch.undo()
+    assert runs.steps(tmp_path)[-1] == epoch * runs.STEPS_PER_EPOCH
+    assert runs.train_here(runs.tiny_config(), tmp_path)["finished"]
+    runs.assert_equal(tmp_path, runs.whole())
+
+
 def test_finished_run_stays_as_it_is(tmp_path: Path) -> None:
     shutil.copytree(runs.whole(), tmp_path, dirs_exist_ok=True)
     assert runs.train_here(runs.tiny_config(), tmp_path)["finished"]
@@ -104,3 +136,117 @@ def test_newest_checkpoint_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixt
     assert len(warnings) == 1
     assert warnings[0].endswith("trying the one before")
     runs.assert_equal(tmp_path, runs.whole())
+
+
+# Under which settings a run may continue
+
+
+def config_with(**changes: Any) -> ConfigDict:
+    """The small version of the default config, with some keys changed (`__` for a dot)."""
+    config = default.get_config("debug")
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+def stored(config: ConfigDict, num_images: int = 256) -> dict[str, Any]:
+    """What a checkpoint says of its run, as read back from disk."""
+    return json.loads(
+        json.dumps({"config": json.loads(config.to_json()), "num_images": num_images})
+    )
+
+
+def test_the_same_settings_resume() -> None:
+    config = config_with()
+    check_same_run(stored(config), config, num_images=256, workdir=WORKDIR)
+
+
+def test_settings_of_another_run_are_refused_by_name() -> None:
+    now = config_with(optim__lr=0.1, crops__global_scale=(0.3, 1.0), model__overrides__depth=3)
+    with pytest.raises(UsageError) as error:
+        check_same_run(stored(config_with()), now, num_images=300, workdir=WORKDIR)
+    message = str(error.value)
+    for part in (
+        "runs/here holds a run with other settings",
+        "crops.global_scale: [0.4, 1.0] there, [0.3, 1.0] now",
+        "data.train has images: 256 there, 300 now",
+        "model.overrides.depth: 2 there, 3 now",
+        "optim.lr: 0.0005 there, 0.1 now",
+        "use the same settings to resume it, or another workdir for a new run",
+    ):
+        assert part in message
+    assert message.count(" there, ") == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"checkpoint__every_steps": 7, "log__every_steps": 1, "eval__knn_ks": (5,)},
+        {"eval__knn_test": None, "eval__crop": 16},
+        {"data__train": "folder:/moved", "data__num_threads": 1, "data__max_unreadable": 0.5},
+        {"train__sharding": "fsdp", "model__remat": "full"},
+        {"optim__accumulation_steps": 2},
+    ],
+    ids=str,
+)
+def test_keys_that_change_no_number_are_free_on_resume(changes: dict[str, Any]) -> None:
+    now = config_with(**changes)
+    check_same_run(stored(config_with()), now, num_images=256, workdir=WORKDIR)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"train__batch_size": 64},
+        {"train__epochs": 3},
+        {"model__dtype": "bfloat16"},
+        {"data__canvas_size": 32},
+    ],
+    ids=str,
+)
+def test_keys_that_change_numbers_are_not(changes: dict[str, Any]) -> None:
+    (key,) = changes
+    with pytest.raises(UsageError, match=key.replace("__", r"\.")):
+        check_same_run(
+            stored(config_with()), config_with(**changes), num_images=256, workdir=WORKDIR
+        )
+
+
+def test_accumulation_is_not_free_with_batch_norm() -> None:
+    before, after = (
+        config_with(head__use_bn=True, optim__accumulation_steps=steps) for steps in (1, 2)
+    )
+    with pytest.raises(UsageError, match=r"\(optim\.accumulation_steps: 1 there, 2 now\)"):
+        check_same_run(stored(before), after, num_images=256, workdir=WORKDIR)
+
+
+def test_sizes_that_are_not_set_are_the_architectures() -> None:
+    unset = config_with(model__patch_size=None, model__overrides__num_heads=None)
+    named = config_with(model__patch_size=16, model__overrides__num_heads=6)  # as vit_small has
+    for before, after in ((unset, named), (named, unset)):
+        check_same_run(stored(before), after, num_images=256, workdir=WORKDIR)
+    other = config_with(model__patch_size=None, model__overrides__num_heads=3)
+    with pytest.raises(UsageError, match=r"\(model\.overrides\.num_heads: 6 there, 3 now\)"):
+        check_same_run(stored(unset), other, num_images=256, workdir=WORKDIR)
+
+
+def converted(epoch: int | None = 3, **known: Any) -> dict[str, Any]:
+    """What a converted checkpoint says, which knows some settings only."""
+    config = config_with(model__dtype="float32", model__drop_path_rate=None, **known).to_dict()
+    about = {"config": {name: config[name] for name in ("model", "head", "seed")}}
+    return about | {"num_images": None, "converted": {"epoch": epoch}}
+
+
+def test_a_converted_checkpoint_compares_what_it_knows() -> None:
+    now = config_with(optim__lr=0.1, model__drop_path_rate=0.2, train__batch_size=64)
+    check_same_run(converted(), now, num_images=256, workdir=WORKDIR)
+    for changes, message in (
+        ({"head__out_dim": 8}, "head.out_dim: 256 there, 8 now"),
+        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"model__patch_size": None}, "model.patch_size: 8 there, 16 now"),
+        ({"init_from": "x.pth"}, "init_from: None there, 'x.pth' now"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_same_run(converted(), config_with(**changes), num_images=256, workdir=WORKDIR)
+    with pytest.raises(UsageError, match=r"holds a converted backbone, .* --config.init_from="):
+        check_same_run(converted(None), now, num_images=256, workdir=WORKDIR)

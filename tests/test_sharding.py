@@ -4,7 +4,6 @@ import dataclasses
 import math
 import re
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -24,15 +23,8 @@ from dino_jax.step import StepSettings, compile_step
 from dino_jax.train_state import TrainState, initializer
 
 PyTree = Any
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 BATCH, STEPS, K = 16, 4, 256
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """These networks take longer to compile than to run; the numbers are the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def build(rngs: nnx.Rngs) -> MultiCropModel:

@@ -1,6 +1,5 @@
 """What the training step promises besides the reference's numbers (see test_train_parity)."""
 
-from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -21,16 +20,9 @@ from dino_jax.step import MAX_SKIPPED_IN_A_ROW, StepSettings, compile_step, trai
 from dino_jax.train_state import TrainState, init_meters, start_state
 
 PyTree = Any
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 Batch = dict[str, Any]
 STEPS_PER_EPOCH, LOG_EVERY, TOTAL_STEPS = 5, 3, 20
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_compilation() -> Iterator[None]:
-    """These networks take longer to compile than to run; the numbers are the same."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def step_settings(optimizer: str = "adamw", **settings: Any) -> StepSettings:

@@ -38,7 +38,14 @@ _BROKEN_FILE = (
     zlib.error,
 )
 # The machine's trouble, not the file's: another picture would not help, and must not stand in.
-_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_MACHINE_TROUBLE = (
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EIO,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+)
 
 
 class UnreadableImage(ValueError):
@@ -54,7 +61,7 @@ def _unreadable_if_broken() -> Iterator[None]:
     except UnidentifiedImageError as error:
         raise UnreadableImage("the content is in no image format that Pillow knows") from error
     except _BROKEN_FILE as error:
-        if getattr(error, "errno", None) in _OUT_OF_RESOURCES:
+        if getattr(error, "errno", None) in _MACHINE_TROUBLE:
             raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(reason) from error

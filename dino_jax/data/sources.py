@@ -62,11 +62,19 @@ def open_source(spec: str) -> Source:
       The source. No picture has been decoded.
 
     Raises:
-      UsageError: unknown kind, missing or empty location, split that does not exist.
+      UsageError: unknown kind, missing or empty location, split that does not exist, or no right
+        to read it.
     """
+    try:
+        return _open(spec)
+    except OSError as error:
+        raise UsageError(f"source {spec!r} cannot be read: {error.strerror or error}") from error
+
+
+def _open(spec: str) -> Source:
     # tfds slices by itself, and in more ways.
     if (part := _SLICE.fullmatch(spec)) and not spec.startswith("tfds:"):
-        source = open_source(part["spec"])
+        source = _open(part["spec"])
         records = range(len(source))[slice(*(int(n) if n else None for n in part.group(2, 3)))]
         if not records:
             raise UsageError(f"source {spec!r} is empty: {part['spec']} has {len(source)} records")

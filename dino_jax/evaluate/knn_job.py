@@ -36,7 +36,7 @@ def knn(
     """Classifies test images by their nearest training images in feature space.
 
     Args:
-      weights: A run folder (its workdir), or WORKDIR@STEP.
+      weights: A hub name, a .pth file, a converted folder, or a run folder or RUN@STEP.
       train: The labelled bank: folder:/path, idx:/path@train, tfds:NAME@train, shapes:N@train.
       test: The labelled images to classify.
       which: The network of the run to score; the teacher's features are the better ones.
@@ -62,6 +62,8 @@ def knn(
     check_writable(output)
     sources = open_labelled(train, test)
     model, info = load(weights, which=which)
+    if info.arch == "linear":
+        raise UsageError(f"{weights} is a linear classifier: give the backbone below it")
     transform = EvalTransform(
         resize=resize or info.resize,
         crop=crop or info.crop,

@@ -5,6 +5,7 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records
 from dino_jax.evaluate.features import EvalTransform, extract, feature_function
 from dino_jax.evaluate.labelled import knn_of_sources, open_labelled
@@ -36,6 +37,8 @@ class OnlineKnn:
             )
             for source in self._sources
         ]
+        for records in self._records:
+            records.read_or_next(0, decode)  # raises where none can be read
         self._transform = EvalTransform(
             resize=config.eval.resize,
             crop=config.eval.crop,

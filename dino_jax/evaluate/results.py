@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import platform
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +33,9 @@ def check_writable(path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
+        tempfile.TemporaryFile(dir=path.parent).close()
+        if path.exists():
+            path.open("a").close()
     except OSError as error:
         raise UsageError(f"output={path} cannot be written ({error.strerror})") from error
 
@@ -63,9 +66,9 @@ def write_results(
     path.write_text(json.dumps(record, indent=2, default=str) + "\n")
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns aligned to the right, for the console."""
+def table(header: Sequence[str], rows: Sequence[Sequence[object]], align: str = ">") -> str:
+    """Columns for the console, aligned to the right (">") or the left ("<")."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["  ".join(c.rjust(w) for c, w in zip(row, widths, strict=True)) for row in cells]
-    return "\n".join(lines)
+    lines = ["  ".join(f"{c:{align}{w}}" for c, w in zip(r, widths, strict=True)) for r in cells]
+    return "\n".join(line.rstrip() for line in lines)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
+from dino_jax.errors import UsageError
+
 # Torch truncates this normal at +-2, a hundred standard deviations: no truncation at all.
 normal_init = nnx.initializers.normal(0.02)
 
@@ -18,6 +20,48 @@ def torch_uniform_init(fan_in: int) -> nnx.Initializer:
     """Torch's default for linear and convolutional layers: uniform in +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def check_transformer(
+    embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, drop_path_rate: float
+) -> None:
+    """Raises UsageError for sizes of a transformer that do not fit each other."""
+    if embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
+        raise UsageError(
+            f"embed_dim={embed_dim} is not divisible by num_heads={num_heads}: "
+            "change one so that every head has the same width"
+        )
+    if depth < 1:
+        raise UsageError(f"depth={depth}: a transformer needs at least one block")
+    if round(embed_dim * mlp_ratio) < 1:
+        raise UsageError(f"mlp_ratio={mlp_ratio} leaves the MLP no width: 4 is usual")
+    if not 0.0 <= drop_path_rate < 1.0:
+        raise UsageError(f"drop_path_rate={drop_path_rate} must be at least 0 and below 1")
+
+
+def check_images(images: jax.Array, in_channels: int, least: int, reason: str) -> None:
+    """Raises UsageError for images of other channels, or with a side of less than `least`."""
+    _, height, width, channels = images.shape
+    if channels != in_channels or min(height, width) < least:
+        raise UsageError(
+            f"images of shape {images.shape} do not fit this model: it takes "
+            f"[B, H, W, {in_channels}] with H and W of at least {least} ({reason})"
+        )
+
+
+def image_draws(keys: jax.Array | None, blocks: int, branches: int) -> list[jax.Array | None]:
+    """Uniform numbers for stochastic depth, from each image's own key.
+
+    Args:
+      keys: [B] typed PRNG keys, or None to drop nothing.
+      blocks: of the network.
+      branches: residual branches of a block.
+    Returns: one [B, branches] or None for every block.
+    """
+    if keys is None:
+        return [None] * blocks
+    draws = jax.vmap(lambda key: jax.random.uniform(key, (blocks, branches)))(keys)
+    return list(draws.swapaxes(0, 1))
 
 
 def at_least_float32(x: jax.Array) -> jax.Array:
@@ -107,7 +151,7 @@ class Block(nnx.Module):
         self.norm1 = layer_norm(dim, dtype=dtype, rngs=rngs)
         self.attn = Attention(dim, num_heads, dtype=dtype, rngs=rngs)
         self.norm2 = layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.mlp = Mlp(dim, int(dim * mlp_ratio), dtype=dtype, rngs=rngs)
+        self.mlp = Mlp(dim, round(dim * mlp_ratio), dtype=dtype, rngs=rngs)
 
     def __call__(
         self, x: jax.Array, draws: jax.Array | None, *, class_only: bool = False

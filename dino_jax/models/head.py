@@ -50,8 +50,7 @@ class DINOHead(nnx.Module):
       bottleneck_dim: width of the MLP's output.
       num_layers: linear layers of the MLP; 1 means D -> bottleneck alone.
       use_bn: BatchNorm before each GELU.
-      weight_norm: normalise the prototypes; without it they are a plain bias-free linear layer, as
-        in the head that the ResNet-50 was released with.
+      weight_norm: normalise the prototypes; the released ResNet-50's are not.
       dtype: compute dtype; None computes in the parameters' dtype.
       rngs: source of the initial weights.
     """
@@ -83,11 +82,14 @@ class DINOHead(nnx.Module):
         if weight_norm:
             self.last_layer = WeightNormLinear(bottleneck_dim, out_dim, dtype=dtype, rngs=rngs)
         else:
-            self.last_layer = linear(
+            self.last_layer = nnx.Linear(
                 bottleneck_dim,
                 out_dim,
                 use_bias=False,
-                preferred_element_type=None if dtype is None else jnp.float32,
+                kernel_init=torch_uniform_init(bottleneck_dim),
+                dtype=dtype,
+                preferred_element_type=dtype and jnp.promote_types(dtype, jnp.float32),
+                rngs=rngs,
             )
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -99,5 +101,4 @@ class DINOHead(nnx.Module):
                 x = jax.nn.gelu(x, approximate=False)
         x = at_least_float32(x)
         square_norm = jnp.sum(x * x, axis=-1, keepdims=True)
-        x = x * jax.lax.rsqrt(jnp.maximum(square_norm, 1e-24))
-        return at_least_float32(self.last_layer(x))
+        return self.last_layer(x * jax.lax.rsqrt(jnp.maximum(square_norm, 1e-24)))

@@ -3,9 +3,8 @@
 Dims: B images, H and W pixels, C channels, N tokens (class token first), D width, h heads.
 """
 
-from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -16,16 +15,14 @@ from dino_jax.errors import UsageError
 from dino_jax.models.block import (
     Block,
     at_least_float32,
+    check_images,
+    check_transformer,
+    image_draws,
     layer_norm,
     normal_init,
     torch_uniform_init,
 )
-
-REMAT_POLICIES: dict[str, Callable | None] = {
-    "none": None,  # keep every activation
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # keep the linear layers'
-    "full": jax.checkpoint_policies.nothing_saveable,  # keep each block's input only
-}
+from dino_jax.models.remat import check_remat, run_block
 
 
 def resize_pos_embed(pos_embed: jax.Array, grid: tuple[int, int]) -> jax.Array:
@@ -76,6 +73,8 @@ class VisionTransformer(nnx.Module):
       UsageError: sizes that do not fit each other, or an unknown `remat`.
     """
 
+    family: ClassVar[str] = "vit"
+
     def __init__(
         self,
         *,
@@ -91,7 +90,13 @@ class VisionTransformer(nnx.Module):
         dtype: Dtype | None = None,
         rngs: nnx.Rngs,
     ) -> None:
-        _check_sizes(patch_size, embed_dim, depth, num_heads, image_size, drop_path_rate, remat)
+        check_transformer(embed_dim, depth, num_heads, mlp_ratio, drop_path_rate)
+        check_remat(remat)
+        if patch_size < 1 or image_size < patch_size or image_size % patch_size:
+            raise UsageError(
+                f"image_size={image_size} is not a multiple of patch_size={patch_size}: "
+                "the position table needs whole patches; change one of them"
+            )
         self.patch_size = patch_size
         self.embed_dim = embed_dim
         self.num_heads = num_heads
@@ -115,14 +120,10 @@ class VisionTransformer(nnx.Module):
 
     def _tokens(self, images: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, 1 + rows*columns, D] with positions; a remainder is cut off."""
+        check_images(images, self.in_channels, self.patch_size, "one patch")
         batch, height, width, channels = images.shape
         side = self.patch_size
         rows, columns = height // side, width // side
-        if channels != self.in_channels or not rows or not columns:
-            raise UsageError(
-                f"images of shape {images.shape} do not fit this model: it takes "
-                f"[B, H, W, {self.in_channels}] with H and W of at least {side} (one patch)"
-            )
         patches = images[:, : rows * side, : columns * side]
         patches = patches.reshape(batch, rows, side, columns, side, channels).swapaxes(2, 3)
         x = self.patch_embed(patches.reshape(batch, rows * columns, side * side * channels))
@@ -133,14 +134,6 @@ class VisionTransformer(nnx.Module):
         x = jnp.concatenate([class_tokens.astype(x.dtype), x], axis=1)
         return x + pos_embed.astype(x.dtype)
 
-    def _run(
-        self, block: Block, x: jax.Array, draws: jax.Array | None, *, class_only: bool = False
-    ) -> jax.Array:
-        run = partial(block, class_only=class_only)
-        if self.remat != "none":
-            run = jax.checkpoint(run, policy=REMAT_POLICIES[self.remat])
-        return run(x, draws)
-
     def __call__(self, images: jax.Array, keys: jax.Array | None = None) -> jax.Array:
         """Features of images.
 
@@ -150,13 +143,10 @@ class VisionTransformer(nnx.Module):
         Returns: [B, D], float32 (float64 for float64 weights).
         """
         x = self._tokens(images)
-        draws: list[jax.Array | None] = [None] * len(self.blocks)
-        if keys is not None:
-            per_image = jax.vmap(lambda key: jax.random.uniform(key, (len(self.blocks), 2)))(keys)
-            draws = list(per_image.swapaxes(0, 1))
-        for block, draw in zip(self.blocks[:-1], draws[:-1], strict=True):
-            x = self._run(block, x, draw)
-        x = self._run(self.blocks[-1], x, draws[-1], class_only=True)
+        *draws, last_draw = image_draws(keys, len(self.blocks), branches=2)
+        for block, draw in zip(self.blocks[:-1], draws, strict=True):
+            x = run_block(block, self.remat, x, draw)
+        x = run_block(self.blocks[-1], self.remat, x, last_draw, class_only=True)
         return at_least_float32(self.norm(x[:, 0]))
 
     def get_intermediate_layers(self, images: jax.Array, n: int = 1) -> list[jax.Array]:
@@ -186,49 +176,15 @@ class VisionTransformer(nnx.Module):
         return last.attn.weights(q, k)
 
 
-def _check_sizes(
-    patch_size: int,
-    embed_dim: int,
-    depth: int,
-    num_heads: int,
-    image_size: int,
-    drop_path_rate: float,
-    remat: str,
-) -> None:
-    if embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
-        raise UsageError(
-            f"embed_dim={embed_dim} is not divisible by num_heads={num_heads}: "
-            "change one so that every head has the same width"
-        )
-    if depth < 1:
-        raise UsageError(f"depth={depth}: a transformer needs at least one block")
-    if patch_size < 1 or image_size < patch_size or image_size % patch_size:
-        raise UsageError(
-            f"image_size={image_size} is not a multiple of patch_size={patch_size}: "
-            "the position table needs whole patches; change one of them"
-        )
-    if not 0.0 <= drop_path_rate < 1.0:
-        raise UsageError(f"drop_path_rate={drop_path_rate} must be at least 0 and below 1")
-    if remat not in REMAT_POLICIES:
-        raise UsageError(f"remat={remat!r} is unknown: choose one of {', '.join(REMAT_POLICIES)}")
+vit_tiny = partial(VisionTransformer, patch_size=16, embed_dim=192, depth=12, num_heads=3)
+vit_small = partial(VisionTransformer, patch_size=16, embed_dim=384, depth=12, num_heads=6)
+vit_base = partial(VisionTransformer, patch_size=16, embed_dim=768, depth=12, num_heads=12)
 
-
-def vit_tiny(patch_size: int = 16, **overrides: Any) -> VisionTransformer:
-    """ViT-Ti: 192 wide, 12 blocks, 3 heads."""
-    return VisionTransformer(
-        **{"patch_size": patch_size, "embed_dim": 192, "depth": 12, "num_heads": 3} | overrides
-    )
-
-
-def vit_small(patch_size: int = 16, **overrides: Any) -> VisionTransformer:
-    """ViT-S: 384 wide, 12 blocks, 6 heads; the reference also calls it deit_small."""
-    return VisionTransformer(
-        **{"patch_size": patch_size, "embed_dim": 384, "depth": 12, "num_heads": 6} | overrides
-    )
-
-
-def vit_base(patch_size: int = 16, **overrides: Any) -> VisionTransformer:
-    """ViT-B: 768 wide, 12 blocks, 12 heads."""
-    return VisionTransformer(
-        **{"patch_size": patch_size, "embed_dim": 768, "depth": 12, "num_heads": 12} | overrides
-    )
+ARCHITECTURES = {
+    "vit_tiny": vit_tiny,
+    "vit_small": vit_small,
+    "vit_base": vit_base,
+    "deit_tiny": vit_tiny,  # the reference's other names
+    "deit_small": vit_small,
+    "deit_base": vit_base,
+}

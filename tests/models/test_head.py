@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import GOLDENS
 from flax import nnx
-from reference import fill, recipe_tensor
+from reference import recipe_trees
 
 from dino_jax.errors import UsageError
 from dino_jax.models import DINOHead
@@ -22,29 +22,9 @@ CASES = sorted(GOLDENS.glob("head_*.npz"))
 TINY = {"in_dim": 12, "out_dim": 40, "hidden_dim": 24, "bottleneck_dim": 16}
 
 
-def torch_weights(tree: PyTree, seed: int, *, num_layers: int, use_bn: bool) -> dict[str, Any]:
-    """The recipe's weights; torch numbers the MLP's linear layers, norms and GELUs in one row."""
-    names = {"kernel": "weight", "scale": "weight", "mean": "running_mean", "var": "running_var"}
-    weights = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]:
-        part, *number, last = [p.key for p in path]
-        if part == "last_layer":
-            name = f"last_layer.weight_{last}"
-        else:
-            position = number[0] * (3 if use_bn else 2) + (part == "norms")
-            name = f"mlp.{position}.{names.get(last, last)}"
-        key = name if num_layers > 1 else name.replace("mlp.0.", "mlp.")  # one layer is no row
-        weights[name] = recipe_tensor(seed, key, leaf.shape[::-1] if leaf.ndim == 2 else leaf.shape)
-    return weights
-
-
-def recipe_head(
-    seed: int = 0, *, num_layers: int = 3, use_bn: bool = False, **settings: Any
-) -> DINOHead:
-    layers = {"num_layers": num_layers, "use_bn": use_bn}
-    graphdef, *trees = abstract(lambda rngs: DINOHead(rngs=rngs, **layers, **settings))
-    filled = (fill(tree, torch_weights(tree, seed, **layers), bn_head=use_bn) for tree in trees)
-    head = nnx.merge(graphdef, *filled)
+def recipe_head(seed: int = 0, **settings: Any) -> DINOHead:
+    graphdef, *trees = abstract(lambda rngs: DINOHead(rngs=rngs, **settings))
+    head = nnx.merge(graphdef, *recipe_trees(seed, *trees, "head"))
     head.eval()
     return head
 
@@ -119,6 +99,20 @@ def test_length_of_features_and_of_prototypes_does_not_matter() -> None:
     np.testing.assert_allclose(head(features), logits, atol=1e-6)
     head.last_layer.g[...] *= 2.0
     np.testing.assert_allclose(head(features), 2 * logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [None, jnp.bfloat16])
+def test_without_weight_norm_the_prototypes_are_a_linear_layer(dtype: jnp.dtype | None) -> None:
+    normalised, features = recipe_head(**TINY), random_features(5, 12)
+    head = recipe_head(**TINY, weight_norm=False, dtype=dtype)
+    for i, layer in enumerate(normalised.layers):
+        layer.kernel[...], layer.bias[...] = head.layers[i].kernel[...], head.layers[i].bias[...]
+    kernel = head.last_layer.kernel[...]
+    normalised.last_layer.v[...] = kernel
+    normalised.last_layer.g[...] = jnp.linalg.norm(kernel, axis=0, keepdims=True)
+    logits = head(features)
+    assert logits.dtype == jnp.float32
+    np.testing.assert_allclose(logits, normalised(features), atol=0.02 if dtype else 1e-5)
 
 
 @pytest.mark.parametrize("num_layers", [1, 3])

@@ -1,20 +1,301 @@
-"""Models from the folder of a run."""
+"""Models from files, converted folders and the folders of runs."""
 
+import json
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import runs
+from conftest import GOLDENS
 from flax import nnx
+from reference import recipe_images, recipe_tensor
+from torch_files import save
 
 import dino_jax
 from dino_jax import settings
 from dino_jax.errors import UsageError
-from dino_jax.models.network import split
+from dino_jax.evaluate.knn_job import knn
+from dino_jax.models import DINOHead, create_model
+from dino_jax.models.network import abstract, split
+from dino_jax.weights.convert import convert
+from dino_jax.weights.inspection import inspect
+from dino_jax.weights.load import from_torch
+from dino_jax.weights.mapping import to_ours, to_torch, torch_shapes
+from dino_jax.weights.torch_checkpoint import TorchNetwork, read_torch_checkpoint
 
 IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+PTH = GOLDENS / "pth"
+FULL = PTH / "full_checkpoint.pth"
+EXPECTED = np.load(PTH / "expected.npz")
+META = json.loads(str(EXPECTED["meta"]))
+MANIFESTS = json.loads((GOLDENS / "manifests.json").read_text())
+# Largest difference of a feature: float32 as every forward golden; the others are rounded weights
+# of 11 and 8 bits, compared with what the unrounded ones give.
+TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 5e-2}
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def images() -> np.ndarray:
+    return recipe_images(META["images"], (2, 3, META["img"], META["img"]))
+
+
+# .pth files
+
+
+@pytest.mark.parametrize("path", sorted(PTH.glob("backbone*.pth")), ids=lambda p: p.stem)
+def test_features_of_a_backbone_file(path: Path) -> None:
+    model, info = dino_jax.load(path)
+    assert (info.patch_size, info.embed_dim, info.which) == (META["patch"], META["dim"], "teacher")
+    assert (info.dtype, info.source, info.resize, info.crop) == ("float32", str(path), 256, 224)
+    stored = read_torch_checkpoint(path).network("teacher").backbone
+    tolerance = TOLERANCES[stored["cls_token"].dtype.name]
+    np.testing.assert_allclose(model(images()), EXPECTED["teacher_cls"], rtol=0, atol=tolerance)
+
+    # Back in the names, layout and precision of the file: the same bytes.
+    tensors = to_torch(*split(model)[1:], "vit")
+    assert list(tensors) == list(stored)
+    for name, tensor in stored.items():
+        found = tensors[name].astype(tensor.dtype)
+        np.testing.assert_array_equal(found, tensor, strict=True, err_msg=name)
+
+
+@pytest.mark.parametrize("which", ["teacher", "student"])
+def test_features_and_logits_of_a_whole_checkpoint(which: str) -> None:
+    model, head, info = dino_jax.load(FULL, which=which, head=True)
+    features = model(images())
+    np.testing.assert_allclose(features, EXPECTED[f"{which}_cls"], rtol=0, atol=1e-4)
+    if which == "teacher":
+        np.testing.assert_allclose(head(features), EXPECTED["teacher_head"], rtol=0, atol=1e-4)
+    assert info.which == which
+    stored = read_torch_checkpoint(FULL).network(which)
+    for part, family, tensors in ((model, "vit", stored.backbone), (head, "head", stored.head)):
+        found = to_torch(*split(part)[1:], family)
+        assert list(found) == list(tensors)
+        for name, tensor in tensors.items():
+            np.testing.assert_array_equal(found[name], tensor, strict=True, err_msg=name)
+
+
+@pytest.mark.parametrize("backbone_only", [False, True])
+def test_a_converted_folder_gives_the_same(backbone_only: bool, tmp_path: Path) -> None:
+    convert(str(FULL), tmp_path / "out", backbone_only=backbone_only)
+    model, info = dino_jax.load(tmp_path / "out")
+    features = model(images())
+    np.testing.assert_allclose(features, EXPECTED["teacher_cls"], rtol=0, atol=1e-4)
+    assert info.sha256 == dino_jax.load(FULL)[1].sha256
+    assert (info.resize, info.crop, info.patch_size) == (256, 224, META["patch"])
+    if backbone_only:
+        for asked in ({"which": "student"}, {"head": True}):
+            with pytest.raises(UsageError, match="was converted from a backbone alone"):
+                dino_jax.load(tmp_path / "out", **asked)
+        return
+    head, info = dino_jax.load(tmp_path / "out", head=True)[1:]
+    np.testing.assert_allclose(head(features), EXPECTED["teacher_head"], rtol=0, atol=1e-4)
+    student, _ = dino_jax.load(tmp_path / "out", which="student")
+    np.testing.assert_allclose(student(images()), EXPECTED["student_cls"], rtol=0, atol=1e-4)
+
+
+def test_a_model_does_not_depend_on_its_file(tmp_path: Path) -> None:
+    """The reader's arrays are views of the file; a model's must not be."""
+    path = tmp_path / "file.pth"
+    path.write_bytes(FULL.read_bytes())
+    model, info = dino_jax.load(path)
+    with path.open("r+b") as file:
+        file.write(bytes(path.stat().st_size))
+    for name, leaf in nnx.to_pure_dict(nnx.state(model)).items():
+        assert np.any(np.asarray(jax.tree.leaves(leaf)[0])), name
+    assert info.sha256 == dino_jax.load(FULL)[1].sha256
+
+
+def test_a_linear_head() -> None:
+    classifier, info = dino_jax.load(PTH / "linear.pth")
+    tensors = read_torch_checkpoint(PTH / "linear.pth").linear
+    features = np.random.default_rng(0).standard_normal((3, 192), np.float32)
+    expected = features @ tensors["weight"].T + tensors["bias"]
+    np.testing.assert_allclose(classifier(features), expected, rtol=1e-5, atol=1e-5)
+    assert (info.arch, info.embed_dim, info.patch_size) == ("linear", 192, None)
+    for asked in ({"which": "student"}, {"head": True}):
+        with pytest.raises(UsageError, match="is a linear classifier: it has no student and no h"):
+            dino_jax.load(PTH / "linear.pth", **asked)
+    with pytest.raises(UsageError, match=r"linear\.pth is a linear classifier: give the backbone"):
+        knn(str(PTH / "linear.pth"), train="shapes:20@train", test="shapes:20@test")
+
+
+def tensors_of(name: str, head: dict[str, Any] | None = None, prefix: str = "") -> dict[str, Any]:
+    """The recipe's tensors of a network, named as in a file."""
+    model = abstract(lambda rngs: create_model(name, rngs=rngs))
+    parts = {"": (model, "resnet" if "resnet" in name else "xcit")}
+    if head is not None:
+        width = nnx.eval_shape(lambda: create_model(name)).embed_dim
+        parts["backbone."] = parts.pop("")
+        parts["head."] = abstract(lambda rngs: DINOHead(width, rngs=rngs, **head)), "head"
+    found = {}
+    for part, ((_, *trees), family) in parts.items():
+        for key, empty in torch_shapes(*trees, family).items():
+            tensor = recipe_tensor(0, key, empty.shape)
+            if key.endswith("tracked"):
+                tensor = np.array(3)
+            found[prefix + part + key] = tensor
+    return found
+
+
+def assert_holds(model: nnx.Module, tensors: dict[str, np.ndarray], family: str) -> None:
+    params, batch_stats, _ = to_ours(tensors, family)
+    for found, expected in zip(split(model)[1:], (params, batch_stats), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_resnet_of_torchvision(tmp_path: Path) -> None:
+    tensors = tensors_of("resnet18")
+    classifier = {"fc.weight": np.ones((9, 512), np.float32), "fc.bias": np.ones(9, np.float32)}
+    model, info = dino_jax.load(save(tmp_path / "resnet.pth", tensors | classifier))
+    assert (info.arch, info.patch_size, info.embed_dim) == ("resnet18", None, 512)
+    assert_holds(model, tensors, "resnet")
+    old = {name: x for name, x in tensors.items() if not name.endswith("tracked")}
+    again, _ = dino_jax.load(save(tmp_path / "old.pth", old))
+    assert_holds(again, tensors, "resnet")
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [
+        ("xcit_nano_12_p16", {"out_dim": 64, "hidden_dim": 16, "bottleneck_dim": 8}),
+        # As the released ResNet-50's: few layers, no weight normalisation.
+        ("resnet18", {"out_dim": 64, "hidden_dim": 16, "num_layers": 2, "weight_norm": False}),
+        ("resnet18", {"out_dim": 64, "hidden_dim": 16, "bottleneck_dim": 8, "use_bn": True}),
+    ],
+)
+def test_a_whole_checkpoint_with_batch_norm(
+    name: str, head: dict[str, Any], tmp_path: Path
+) -> None:
+    tensors = tensors_of(name, head, prefix="module.")
+    path = save(tmp_path / "full.pth", {"student": tensors, "teacher": tensors, "epoch": 3})
+    backbone, head_module, info = dino_jax.load(path, head=True)
+    assert info.arch == name
+    for part, module in (("backbone", backbone), ("head", head_module)):
+        prefix = f"module.{part}."
+        own = {k.removeprefix(prefix): x for k, x in tensors.items() if k.startswith(prefix)}
+        assert_holds(module, own, "head" if part == "head" else name.partition("_")[0].rstrip("18"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "dino_vits8",
+        "dino_vitb16",
+        "dino_resnet50",
+        "dino_xcit_small_12_p16",
+        "dino_xcit_medium_24_p8",
+    ],
+)
+def test_every_released_file_fits_without_a_rest(name: str) -> None:
+    """Names, shapes and order as in the file; nothing is computed."""
+    tensors = {n: np.broadcast_to(np.float32(0), s) for n, s in MANIFESTS[name].items()}
+    config, arrays = from_torch(TorchNetwork(tensors, {}))
+    assert config.head is None
+    count = sum(x.size for name, x in tensors.items() if not name.endswith("tracked"))
+    assert sum(x.size for x in jax.tree.leaves(arrays)) == count
+
+
+# What cannot be loaded
+
+
+DINOV2 = [f"blocks.{i}.ls{j}.gamma" for i in (0, 1) for j in (1, 2)]  # names it has besides
+
+
+def without(tensors: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: x for name, x in tensors.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "messages"),
+    [
+        (lambda t: without(t, "norm.bias"), ["backbone.norm.bias is missing"]),
+        (
+            lambda t: (
+                without(t, "norm.bias", "blocks.1.attn.qkv.weight")
+                | {"norm.weight": t["norm.weight"][:5], "mask_token": t["cls_token"]}
+            ),
+            [
+                "backbone.norm.bias is missing",
+                "backbone.blocks.1.attn.qkv.weight is missing",
+                "backbone.mask_token is left over",
+                r"backbone.norm.weight is \[5\], not \[48\]",
+            ],
+        ),
+        (
+            lambda t: (
+                t | {f"blocks.{i}.ls{j}.gamma": t["norm.bias"] for i in (0, 1) for j in (1, 2)}
+            ),
+            [rf"backbone.blocks.{i}.ls{j}.gamma is left over" for i in (0, 1) for j in (1, 2)],
+        ),
+        (
+            lambda t: {n.replace("blocks.1", "blocks.7"): x for n, x in t.items()},
+            ["backbone.blocks.7.norm1.weight is left over", "backbone.blocks.1.norm1.weight is mi"],
+        ),
+    ],
+    ids=["missing", "several", "DINOv2", "block"],
+)
+def test_problems_are_named_together(
+    change: Callable[[dict[str, Any]], dict[str, Any]], messages: list[str], tmp_path: Path
+) -> None:
+    tensors = change(read_torch_checkpoint(FULL).network("teacher").backbone)
+    path = save(tmp_path / "file.pth", tensors)
+    for message in messages:
+        with pytest.raises(
+            UsageError, match=rf"file\.pth: not the tensors of a vit_tiny.*{message}"
+        ):
+            dino_jax.load(path)
+
+
+def test_the_classifier_of_a_supervised_vit_is_not_dropped(tmp_path: Path) -> None:
+    tensors = read_torch_checkpoint(FULL).network("teacher").backbone
+    classifier = {"head.weight": np.ones((9, 48), np.float32), "head.bias": np.ones(9, np.float32)}
+    path = save(tmp_path / "file.pth", {"model": tensors | classifier})
+    for refused in (lambda: dino_jax.load(path), lambda: convert(str(path), tmp_path / "out")):
+        with pytest.raises(UsageError, match=r"file\.pth: .*last_layer\.weight is missing"):
+            refused()
+
+
+def test_a_file_without_what_is_asked_for() -> None:
+    with pytest.raises(UsageError, match="which='student' is not in this file, which holds teach"):
+        dino_jax.load(PTH / "backbone.pth", which="student")
+    with pytest.raises(UsageError, match=r"backbone\.pth: it holds a backbone alone: give the who"):
+        dino_jax.load(PTH / "backbone.pth", head=True)
+
+
+@pytest.fixture
+def nothing_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to work in, which must still be empty afterwards."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert not list(tmp_path.rglob("*pwned*"))
+
+
+@pytest.mark.parametrize("file", ["evil.pth", "truncated.pth", "views.pth"])
+@pytest.mark.parametrize("entry", ["load", "convert", "inspect", "knn", "init_from"])
+def test_wrong_files_are_refused_everywhere(file: str, entry: str, nothing_appears: Path) -> None:
+    path, out = str(PTH / file), nothing_appears / "out"
+    doors: dict[str, Callable[[], Any]] = {
+        "load": lambda: dino_jax.load(path),
+        "convert": lambda: convert(path, out),
+        "inspect": lambda: inspect(path),
+        "knn": lambda: knn(path, train="shapes:20@train", test="shapes:20@test"),
+        "init_from": lambda: runs.train_here(runs.tiny_config(init_from=path), out),
+    }
+    if (file, entry) == ("views.pth", "inspect"):
+        return doors[entry]()  # it says what there is
+    with pytest.raises(UsageError, match=rf"{file}: "):
+        doors[entry]()
+    if entry != "init_from":  # a run makes its folder first
+        assert not out.exists()
+    return None
+
+
+# Folders of runs
 
 
 def expected_features(which: str) -> np.ndarray:
@@ -60,7 +341,8 @@ def test_a_step_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("/nowhere", "'/nowhere' is not a folder"),
+        ("/nowhere", r"'/nowhere' is no hub name \(dino_vits16, .*\), no file and no folder: give"),
+        ("dino_vits61", "'dino_vits61' is no hub name"),
         ("{run}@7", "has no checkpoint of step 7: choose one of"),
         ("{run}@last", "the step behind @ must be a whole number"),
     ],

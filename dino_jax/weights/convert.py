@@ -1,0 +1,135 @@
+"""From a `.pth` file of the reference to an Orbax checkpoint of ours."""
+
+import contextlib
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from tyro.conf import Positional
+
+from dino_jax.checkpoint import FOLDER, RunCheckpoints, to_items
+from dino_jax.errors import UsageError, about
+from dino_jax.weights.load import from_torch, without_head
+from dino_jax.weights.locate import find_file, full_if_released
+from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
+from dino_jax.weights.training_state import is_plain, whole_state
+
+PyTree = Any
+
+STEP = 0  # of a converted checkpoint: a run that continues it counts from its epoch
+
+
+def convert(
+    file: Positional[str],
+    out: Positional[Path],
+    backbone_only: bool = False,
+    force: bool = False,
+    num_heads: int | None = None,
+) -> None:
+    """Converts a .pth file of the reference to an Orbax checkpoint.
+
+    A whole checkpoint becomes a complete training state (student, teacher, heads, center, epoch,
+    optimizer), which `main.py --workdir OUT` continues; a backbone becomes one to evaluate.
+
+    Args:
+      file: The .pth file, or a hub name for the whole checkpoint behind it.
+      out: The folder to write.
+      backbone_only: Keep the teacher's backbone and nothing else.
+      force: Replace the checkpoints that OUT holds.
+      num_heads: Attention heads of a ViT of unusual width, which a file does not tell.
+
+    Raises:
+      UsageError: the file cannot be converted, or OUT is not empty.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"out={out} is a file: give a folder that does not exist yet")
+    if out.exists() and any(out.iterdir()) and not force:
+        raise UsageError(f"out={out} is not empty: give a new folder, or --force to replace")
+    path = find_file(file, "backbone" if backbone_only else full_if_released(file))
+    if path is None:
+        raise UsageError(f"file={file!r} is no file and no hub name: give a .pth file")
+    items, facts, ignored = _converted(file, path, backbone_only, num_heads)
+    _write(out, items, facts)
+    print(_summary(file, out, items, facts, ignored))
+
+
+def _converted(
+    file: str, path: Path, backbone_only: bool, num_heads: int | None
+) -> tuple[dict[str, PyTree], dict[str, Any], tuple[str, ...]]:
+    """Items of a checkpoint, what is said about it, and what of the file it leaves out.
+
+    On return the file's own tensors are no longer in memory.
+    """
+    found = read_torch_checkpoint(path)
+    if found.kind == "linear":
+        raise UsageError(f"{file} is a linear classifier: `dino_jax.load` reads it as it is")
+    whole = found.kind == "full" and not backbone_only
+    with about(file):
+        if whole:
+            config, state = whole_state(found, num_heads=num_heads)
+            items = to_items(state)
+        else:
+            network = from_torch(found.network("teacher"), num_heads=num_heads)
+            config, arrays = without_head(*network)
+            items = {"teacher": jax.tree.map(jnp.array, arrays)}
+    facts = {
+        "config": json.loads(config.to_json()),
+        "num_images": None,
+        "converted": {
+            "source": file,
+            "sha256": _file_hash(path),
+            "epoch": found.epoch if whole else None,
+            "args": {str(k): v if is_plain(v) else str(v) for k, v in found.args.items()},
+        },
+    }
+    return items, facts, found.ignored
+
+
+def _file_hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write(out: Path, items: dict[str, PyTree], facts: dict[str, Any]) -> None:
+    """Writes a new folder beside the old one first, so that nothing is lost when that fails."""
+    new = not out.exists()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".converting", dir=out) as folder:
+            part = Path(folder)
+            with RunCheckpoints(part, about=facts, keep_every_steps=0) as checkpoints:
+                checkpoints.save_items(STEP, items)
+            if (out / FOLDER).exists():
+                (out / FOLDER).rename(part / "replaced")
+            (part / FOLDER).rename(out / FOLDER)
+    except OSError as error:
+        raise UsageError(f"out={out} cannot be written ({error.strerror or error})") from error
+    finally:
+        if new:
+            with contextlib.suppress(OSError):
+                out.rmdir()  # if it is still empty
+
+
+def _summary(
+    file: str,
+    out: Path,
+    items: dict[str, PyTree],
+    facts: dict[str, Any],
+    ignored: tuple[str, ...],
+) -> str:
+    """What was done, and how to go on, in a few lines."""
+    count = sum(x.size for x in jax.tree.leaves(items["teacher"]["params"]))
+    name, epoch = facts["config"]["model"]["name"], facts["converted"]["epoch"]
+    lines = [f"{file}: {name}, {count / 1e6:.1f} M parameters, written to {out}"]
+    if ignored:
+        lines.append(f"of no use here and left out: {', '.join(ignored)}")
+    if "training" in items:
+        lines.append(
+            f"a whole training state after {epoch} epochs, which main.py --config FILE "
+            f"--workdir {out} continues"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,305 @@
+"""Runs that start from weights of every kind."""
+
+import json
+import re
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import runs
+from conftest import GOLDENS
+from ml_collections import ConfigDict
+from torch_files import save
+
+import dino_jax
+from dino_jax import checkpoint, sharding
+from dino_jax.errors import UsageError
+from dino_jax.models.network import split
+from dino_jax.plan import Plan, make_plan
+from dino_jax.train_state import TrainState
+from dino_jax.weights.convert import convert
+from dino_jax.weights.initial import Start, start_from
+from dino_jax.weights.mapping import to_torch
+from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
+from dino_jax.weights.torch_file import read_torch_file
+from dino_jax.weights.training_state import whole_state
+
+PTH = GOLDENS / "pth"
+FULL = str(PTH / "full_checkpoint.pth")
+BACKBONE = str(PTH / "backbone.pth")
+ONE_NETWORK = "it holds one network, which becomes both student and teacher"
+MADE = "the center is made from a teacher pass over the first batch"
+RESTORED = "the optimizer's state is restored"
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def fixture_config(init_from: str, **changes: object) -> ConfigDict:
+    """The config of a run whose network is that of the fixtures."""
+    return runs.tiny_config(
+        **{
+            "model__overrides__image_size": 32,
+            "model__overrides__embed_dim": 48,
+            "model__overrides__num_heads": 3,
+            "head__out_dim": 96,
+            "head__num_layers": 3,
+            "init_from": init_from,
+        }
+        | changes
+    )
+
+
+@cache
+def random_start(config: str, devices: int) -> tuple[Plan, TrainState]:
+    """The plan and the first state of a config without weights, compiled once for all tests."""
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    plan = make_plan(ConfigDict(json.loads(config)), mesh, steps_per_epoch=5)
+    return plan, plan.first_state(0)
+
+
+def refused(config: ConfigDict) -> None:
+    """Tries to start where shapes are enough to see that it cannot be."""
+    plan = make_plan(config, sharding.make_mesh(jax.devices()[:1]), steps_per_epoch=5)
+    start_from(config, plan.shapes)
+
+
+def start(config: ConfigDict, devices: int = 1) -> tuple[Start, TrainState, Plan]:
+    """The start, the random state that it replaces, and the plan."""
+    without = config.to_dict() | {"init_from": None}
+    plan, state = random_start(json.dumps(without), devices)
+    return start_from(config, state), state, plan
+
+
+def assert_same(found: Any, expected: Any) -> None:
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def assert_may_be_trained(state: TrainState) -> None:
+    """No array stands in two places: a step donates them all."""
+    pointers = [
+        shard.data.unsafe_buffer_pointer()
+        for x in jax.tree.leaves(state)
+        for shard in x.addressable_shards
+    ]
+    assert len(pointers) == len(set(pointers))
+
+
+# .pth files
+
+
+def test_a_whole_checkpoint() -> None:
+    (state, has_center, notes), random, _ = start(fixture_config(FULL))
+    _, expected = whole_state(read_torch_checkpoint(FULL))
+    for part in ("params", "teacher_params", "center", "opt_state"):
+        assert_same(getattr(state, part), getattr(expected, part))
+    assert_same(state.meters, random.meters)
+    assert int(state.step) == 0
+    assert has_center
+    assert notes == [f"starts from {FULL}", RESTORED]
+    assert_may_be_trained(state)
+
+
+def test_a_converted_folder_is_the_same_start(tmp_path: Path) -> None:
+    convert(FULL, tmp_path)
+    from_folder, _, _ = start(fixture_config(str(tmp_path)))
+    from_file, _, _ = start(fixture_config(FULL))
+    assert_same(from_folder.state, from_file.state)
+    assert from_folder.notes == [f"starts from {tmp_path}", RESTORED]
+    assert from_folder.has_center
+    assert_may_be_trained(from_folder.state)
+
+
+@pytest.mark.parametrize("converted", [False, True])
+def test_a_backbone(converted: bool, tmp_path: Path) -> None:
+    weights = BACKBONE
+    if converted:
+        weights = str(tmp_path)
+        convert(BACKBONE, tmp_path)
+    (state, has_center, notes), random, _ = start(fixture_config(weights))
+    model, _ = dino_jax.load(BACKBONE)
+    backbone = split(model)[1]
+    for params, before in (
+        (state.params, random.params),
+        (state.teacher_params, random.teacher_params),
+    ):
+        assert_same(params["backbone"], backbone)
+        assert_same(params["head"], before["head"])
+    assert_same(state.opt_state, random.opt_state)
+    assert not has_center
+    none = "it has no head: the head starts at random, center and optimizer anew"
+    assert notes == [f"starts from {weights}", ONE_NETWORK, none, MADE]
+    assert_may_be_trained(state)
+
+
+def test_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = tmp_path / "dino_deitsmall16_pretrain"
+    place.mkdir()
+    shutil.copy(FULL, place / "dino_deitsmall16_pretrain_full_checkpoint.pth")
+    monkeypatch.setenv("DINO_JAX_HUB", str(tmp_path))
+    found, _, _ = start(fixture_config("dino_vits16"))
+    assert found.notes == ["starts from dino_vits16", RESTORED]
+
+
+def test_another_number_of_prototypes() -> None:
+    config = fixture_config(FULL, head__out_dim=64)
+    (state, has_center, notes), random, _ = start(config)
+    stored = read_torch_checkpoint(FULL)
+    for which, params in (("student", state.params), ("teacher", state.teacher_params)):
+        tensors = to_torch(params["backbone"], {}, "vit")
+        expected = stored.network(which).backbone
+        assert all(np.array_equal(tensors[name], x) for name, x in expected.items())
+        assert_same(params["head"], random.params["head"])
+    assert_same(state.opt_state, random.opt_state)
+    assert not has_center
+    other = "it has a head of other sizes: the head starts at random, center and optimizer anew"
+    assert notes == [f"starts from {FULL}", other, MADE]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"optim__name": "sgd"}, "the optimizer's state has no momentum_buffer of the shape of 37"),
+        ({"head__norm_last_layer": False}, "its state is of another head.norm_last_layer"),
+    ],
+)
+@pytest.mark.parametrize("converted", [False, True])
+def test_another_optimizer_starts_anew(
+    changes: dict[str, Any], why: str, converted: bool, tmp_path: Path
+) -> None:
+    if converted:
+        convert(FULL, tmp_path)
+        why = "its state is of another optim.name or head.norm_last_layer"
+    config = fixture_config(str(tmp_path) if converted else FULL, **changes)
+    (state, has_center, notes), random, _ = start(config)
+    assert_same(state.opt_state, random.opt_state)
+    np.testing.assert_array_equal(state.center, read_torch_checkpoint(FULL).center)
+    assert has_center
+    assert re.match(f"the optimizer starts anew: {re.escape(why)}", notes[-1])
+
+
+def test_a_file_without_optimizer_or_center(tmp_path: Path) -> None:
+    found = read_torch_file(FULL)
+    del found["optimizer"], found["dino_loss"], found["student"]
+    path = str(save(tmp_path / "teacher.pth", found))
+    (state, has_center, notes), _, _ = start(fixture_config(path))
+    assert not has_center
+    assert notes[1:] == [ONE_NETWORK, MADE, "the optimizer starts anew: it has none"]
+    assert_same(state.params, state.teacher_params)
+    assert_may_be_trained(state)
+
+
+@pytest.mark.parametrize(
+    ("weights", "changes", "message"),
+    [
+        (FULL, {"model__overrides__depth": 1}, r"blocks\.1\.\S+ is left over; .*inspect"),
+        (FULL, {"model__patch_size": 16}, r"patch_embed\.kernel is \[192, 48\], not \[768, 48\]"),
+        (str(PTH / "linear.pth"), {}, "a linear classifier: give a backbone or a whole checkpoi"),
+        (str(PTH / "nothing.pth"), {}, "is no hub name"),
+    ],
+)
+def test_refuses(weights: str, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=rf"init_from={re.escape(weights)}: .*{message}"):
+        refused(fixture_config(weights, **changes))
+
+
+# Folders of runs
+
+
+def test_a_run_and_its_steps() -> None:
+    workdir = runs.whole()
+    (state, has_center, notes), _, plan = start(runs.tiny_config(init_from=workdir))
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    shapes = sharding.with_shardings(plan.shapes, sharding.state_shardings(plan.shapes, mesh, "dp"))
+    with checkpoint.open_for_reading(workdir) as manager:
+        items = checkpoint.read_items(manager, runs.TOTAL_STEPS, checkpoint.to_items(shapes))
+    former = checkpoint.from_items(items)
+    for part in ("params", "teacher_params", "center", "opt_state"):
+        assert_same(getattr(state, part), getattr(former, part))
+    assert int(state.step) == 0
+    assert has_center
+    assert notes == [f"starts from {workdir}", RESTORED]
+    assert_may_be_trained(state)
+    first = runs.steps(workdir)[0]
+    earlier, _, _ = start(runs.tiny_config(init_from=f"{workdir}@{first}"))
+    assert not np.array_equal(earlier.state.center, state.center)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model__overrides__num_heads": 4}, r"\(num_heads is 2, not 4\)"),
+        (
+            {"model__overrides__embed_dim": 32},
+            r"\(blocks\.0\.\S+ is \[16\], not \[32\]; ",
+        ),
+    ],
+)
+def test_a_run_with_another_network(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        refused(runs.tiny_config(init_from=runs.whole(), **changes))
+
+
+def test_arrays_lie_where_the_run_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 1000)
+    config = fixture_config(FULL, train__sharding="fsdp")
+    (state, *_), random, plan = start(config, devices=8)
+    assert jax.tree.map(lambda x: x.sharding, state) == plan.shardings
+    assert not state.params["head"]["layers"][0]["kernel"].sharding.is_fully_replicated
+    alone, _, _ = start(fixture_config(FULL))
+    assert_same(jax.device_get(state), jax.device_get(alone.state))
+    center = plan.center_of(random, batch_of(config))
+    assert center.sharding == plan.shardings.center
+
+
+# The missing center
+
+
+def batch_of(config: ConfigDict) -> dict[str, jax.Array]:
+    rng = np.random.default_rng(0)
+    count, side = config.train.batch_size, config.data.canvas_size
+    return {
+        "canvas": jnp.asarray(rng.integers(0, 256, (count, side, side, 3)), jnp.uint8),
+        "size": jnp.full((count, 2), side, jnp.int32),
+        "index": jnp.arange(count, dtype=jnp.int32),
+    }
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_center_is_the_mean_of_the_teachers_logits(devices: int) -> None:
+    config = fixture_config(BACKBONE)
+    (state, *_), _, plan = start(config, devices)
+    batch = batch_of(config)
+    center = plan.center_of(state, batch)
+    assert center.shape == state.center.shape
+    (globals_, *_), _ = jax.jit(plan.step.make_views)(batch, jnp.zeros((), jnp.int32))
+    assert globals_.shape[:2] == (config.train.batch_size, 2)
+    logits, _ = jax.jit(plan.step.network)(
+        state.teacher_params, state.teacher_batch_stats, (globals_,)
+    )
+    expected = np.asarray(logits).mean((0, 1))
+    np.testing.assert_allclose(center[0], expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(expected).max() > 0.01
+
+
+def test_a_run_from_a_backbone_and_its_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says what it took; later its weights are no longer needed."""
+    model, _ = dino_jax.load(runs.whole())
+    path = save(tmp_path / "backbone.pth", to_torch(*split(model)[1:], "vit"))
+    config = runs.tiny_config(init_from=path)
+    workdir = tmp_path / "run"
+    assert runs.train_here(config, workdir, stop_after=4)["step"] == 4
+    said = capsys.readouterr()
+    for note in (f"starts from {path}", ONE_NETWORK, MADE):
+        assert f"note: {note}" in said.out + said.err
+    path.unlink()
+    assert runs.train_here(config, workdir)["finished"]
+    assert np.any(runs.arrays(workdir)["training['center']"])
+    with pytest.raises(UsageError, match=r"init_from: '.*backbone\.pth' there, None now"):
+        runs.train_here(runs.tiny_config(), workdir)
