@@ -2,8 +2,8 @@
 
 python main.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 
-k-NN (k = 20, first 10,000 training images as the bank, first 2,000 test images): 50.9 untrained,
-66.1 after the three epochs. Raw pixels give 81.1: these minutes of training do not reach them.
+k-NN (first 10,000 training images as the bank, first 2,000 test images) with k = 10 / 20: 62.6 / 62.2
+untrained, 82.2 / 80.9 after 10 of the 15 epochs, which take 35 minutes. Raw pixels give 81.1 (k = 20).
 """
 
 from pathlib import Path
@@ -22,18 +22,18 @@ def source(split: str) -> str:
 
 def get_config(arg: str = "") -> ConfigDict:
     config = default.get_config()
-    config.model.update(name="vit_tiny", patch_size=4, drop_path_rate=0.0)
-    config.model.overrides.update(image_size=28, embed_dim=96, depth=3, num_heads=3)
+    config.model.update(name="vit_tiny", patch_size=7, drop_path_rate=0.0)
+    config.model.overrides.update(image_size=28, embed_dim=128, depth=4, num_heads=4)
     config.head.update(out_dim=1024, hidden_dim=512, bottleneck_dim=128)
     # A garment is known by its outline: large crops, and nothing that changes colours.
     config.crops.update(global_size=28, global_scale=(0.6, 1.0))
-    config.crops.update(local_size=16, local_number=2, local_scale=(0.25, 0.6))
+    config.crops.update(local_size=14, local_number=2, local_scale=(0.25, 0.6))
     config.crops.update(hue=0.0, saturation=0.0, gray_prob=0.0, solarize_prob=0.0)
     config.crops.update(blur_prob=(0.5, 0.1, 0.2), blur_radius=(0.1, 0.6))
     config.data.update(train=source("train"), canvas_size=28, num_threads=2)
-    config.train.update(batch_size=64, epochs=3)
+    config.train.update(batch_size=64, epochs=15)
     # Short and small: a high rate, a quick teacher, no growing decay.
-    config.optim.update(lr=0.008, warmup_epochs=1, momentum_teacher=0.98, freeze_last_layer=0)
+    config.optim.update(lr=0.008, warmup_epochs=1, momentum_teacher=0.99, freeze_last_layer=0)
     config.optim.weight_decay_end = 0.04
     config.log.every_steps = 100
     config.eval.update(
