@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 # Checks the package on a GPU and measures it: one command for a machine with a GPU.
 #
-#   benchmarks/gpu.sh [check | step | peer | augment | data | all] ...      (default: all)
+#   benchmarks/gpu.sh [check | step | peer | augment | data | knn | all] ...      (default: all)
 #
 #   check    numbers of the reference implementation, on the GPU at full matmul precision
 #   step     the training step: ViT-S/16 at two batch sizes, ViT-B/16
 #   peer     the same step in PyTorch, as of 2021 and as of today
 #   augment  all crops on the GPU, and by PIL on one core
 #   data     ViT-S/16 behind the real pipeline, reading generated JPEG files
+#   knn      k-NN with ImageNet's numbers of images; beside PyTorch at a tenth of both
 #
 # Adds one JSON line for each result to ${OUT:-benchmarks/results}/gpu.jsonl and prints tables of
 # that file at the end; whatever the commands wrote is in gpu.log beside it. A stage that fails or runs
@@ -25,9 +26,9 @@ stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=(all)
 for stage in "${stages[@]}"; do
   case $stage in
-    check | step | peer | augment | data) ;;
-    all) stages=(check step peer augment data) ;;
-    *) die "unknown stage '$stage': choose from check, step, peer, augment, data, all" ;;
+    check | step | peer | augment | data | knn) ;;
+    all) stages=(check step peer augment data knn) ;;
+    *) die "unknown stage '$stage': choose from check, step, peer, augment, data, knn, all" ;;
   esac
 done
 
@@ -167,6 +168,15 @@ data() {
   fi
   measure 200 train_step --config=configs/vit_small.py --batch-size=256 --steps=20 \
     --config.model.dtype=bfloat16 --data="folder:$scratch/jpeg"
+}
+
+knn() {
+  if [ -n "$tiny" ]; then
+    measure 400 knn --queries=200 --bank=2000 --width=32 --classes=20 --rounds=1 --no-reference
+    return
+  fi
+  measure 120 knn --queries=50000 --bank=1281167 --memory-budget=8589934592 --no-reference
+  measure 120 knn --queries=5000 --bank=128000
 }
 
 for stage in "${stages[@]}"; do "$stage"; done

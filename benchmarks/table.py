@@ -60,6 +60,15 @@ COLUMNS = {
         "convert GiB": "convert_peak_gib",
         "convert / file": "convert_peak_over_file",
     },
+    "knn": {
+        "queries": "queries",
+        "bank": "bank",
+        "width": "width",
+        "ours s": "seconds.ours",
+        "reference s": "seconds.reference",
+        "reference / ours": "ratio",
+        "percent apart": "percent_apart",
+    },
     "failed": {"command": "command", "why": "why"},
 }
 

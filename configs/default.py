@@ -100,6 +100,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
     config.log = ConfigDict()
     config.log.every_steps = 50  # a line of metrics and of health
+    config.log.attention_sheet = 0  # pictures on attention.png, drawn at the end; 0 for none
 
     config.eval = ConfigDict()
     config.eval.knn_every_epochs = 0  # 0 never

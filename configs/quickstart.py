@@ -25,7 +25,7 @@ def get_config(arg: str = "") -> ConfigDict:
     # Short and small: a high rate, a quick teacher, no growing decay.
     config.optim.update(lr=0.008, warmup_epochs=1, momentum_teacher=0.98, freeze_last_layer=0)
     config.optim.weight_decay_end = 0.04
-    config.log.every_steps = 25
+    config.log.update(every_steps=25, attention_sheet=8)
     config.eval.update(
         knn_every_epochs=5,
         knn_at_start=True,

@@ -8,11 +8,35 @@ import tyro
 
 from dino_jax.distributed import initialize_if_launched
 from dino_jax.errors import UsageError
+from dino_jax.evaluate.copy_detection_job import copy_detection
+from dino_jax.evaluate.embed_job import embed
 from dino_jax.evaluate.knn_job import knn
+from dino_jax.evaluate.linear_job import linear
+from dino_jax.evaluate.logistic_job import logistic
+from dino_jax.evaluate.retrieval_job import retrieval
+from dino_jax.evaluate.video_segmentation_job import video_segmentation
+from dino_jax.visualize.attention_job import attention
+from dino_jax.visualize.pca_job import pca
+from dino_jax.visualize.score_job import attention_score
+from dino_jax.visualize.video_job import attention_video
 from dino_jax.weights.convert import convert
 from dino_jax.weights.inspection import inspect
 
-JOBS = {"knn": knn, "convert": convert, "inspect": inspect}
+JOBS = {
+    "knn": knn,
+    "linear": linear,
+    "logistic": logistic,
+    "embed": embed,
+    "attention": attention,
+    "attention-score": attention_score,
+    "attention-video": attention_video,
+    "pca": pca,
+    "retrieval": retrieval,
+    "copy-detection": copy_detection,
+    "video-segmentation": video_segmentation,
+    "convert": convert,
+    "inspect": inspect,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -163,6 +163,7 @@ _NOT_NEGATIVE = (
     "checkpoint.every_steps",
     "checkpoint.keep_every_epochs",
     "eval.knn_every_epochs",
+    "log.attention_sheet",
 )
 _SHARES = ("loss.center_momentum", "optim.momentum_teacher", "data.max_unreadable")
 

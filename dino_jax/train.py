@@ -24,6 +24,7 @@ from dino_jax.plan import make_plan
 from dino_jax.resume import check_same_run
 from dino_jax.step import compile_step
 from dino_jax.train_state import TrainState
+from dino_jax.visualize.run_sheet import RunSheet
 from dino_jax.weights.initial import start_from
 
 
@@ -54,6 +55,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         )
     total_steps = config.train.epochs * steps_per_epoch
     knn = OnlineKnn(config, mesh) if config.eval.knn_every_epochs else None
+    draw_sheet = RunSheet(config, source, mesh) if config.log.attention_sheet else None
 
     # Shapes, then shardings, then arrays: the state never lies on one device alone.
     plan = make_plan(config, mesh, steps_per_epoch=steps_per_epoch)
@@ -144,6 +146,10 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 stop=stop,
             )
             checkpoints.wait()
+            if draw_sheet and result["step"] == total_steps:
+                path = workdir / "attention.png"
+                draw_sheet(state.teacher_params, state.teacher_batch_stats, path)
+                log.message(f"where the teacher looks: {path}")
             if records.num_unreadable:
                 log.message(
                     f"{records.num_unreadable} images could not be read and were replaced; the "

@@ -236,6 +236,16 @@ def test_gpu_script_runs_a_stage_and_prints_its_table(started: dict[str, Future]
     assert "0 failures" in done.stdout
 
 
+@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install 'dino_jax[torch]'")
+def test_knn_of_both_sides_agrees() -> None:
+    sizes = ("--queries=60", "--bank=600", "--width=16", "--classes=7", "--ks", "1", "9", "50")
+    result = script("knn", *sizes, "--rounds=1", "--tolerance=1e-6")
+    assert result["percent_apart"] == 0
+    assert min(result["seconds"].values()) > 0
+    assert result["ratio"] > 0
+    assert 100 / 7 < result["top1"]["9"] < 100
+
+
 def test_gpu_script_goes_on_after_a_failure(tmp_path: Path) -> None:
     done = gpu_script(tmp_path, "check", "augment", "peer", DINO_JAX_BENCH_SECONDS="0")
     assert done.returncode == 1

@@ -13,6 +13,7 @@ from PIL import Image
 
 from dino_jax import cli
 from dino_jax.errors import UsageError
+from dino_jax.evaluate.extraction import Extraction
 from dino_jax.evaluate.knn_job import knn
 
 SOURCES = {"train": "shapes:85@train", "test": "shapes:30@test"}
@@ -26,8 +27,10 @@ def quick() -> Any:
 
 def test_knn_gives_the_score_that_the_run_logged(tmp_path: Path) -> None:
     """On eight devices, as the run was; same weights, transform and images."""
-    output = tmp_path / "results.json"
-    table = knn(str(runs.scored()), **SOURCES, ks=(10, 20), canvas_size=64, output=output)
+    output, report = tmp_path / "results.json", tmp_path / "report.png"
+    options = Extraction(canvas_size=64)
+    settings = {"ks": (10, 20), "options": options, "output": output, "report": report}
+    table = knn(str(runs.scored()), **SOURCES, **settings)
     last = json.loads((runs.scored() / "log.txt").read_text().splitlines()[-1])
     for k in (10, 20):
         assert table[k]["top1"] == pytest.approx(last[f"knn_{k}_top1"])
@@ -35,6 +38,7 @@ def test_knn_gives_the_score_that_the_run_logged(tmp_path: Path) -> None:
     result = json.loads(output.read_text())
     assert result["metrics"]["knn"]["20"]["top1"] == pytest.approx(table[20]["top1"])
     assert result["settings"]["crop"] == 16
+    assert report.read_bytes().startswith(b"\x89PNG")
     assert result["settings"]["temperature"] == 0.07
     assert result["weights"]["dtype"] == "float32"
     assert len(result["weights"]["sha256"]) == 64
@@ -42,9 +46,8 @@ def test_knn_gives_the_score_that_the_run_logged(tmp_path: Path) -> None:
 
 
 def test_knn_with_more_neighbours_than_images_and_the_student(tmp_path: Path) -> None:
-    table = knn(
-        str(runs.scored()), **SOURCES, which="student", ks=(500,), output=tmp_path / "r.json"
-    )
+    student, output = Extraction(which="student"), tmp_path / "r.json"
+    table = knn(str(runs.scored()), **SOURCES, options=student, ks=(500,), output=output)
     assert list(table) == [85]
 
 
@@ -71,8 +74,9 @@ def test_classes_are_matched_by_name(tmp_path: Path) -> None:
         ({"weights": "/nowhere"}, "'/nowhere' is no hub name .*workdir"),
         ({"ks": (0,)}, "ks=.*at least 1"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
-        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
-        ({"crop": 64, "resize": 32}, "crop=64 is larger than resize=32"),
+        ({"memory_budget": 0}, "memory_budget=0 must be at least 1"),
+        ({"options": Extraction(crop=64, resize=32)}, "crop=64 is larger than resize=32"),
+        ({"report": Path("neighbours")}, "report=neighbours must be named as a picture"),
         ({"test": "shapes:30@nope"}, "no split 'nope'"),
     ],
 )
@@ -130,6 +134,30 @@ def test_the_script_that_converts(goldens: Path, tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
     assert re.match(r"error: .*evil\.pth: .*system", done.stderr)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("job", ["retrieval", "copy-detection", "video-segmentation"])
+def test_options_of_the_jobs_on_data_sets(
+    job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options of the pass are plain flags; wrong data is a line, before weights are looked at."""
+    words = [job, "--weights", "none", "--data", str(tmp_path), "--output", str(tmp_path / "out")]
+    words += [
+        "--image-size",
+        "64",
+        "--batch-size",
+        "4",
+        "--num-threads",
+        "2",
+        "--dtype",
+        "bfloat16",
+    ]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(words)
+    assert stop.value.code == 2
+    shown = capsys.readouterr().err.splitlines()
+    assert len(shown) == 1
+    assert str(tmp_path) in shown[0]
 
 
 def test_help_names_the_jobs() -> None:

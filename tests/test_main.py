@@ -18,6 +18,7 @@ from dino_jax import step, train
 from dino_jax.config_file import override, read_config
 from dino_jax.errors import UsageError
 from dino_jax.step import train_step
+from dino_jax.visualize import run_sheet
 
 Command = Callable[..., tuple[int, str]]
 
@@ -111,7 +112,7 @@ def test_refuses_data(refused: Callable[..., str], tmp_path: Path) -> None:
         "--config.eval.knn_every_epochs=1",
         f"--config.eval.knn_test={unlabelled}",
     )
-    assert re.search("has no labels, which k-NN needs: put its images into a folder for", said)
+    assert "unlabelled has no labels, which a classification needs: put its images into a" in said
     said = refused(f"--config.data.train={junk(tmp_path / 'junk', 20)}")
     assert re.search(r"1\d of the 20 images in .*junk cannot be read, .* or allow more", said)
 
@@ -240,6 +241,17 @@ def test_unreadable_images_are_replaced_until_too_many(
     kept = runs.steps(workdir)
     assert kept[-1] >= 10
     assert runs.arrays(workdir)["training['step']"] == kept[-1]
+
+
+def test_run_ends_with_its_sheet_of_attention(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run_sheet, "SIZE", (32, 32))
+    config = runs.tiny_config(log__attention_sheet=2)
+    runs.train_here(config, tmp_path, stop_after=6)
+    assert not (tmp_path / "attention.png").exists()
+    runs.train_here(config, tmp_path)
+    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_diverging_run_stops_with_code_1(

@@ -23,7 +23,7 @@ from dino_jax.data import color, resample
 from dino_jax.errors import UsageError
 
 _TRIES = 10  # boxes drawn before the central one is taken
-_BOX_DRAWS = 2 * _TRIES + 2  # random numbers for a box: areas, ratios, place
+BOX_DRAWS = 2 * _TRIES + 2  # random numbers for a box: areas, ratios, place
 _ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)  # [24, 4]
 
 
@@ -141,7 +141,7 @@ def plan_crops(
       settings: the recipe.
     """
     number = settings.local_number
-    uniform = jax.random.uniform(key, (2 + number, _BOX_DRAWS + 11))  # once: compiling it is slow
+    uniform = jax.random.uniform(key, (2 + number, BOX_DRAWS + 11))  # once: compiling it is slow
     first, second, local = settings.blur_prob
     return (
         _plan(
@@ -235,7 +235,7 @@ def _plan(
     solarize_prob: np.ndarray,
 ) -> CropPlan:
     """Plans a crop for each row of `uniform`; the probabilities are [N]."""
-    for_box, rest = uniform[:, :_BOX_DRAWS], uniform[:, _BOX_DRAWS:]
+    for_box, rest = uniform[:, :BOX_DRAWS], uniform[:, BOX_DRAWS:]
     flip, jitter, order, *strengths, gray, blur, radius, solarize = rest.T
     ranges = [
         (max(0.0, 1 - x), 1 + x)

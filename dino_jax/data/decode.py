@@ -5,6 +5,7 @@ Dims: `h, w` pixels of one picture, `C` channels (3 RGB, 1 grey), `S` side of th
 
 import contextlib
 import errno
+import functools
 import struct
 import warnings
 import zlib
@@ -133,6 +134,60 @@ def resize_and_crop(image: Image.Image, resize: int, crop: int, channels: int = 
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - crop) / 2), round((height - crop) / 2)
     pixels = np.asarray(picture.crop((left, top, left + crop, top + crop)))
+    return pixels if channels == 3 else pixels[..., None]
+
+
+def fit(image: Image.Image, side: int, channels: int = 3) -> np.ndarray:
+    """Shrinks a picture so that it fits into a square, keeping its shape.
+
+    As `Image.thumbnail` with the Lanczos filter does it to the whole picture, without a JPEG's
+    reduced scales.
+
+    Args:
+      image: an opened image, which is closed.
+      side: of the square in pixels; a smaller picture stays as it is.
+      channels: 3 for RGB, 1 for grey.
+
+    Returns:
+      [h, w, C] uint8, of `fitted_size`.
+
+    Raises:
+      UnreadableImage: as `decode`.
+    """
+    with _unreadable_if_broken(), image:
+        # A copy is of no file format, so `thumbnail` has no draft of it.
+        picture = _to_mode(image, channels).copy()
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    pixels = np.asarray(picture)
+    return pixels if channels == 3 else pixels[..., None]
+
+
+@functools.cache
+def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """(height, width) that `fit` gives a picture of (width, height); errors likewise."""
+    _check_size(size)
+    blank = Image.new("L", size)  # Pillow's own rounding, by doing it
+    blank.thumbnail((side, side), Image.Resampling.NEAREST)
+    return blank.height, blank.width
+
+
+def squash(image: Image.Image, side: int, channels: int = 3) -> np.ndarray:
+    """Resizes a picture to a square whatever its shape, bicubic with antialiasing.
+
+    Args:
+      image: an opened image, which is closed.
+      side: of the square in pixels.
+      channels: 3 for RGB, 1 for grey.
+
+    Returns:
+      [side, side, C] uint8.
+
+    Raises:
+      UnreadableImage: as `decode`.
+    """
+    with _unreadable_if_broken(), image:
+        picture = _to_mode(image, channels).resize((side, side), Image.Resampling.BICUBIC)
+    pixels = np.asarray(picture)
     return pixels if channels == 3 else pixels[..., None]
 
 

@@ -162,7 +162,7 @@ def train_batches(
         pixels, index = records.read_or_next(index, load)
         return {"pixels": pixels, "index": index, "label": records.source.label(index)}
 
-    return _batches(order, read, local_size, canvas_size, num_threads)
+    return in_batches(order, read, local_size, (canvas_size, canvas_size), num_threads)
 
 
 def eval_batches(
@@ -226,7 +226,8 @@ def eval_batches(
         }
 
     order = grain.MapDataset.source(range(math.ceil(count / batch_size) * batch_size))
-    return _batches(order[process_index::process_count], read, local_size, canvas_size, num_threads)
+    order = order[process_index::process_count]
+    return in_batches(order, read, local_size, (canvas_size, canvas_size), num_threads)
 
 
 def _local_size(batch_size: int, process_count: int) -> int:
@@ -238,31 +239,41 @@ def _local_size(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
-def _batches(
+def in_batches(
     order: grain.MapDataset,
     read: Callable[[int], dict[str, Any]],
     local_size: int,
-    canvas_size: int,
+    canvas: tuple[int, int],
     num_threads: int,
+    chunk: int = _CHUNK,
 ) -> Iterator[Batch]:
-    """Batches of what `read` makes of the indices in `order`, read ahead by threads."""
-    chunks = order.batch(_CHUNK, batch_fn=list).map(lambda chunk: [read(i) for i in chunk])
-    ahead = math.ceil(local_size / _CHUNK) + num_threads  # one batch, while threads are at work
+    """Batches of what `read` makes of the indices in `order`, read ahead by threads.
+
+    Args:
+      order: of the indices; it ends with a whole batch.
+      read: makes a record with `pixels [h, w, C]` uint8, and whole numbers or bools.
+      local_size: b, records in a batch.
+      canvas: rows and columns of the canvas that every picture fits on.
+      num_threads: that read.
+      chunk: records that a thread reads in one go.
+    """
+    chunks = order.batch(chunk, batch_fn=list).map(lambda indices: [read(i) for i in indices])
+    ahead = math.ceil(local_size / chunk) + num_threads  # one batch, while threads are at work
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
     iterator = iter(chunks.to_iter_dataset(options))
     try:
         records = itertools.chain.from_iterable(iterator)
         while batch := list(itertools.islice(records, local_size)):
-            yield _collate(batch, canvas_size)
+            yield _collate(batch, canvas)
     finally:
         iterator.close()
 
 
-def _collate(records: list[dict[str, Any]], canvas_size: int) -> Batch:
+def _collate(records: list[dict[str, Any]], canvas_shape: tuple[int, int]) -> Batch:
     """Records to arrays with a leading batch axis; each picture is copied once."""
     pixels = [record["pixels"] for record in records]
     channels = pixels[0].shape[-1]
-    canvas = np.zeros((len(pixels), canvas_size, canvas_size, channels), np.uint8)
+    canvas = np.zeros((len(pixels), *canvas_shape, channels), np.uint8)
     for place, picture in zip(canvas, pixels, strict=True):
         place[: picture.shape[0], : picture.shape[1]] = picture
     batch = {"canvas": canvas, "size": np.array([p.shape[:2] for p in pixels], np.int32)}

@@ -1,4 +1,4 @@
-"""PIL's antialiased bicubic resampling as two small matrix products.
+"""PIL's antialiased resampling, bicubic or bilinear, as two small matrix products.
 
 A crop is resized by one matrix over its columns and one over its rows. The matrices span the whole
 canvas, with zeros outside the crop's box, so every image of a batch has the same shapes and the
@@ -11,12 +11,27 @@ crops, by the image's shape): there a fifth of the values differ by one level, o
 Dims: C channels, S side of the canvas, N crops of an image, h, w sides of a crop after resizing.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 
-def cubic_weights(
+def cubic(t: jax.Array) -> jax.Array:
+    """PIL's bicubic filter (a = -0.5) at distances t >= 0."""
+    near = (1.5 * t - 2.5) * t * t + 1
+    far = ((2.5 - 0.5 * t) * t - 4) * t + 2
+    return jnp.where(t < 1, near, jnp.where(t < 2, far, 0.0))
+
+
+def triangle(t: jax.Array) -> jax.Array:
+    """PIL's bilinear filter at distances t >= 0."""
+    return jnp.maximum(0.0, 1 - t)
+
+
+def filter_weights(
     start: jax.Array | int,
     length: jax.Array | int,
     *,
@@ -25,8 +40,9 @@ def cubic_weights(
     total: jax.Array | int | None = None,
     first: jax.Array | int = 0,
     flip: jax.Array | bool = False,
+    kernel: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Weights of PIL's bicubic filter (a = -0.5, widened when shrinking) along one axis.
+    """Weights of a filter of PIL's (widened when shrinking) along one axis.
 
     The box `[start, start + length)` is resized to `total` pixels, of which those from `first` on
     are wanted.
@@ -39,6 +55,7 @@ def cubic_weights(
       total: [] int32, pixels of the whole box after resizing; None for `outputs`.
       first: [] int32, where among `total` the wanted pixels begin.
       flip: [] bool, mirrors the wanted pixels.
+      kernel: the filter, `cubic` or `triangle`.
 
     Returns: [outputs, inputs] float32, every row adding up to one.
     """
@@ -50,11 +67,12 @@ def cubic_weights(
     # as a difference of float32 positions it would lose the digits that matter.
     numerator = (2 * source + 1) * total - (2 * target + 1) * length
     t = jnp.abs(numerator).astype(jnp.float32) / (2.0 * jnp.maximum(total, length))
-    near = (1.5 * t - 2.5) * t * t + 1
-    far = ((2.5 - 0.5 * t) * t - 4) * t + 2
-    weights = jnp.where(t < 1, near, jnp.where(t < 2, far, 0.0))
-    weights = jnp.where((source >= 0) & (source < length), weights, 0.0)
+    weights = jnp.where((source >= 0) & (source < length), kernel(t), 0.0)
     return weights / weights.sum(axis=1, keepdims=True)
+
+
+cubic_weights = partial(filter_weights, kernel=cubic)
+triangle_weights = partial(filter_weights, kernel=triangle)
 
 
 def resample(planes: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
@@ -64,7 +82,7 @@ def resample(planes: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arra
 
     Args:
       planes: [C, S, S] uint8.
-      rows: [N, h, S] float32, from `cubic_weights`.
+      rows: [N, h, S] float32, from `filter_weights`.
       columns: [N, w, S] float32.
 
     Returns: [N, C, h, w] uint8.
@@ -110,4 +128,40 @@ def tensor_core_product(equation: str, weights: jax.Array, pixels: jax.Array) ->
     return sum(
         jnp.einsum(equation, part.astype(jnp.float16), pixels, preferred_element_type=jnp.float32)
         for part in (coarse, weights - coarse)
+    )
+
+
+def linear_weights(
+    *, inputs: int, outputs: int, step: float, length: jax.Array | int | None = None
+) -> jax.Array:
+    """Weights of plain bilinear interpolation along one axis, without antialiasing.
+
+    As torch's `interpolate` without `align_corners` and OpenCV's `INTER_LINEAR` have it: pixel i is
+    taken from where (i + 0.5) * step - 0.5 lies between the inputs, at the ends from the last one.
+
+    Args:
+      inputs: pixels along the axis of the canvas.
+      outputs: pixels wanted.
+      step: inputs for each output: 1 / scale.
+      length: [] int32, pixels of the picture on the canvas; None for all.
+
+    Returns: [outputs, inputs] float32, every row adding up to one.
+    """
+    last = (inputs if length is None else length) - 1
+    place = jnp.clip((jnp.arange(outputs) + 0.5) * step - 0.5, 0, last)
+    return jnp.maximum(0, 1 - jnp.abs(place[:, None] - jnp.arange(inputs)[None]))
+
+
+def resize_linear(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+    """Images from the weights of their two axes, in float32.
+
+    Args:
+      images: [..., H, W, C].
+      rows: [h, H], from `linear_weights`.
+      columns: [w, W].
+
+    Returns: [..., h, w, C].
+    """
+    return jnp.einsum(
+        "hH,wW,...HWC->...hwC", rows, columns, images, precision=lax.Precision.HIGHEST
     )

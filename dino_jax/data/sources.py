@@ -78,7 +78,7 @@ def _open(spec: str) -> Source:
         records = range(len(source))[slice(*(int(n) if n else None for n in part.group(2, 3)))]
         if not records:
             raise UsageError(f"source {spec!r} is empty: {part['spec']} has {len(source)} records")
-        return Subset(source, records)
+        return Subset(source, records, f"{records.start}:{records.stop}")
     kind, colon, location = spec.partition(":")
     if not colon or not re.fullmatch(r"\w+", kind) or Path(spec).exists():
         kind, location = "folder", spec

@@ -1,5 +1,6 @@
-"""`SOURCE[a:b]`: the records a to b of any source."""
+"""Some of the records of any source, such as `SOURCE[a:b]`."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -9,16 +10,14 @@ if TYPE_CHECKING:
 
 
 class Subset:
-    """The records of a source in a range, under new indices from 0."""
+    """Chosen records of a source under new indices from 0."""
 
-    def __init__(self, source: "Source", records: range) -> None:
+    def __init__(self, source: "Source", records: Sequence[int], name: str) -> None:
+        """Args: the source, indices of it, and what the choice is called."""
         self.class_names = source.class_names
+        self.spec = f"{source.spec}[{name}]"
         self._source = source
         self._records = records
-
-    @property
-    def spec(self) -> str:
-        return f"{self._source.spec}[{self._records.start}:{self._records.stop}]"
 
     def __len__(self) -> int:
         return len(self._records)

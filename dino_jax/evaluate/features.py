@@ -4,7 +4,7 @@ Dims: N images, B a batch, D width.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +16,7 @@ from dino_jax import sharding
 from dino_jax.data.pipeline import Records, eval_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.preprocess import eval_transform
+from dino_jax.evaluate.tokens import ClassToken, Feature
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -25,7 +26,7 @@ FeatureFn = Callable[[PyTree, PyTree, Batch], Batch]
 class Features(NamedTuple):
     """What a pass over a source gives: a row for every readable image, in order."""
 
-    features: np.ndarray  # [N, D] float32
+    features: np.ndarray  # [N, ...] float32, mostly [N, D]
     labels: np.ndarray  # [N] int32, -1 for none
     index: np.ndarray  # [N] int32, in the source
 
@@ -41,14 +42,20 @@ class EvalTransform:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
 
-def feature_function(graphdef: nnx.GraphDef, transform: EvalTransform, mesh: Mesh) -> FeatureFn:
+def feature_function(
+    graphdef: nnx.GraphDef,
+    transform: EvalTransform,
+    mesh: Mesh,
+    feature: Feature = ClassToken(),
+) -> FeatureFn:
     """Compiles the pass over one batch of canvases.
 
     Args:
       graphdef: of a backbone in evaluation mode.
       transform: how canvases become images.
       mesh: the devices that share a batch.
-    Returns: maps (params, batch_stats, batch) to `features [B, D]` and the batch's own
+      feature: what is taken of the backbone.
+    Returns: maps (params, batch_stats, batch) to `features [B, ...]` and the batch's own
       `labels [B]`, `index [B]` and `valid [B]`, all of them whole on every device and host.
     """
 
@@ -65,12 +72,14 @@ def feature_function(graphdef: nnx.GraphDef, transform: EvalTransform, mesh: Mes
         )
         model = nnx.merge(graphdef, params, batch_stats)
         kept = {"labels": batch["label"], "index": batch["index"], "valid": batch["valid"]}
-        return {"features": model(images)} | kept
+        # Weights that compute in float32 do so in full: accelerators would round their operands.
+        with jax.default_matmul_precision("highest"):
+            return {"features": feature(model, images)} | kept
 
     return jax.jit(features, out_shardings=sharding.replicated(mesh))
 
 
-def extract(
+def stream(
     feature_fn: Callable[[Batch], Batch],
     records: Records,
     transform: EvalTransform,
@@ -78,9 +87,8 @@ def extract(
     batch_size: int,
     num_threads: int,
     mesh: Mesh,
-    on_batch: Callable[[int], object] = lambda images: None,
-) -> Features:
-    """Features of every readable image, in order.
+) -> Iterator[Features]:
+    """Features of every readable image, in order, a batch at a time.
 
     Args:
       feature_fn: as `feature_function` gives it, with its weights bound.
@@ -89,7 +97,6 @@ def extract(
       batch_size: images at a time over all devices; rounded up to a multiple of their number.
       num_threads: that decode images.
       mesh: the devices that share a batch.
-      on_batch: called with the number of images of each finished batch, for a progress bar.
     Returns: features, labels and indices in the source; an image that cannot be read is left out.
     """
     batches = eval_batches(
@@ -102,13 +109,33 @@ def extract(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    parts = []
+
+    def fetch(output: Batch) -> Features:
+        rows = jax.device_get(output)
+        kept = np.flatnonzero(rows.pop("valid"))
+        kept = kept[np.argsort(rows["index"][kept])]  # hosts take turns within a batch
+        return Features(**{name: values[kept] for name, values in rows.items()})
+
+    pending = None  # fetched when the next batch is under way
     with DevicePrefetch(batches, sharding.batch_sharded(mesh)) as on_device:
         for batch in on_device:
-            output = jax.device_get(feature_fn(batch))
-            valid = output.pop("valid")
-            parts.append(Features(**{name: rows[valid] for name, rows in output.items()}))
-            on_batch(len(parts[-1].index))
-    joined = Features(*map(np.concatenate, zip(*parts, strict=True)))
-    order = np.argsort(joined.index)  # hosts take turns within a batch
-    return Features(*(rows[order] for rows in joined))
+            output = feature_fn(batch)
+            if pending is not None:
+                yield fetch(pending)
+            pending = output
+    yield fetch(pending)
+
+
+def extract(
+    feature_fn: Callable[[Batch], Batch],
+    records: Records,
+    transform: EvalTransform,
+    **settings: Any,
+) -> Features:
+    """Features of every readable image, in order; arguments as those of `stream`."""
+    return join(stream(feature_fn, records, transform, **settings))
+
+
+def join(parts: Iterable[Features]) -> Features:
+    """The rows of all parts."""
+    return Features(*map(np.concatenate, zip(*parts, strict=True)))

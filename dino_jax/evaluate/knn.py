@@ -15,8 +15,11 @@ from functools import cache, partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
+from dino_jax import sharding
 from dino_jax.errors import UsageError
+from dino_jax.evaluate.neighbours import Layout, make_bank, nearest, query_blocks
 
 KS = (10, 20, 100, 200)  # the paper's four; 20 is usually best
 TOP = 5  # classes ranked per query: enough for top-1 and top-5
@@ -31,6 +34,7 @@ def knn_accuracy(
     ks: Sequence[int] = KS,
     temperature: float = 0.07,
     memory_budget: int = 1 << 30,
+    mesh: Mesh | None = None,
 ) -> dict[int, dict[str, float]]:
     """Scores features by how often the neighbours' vote names the right class.
 
@@ -42,8 +46,8 @@ def knn_accuracy(
       ks: numbers of neighbours; all are scored in one pass. One larger than N is cut to N, which
         is logged as a warning.
       temperature: of the votes, 0.07 in the paper.
-      memory_budget: bytes that the similarities of one block of queries may take, besides the
-        features themselves.
+      memory_budget: bytes that one block of queries may take on a device, besides the features.
+      mesh: the devices that share the bank; all if not given.
     Returns: `{k: {"top1": percent, "top5": percent}}`, ascending in k, under the k really used.
       Like the reference, top5 looks at `min(5, k, C)` classes, in which classes without a vote
       fill up the ranks that the voted ones leave.
@@ -59,6 +63,7 @@ def knn_accuracy(
         ks=ks,
         temperature=temperature,
         memory_budget=memory_budget,
+        mesh=mesh,
     )
     table = {}
     for k, classes in predictions.items():
@@ -78,6 +83,7 @@ def knn_predict(
     ks: Sequence[int] = KS,
     temperature: float = 0.07,
     memory_budget: int = 1 << 30,
+    mesh: Mesh | None = None,
 ) -> dict[int, np.ndarray]:
     """Ranks the classes for every query; arguments and errors as in `knn_accuracy`.
 
@@ -90,22 +96,23 @@ def knn_predict(
             f"test features of shape {test_features.shape} do not match train features of shape "
             f"{train_features.shape}: both must be [images, width] from the same model"
         )
-    _check_finite("train", train_features)
-    _check_finite("test", test_features)
+    features, queries = (np.asarray(x, np.float32) for x in (train_features, test_features))
+    _check_finite("train", features)
+    _check_finite("test", queries)
     check_votes(ks, temperature)
     ks = _usable_ks(ks, len(train_labels))
 
+    mesh = sharding.make_mesh() if mesh is None else mesh
     classes, codes = np.unique(train_labels, return_inverse=True)
-    bank = _unit_rows(jnp.asarray(train_features, jnp.float32))  # [N, D]
-    codes = jnp.asarray(codes, jnp.int32)
-    queries = np.asarray(test_features).astype(np.float32, copy=False)
-    block = _block_size(len(queries), len(bank), len(classes), ks[-1], memory_budget)
+    codes = codes.astype(np.int32)
+    bank = make_bank(features, k=ks[-1], mesh=mesh)
+    bytes_per_query = bank.layout.bytes_per_query + 4 * (2 * len(classes) + 4 * ks[-1])
     ranked = []
-    for start in range(0, len(queries), block):
-        part = queries[start : start + block]
-        padded = np.pad(part, ((0, block - len(part)), (0, 0)))  # one shape, so one compilation
-        ranks = _rank_classes(padded, bank, codes, temperature, ks=ks, num_classes=len(classes))
-        ranked.append([np.asarray(r)[: len(part)] for r in ranks])  # waits: one block in memory
+    for block, count in query_blocks(queries, bytes_per_query, memory_budget):
+        ranks = _rank_classes(
+            block, bank.rows, codes, temperature, bank.layout, ks=ks, num_classes=len(classes)
+        )
+        ranked.append([np.asarray(r)[:count] for r in ranks])  # waits: one block in memory
     return {
         k: classes[np.concatenate(r)] for k, r in zip(ks, zip(*ranked, strict=True), strict=True)
     }
@@ -119,18 +126,19 @@ def check_votes(ks: Sequence[int], temperature: float) -> None:
         raise UsageError(f"temperature={temperature} must be above 0; the paper uses 0.07")
 
 
-@partial(jax.jit, static_argnames=("ks", "num_classes"))
+@partial(jax.jit, static_argnames=("layout", "ks", "num_classes"))
 def _rank_classes(
     queries: jax.Array,
     bank: jax.Array,
     codes: jax.Array,
     temperature: float,
+    layout: Layout,
     *,
     ks: tuple[int, ...],
     num_classes: int,
 ) -> list[jax.Array]:
     """Class codes by falling votes, [q, min(5, k, C)] for each of the ascending `ks`."""
-    similarities, neighbours = _nearest(_unit_rows(queries), bank, ks[-1])  # [q, k]
+    similarities, neighbours = nearest(queries, bank, layout)  # [q, k]
     neighbour_codes = codes[neighbours]
     # Relative to the nearest: the same ranking, and no temperature can overflow.
     weights = jnp.exp((similarities - similarities[:, :1]) / temperature)
@@ -141,29 +149,7 @@ def _rank_classes(
         votes = votes.at[rows, neighbour_codes[:, counted:k]].add(weights[:, counted:k])
         ranked.append(jax.lax.top_k(votes, min(TOP, k, num_classes))[1])
         counted = k
-    return ranked
-
-
-def _nearest(queries: jax.Array, bank: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    """Cosine similarities and bank rows of the k nearest, nearest first, both [q, k]."""
-    similarities = jnp.einsum("qd,nd->qn", queries, bank, precision=jax.lax.Precision.HIGHEST)
-    # The barrier keeps later slices out of top_k: with them the CPU compiler sorts whole rows.
-    return jax.lax.optimization_barrier(jax.lax.top_k(similarities, k))
-
-
-@jax.jit
-def _unit_rows(features: jax.Array) -> jax.Array:
-    """Rows scaled to length 1; a row of zeros stays one and is equally near to everything."""
-    norms = jnp.linalg.norm(features, axis=1, keepdims=True)
-    return features / jnp.maximum(norms, 1e-12)
-
-
-def _block_size(num_queries: int, num_bank: int, num_classes: int, k: int, budget: int) -> int:
-    """Queries per block: as many as the budget holds, in blocks of even size."""
-    # 4-byte numbers. A full sort (top_k on GPUs) holds values and indices, each twice.
-    bytes_per_query = 4 * (4 * num_bank + 2 * num_classes + 4 * k)
-    blocks = -(-num_queries // max(1, budget // bytes_per_query))
-    return -(-num_queries // blocks)
+    return jax.lax.with_sharding_constraint(ranked, sharding.replicated(layout.mesh))
 
 
 def _usable_ks(ks: Sequence[int], num_bank: int) -> tuple[int, ...]:
@@ -189,9 +175,8 @@ def _check_labels(name: str, features: np.ndarray | jax.Array, labels: np.ndarra
         raise UsageError(f"k-NN got 0 {name} images; it needs at least one")
 
 
-def _check_finite(name: str, features: np.ndarray | jax.Array) -> None:
-    xp = jnp if isinstance(features, jax.Array) else np  # checked where it lies
-    bad = int((~xp.isfinite(features).all(axis=1)).sum())
+def _check_finite(name: str, features: np.ndarray) -> None:
+    bad = int((~np.isfinite(features).all(axis=1)).sum())
     if bad:
         raise UsageError(
             f"{bad} of {len(features)} {name} feature vectors hold a value that is not finite; "

@@ -1,6 +1,6 @@
-"""Bank and queries of a classification: two sources whose classes agree."""
+"""Training and test images of a classification: two sources whose classes agree."""
 
-from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -17,13 +17,7 @@ def open_labelled(train: str, test: str) -> tuple[Source, Source]:
       UsageError: one cannot be opened or has no labels, or the test images have a class that the
         bank lacks.
     """
-    bank, queries = open_source(train), open_source(test)
-    for source in (bank, queries):
-        if source.label(0) < 0:
-            raise UsageError(
-                f"{source.spec} has no labels, which k-NN needs: put its images into a folder for "
-                "each class"
-            )
+    bank, queries = open_test(train), open_test(test)
     if (bank.class_names is None) != (queries.class_names is None):
         raise UsageError(
             f"of {train} and {test} one names its classes and the other numbers them: "
@@ -38,35 +32,63 @@ def open_labelled(train: str, test: str) -> tuple[Source, Source]:
     return bank, queries
 
 
+def open_test(spec: str) -> Source:
+    """Opens labelled images.
+
+    Raises:
+      UsageError: they cannot be opened or have no labels.
+    """
+    source = open_source(spec)
+    if source.label(0) < 0:
+        raise UsageError(
+            f"{spec} has no labels, which a classification needs: put its images into a folder for "
+            "each class"
+        )
+    return source
+
+
+def num_classes_of(source: Source) -> int:
+    """By the names of the classes, else by the largest label."""
+    if source.class_names is not None:
+        return len(source.class_names)
+    return 1 + max(source.label(i) for i in range(len(source)))
+
+
+def labels_in_bank(bank: Source, queries: Source, labels: np.ndarray) -> np.ndarray:
+    """Labels of the queries as the bank numbers its classes: classes of one name are one class.
+
+    Args:
+      bank: as `open_labelled` gives it.
+      queries: likewise.
+      labels: [Q] of the queries.
+    """
+    if bank.class_names is None:
+        return labels
+    number = {name: i for i, name in enumerate(bank.class_names)}
+    return np.array([number[name] for name in queries.class_names], np.int32)[labels]
+
+
 def knn_of_sources(
     bank: Source,
     queries: Source,
     bank_features: Features,
     query_features: Features,
-    *,
-    ks: Sequence[int],
-    temperature: float,
+    **settings: Any,
 ) -> dict[int, dict[str, float]]:
-    """The k-NN table of two sources; classes of one name are one class.
+    """The k-NN table of two sources.
 
     Args:
       bank: as `open_labelled` gives it.
       queries: likewise.
       bank_features: as `features.extract` gives them for the bank.
       query_features: likewise for the queries.
-      ks: numbers of neighbours.
-      temperature: of the votes.
+      **settings: of `knn_accuracy`.
     Returns: `{k: {"top1": percent, "top5": percent}}`.
     """
-    test_labels = query_features.labels
-    if bank.class_names is not None:
-        number = {name: i for i, name in enumerate(bank.class_names)}
-        test_labels = np.array([number[name] for name in queries.class_names])[test_labels]
     return knn_accuracy(
         bank_features.features,
         bank_features.labels,
         query_features.features,
-        test_labels,
-        ks=ks,
-        temperature=temperature,
+        labels_in_bank(bank, queries, query_features.labels),
+        **settings,
     )

@@ -74,4 +74,5 @@ class OnlineKnn:
             *sides,
             ks=self._config.eval.knn_ks,
             temperature=self._config.eval.knn_temperature,
+            mesh=self._mesh,
         )

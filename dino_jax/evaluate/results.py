@@ -72,3 +72,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]], align: str = 
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(f"{c:{align}{w}}" for c, w in zip(r, widths, strict=True)) for r in cells]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def print_unreadable(counts: Mapping[str, int]) -> None:
+    """Says how many images were left out; the log has named each."""
+    for spec, count in counts.items():
+        if count:
+            print(f"{count} images of {spec} cannot be read and were left out")

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from dino_jax import checkpoint, settings
 from dino_jax.errors import UsageError, about
 from dino_jax.models import MODELS
-from dino_jax.models.network import abstract
+from dino_jax.models.network import abstract, split
 from dino_jax.weights.architecture import EVAL_SIZES, IMAGENET, infer
 from dino_jax.weights.locate import find_file, folder_and_step
 from dino_jax.weights.mapping import shape_problems, to_ours, torch_shapes
@@ -26,7 +26,7 @@ from dino_jax.weights.torch_checkpoint import Tensors, TorchNetwork, read_torch_
 
 PyTree = Any
 
-WHICH = ("teacher", "student")
+WHICH = ("teacher", "student", "untrained")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class WeightsInfo:
     embed_dim: int  # width of the features
     source: str  # as given to `load`, with the step
     sha256: str  # of the backbone's arrays; the same weights have the same
-    which: str  # "teacher" or "student"
+    which: str  # of `WHICH`
     dtype: str  # that it computes in
     resize: int  # pixels: how its images are prepared, as `evaluate.features.EvalTransform`
     crop: int
@@ -47,7 +47,12 @@ class WeightsInfo:
 
 
 def load(
-    weights: str | Path, *, which: str = "teacher", head: bool = False, num_heads: int | None = None
+    weights: str | Path,
+    *,
+    which: str = "teacher",
+    head: bool = False,
+    num_heads: int | None = None,
+    dtype: str | None = None,
 ) -> tuple[nnx.Module, WeightsInfo] | tuple[nnx.Module, nnx.Module, WeightsInfo]:
     """Loads a model with its weights, ready for evaluation.
 
@@ -55,11 +60,14 @@ def load(
       weights: a hub name (a key of `hub.RELEASED`); a `.pth` file of the reference, or of
         torchvision's ResNets; a folder that `convert` made; a run folder (its workdir), for the
         latest checkpoint, or `WORKDIR@STEP`.
-      which: "teacher", whose features are the better ones, or "student". Of a hub name the student
-        comes with the whole checkpoint, a larger download; so does the head.
+      which: "teacher", whose features are the better ones, or "student"; "untrained" is the same
+        network with random weights, to compare with. Of a hub name the student comes with the
+        whole checkpoint, a larger download; so does the head.
       head: return the projection head too.
       num_heads: attention heads of a ViT in a `.pth` file, whose tensors do not tell; see
         `architecture.infer`.
+      dtype: to compute in: "float32", "bfloat16", or "auto" for the device's usual one; unset, as
+        the run was configured, and float32 for a `.pth` file.
     Returns: (backbone, info), or (backbone, head, info). Of a linear classifier's `.pth` file
       (classifier, info), which maps features [B, embed_dim] to logits.
     Raises:
@@ -71,9 +79,10 @@ def load(
     """
     if which not in WHICH:
         raise UsageError(f"which={which!r} is unknown: choose one of {', '.join(WHICH)}")
-    file = find_file(weights, "full" if head or which == "student" else "backbone")
+    stored = "student" if which == "student" else "teacher"
+    file = find_file(weights, "full" if head or stored == "student" else "backbone")
     if file is None:
-        config, arrays, source = _read_model(str(weights), which, head)
+        config, arrays, source = _read_model(str(weights), stored, head)
     else:
         found = read_torch_checkpoint(file)
         if found.kind == "linear":
@@ -81,13 +90,18 @@ def load(
                 raise UsageError(f"{weights} is a linear classifier: it has no student and no head")
             return _linear(found.linear, str(weights))
         with about(weights):
-            config, arrays = from_torch(found.network(which), num_heads=num_heads)
+            config, arrays = from_torch(found.network(stored), num_heads=num_heads)
             if head and config.head is None:
                 raise UsageError("it holds a backbone alone: give the whole checkpoint for a head")
         if not head:
             config, arrays = without_head(config, arrays)
         arrays, source = jax.tree.map(jnp.array, arrays), str(weights)  # no longer of the file
+    if dtype is not None:
+        config.model.dtype = dtype
     graphdef, *_ = abstract(partial(build, config))
+    if which == "untrained":
+        _, *random = split(build(config, nnx.Rngs(0)))
+        arrays = dict(zip(("params", "batch_stats"), random, strict=True))
     model = nnx.merge(graphdef, arrays["params"], arrays["batch_stats"])
     model.eval()
     info = WeightsInfo(

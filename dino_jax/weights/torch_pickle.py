@@ -49,7 +49,7 @@ def read_pickle(data: bytes, make_tensor: Callable[[TensorSpec], np.ndarray]) ->
             raise TorchFileError(
                 "not a pickle of protocol 2, which torch.save writes by default; save it again so"
             )
-        machine = _Machine(make_tensor)
+        machine = Machine(make_tensor)
         for name, argument, end in program:
             machine.run(name, argument)
             at = end
@@ -62,8 +62,14 @@ def read_pickle(data: bytes, make_tensor: Callable[[TensorSpec], np.ndarray]) ->
         ) from error
 
 
-class _Machine:
-    """The stack, the memo and the meaning of each opcode."""
+class Machine:
+    """The stack, the memo and the meaning of each opcode.
+
+    Attributes:
+      calls: what may be called, by its name in a pickle.
+    """
+
+    calls = CALLS
 
     def __init__(self, make_tensor: Callable[[TensorSpec], np.ndarray]) -> None:
         self._make_tensor = make_tensor
@@ -106,27 +112,27 @@ class _Machine:
                 stack.append([])
             case "APPEND":
                 item = stack.pop()
-                _of_type(list, stack[-1]).append(item)
+                of_type(list, stack[-1]).append(item)
             case "APPENDS":
                 items = self._pop_mark()
-                _of_type(list, self._stack[-1]).extend(items)
+                of_type(list, self._stack[-1]).extend(items)
             case "EMPTY_DICT":
                 stack.append({})
             case "SETITEM":
                 value, key = stack.pop(), stack.pop()
-                _of_type(dict, stack[-1])[dict_key(key)] = value
+                of_type(dict, stack[-1])[dict_key(key)] = value
             case "SETITEMS":
                 items = self._pop_mark()
-                target = _of_type(dict, self._stack[-1])
+                target = of_type(dict, self._stack[-1])
                 for key, value in zip(items[::2], items[1::2], strict=True):
                     target[dict_key(key)] = value
             case "GLOBAL":
-                stack.append(_find(argument))
+                stack.append(self._find(argument))
             case "BINPERSID":
-                stack.append(storage_of(_of_type(tuple, stack.pop())))
+                stack.append(storage_of(of_type(tuple, stack.pop())))
             case "REDUCE" | "NEWOBJ":
-                arguments = _of_type(tuple, stack.pop())
-                stack.append(self._call(_of_type(Global, stack.pop()), arguments))
+                arguments = of_type(tuple, stack.pop())
+                stack.append(self._call(of_type(Global, stack.pop()), arguments))
             case "BUILD":
                 state = stack.pop()
                 self._build(stack[-1], state)
@@ -147,9 +153,16 @@ class _Machine:
         items, self._stack = self._stack, self._below.pop()
         return items
 
+    def _find(self, name: str) -> Global | str:
+        if name in DTYPES:
+            return name
+        if name in self.calls or name in STORAGE_DTYPES:
+            return Global(name)
+        raise refusal(name)
+
     def _call(self, function: Global, arguments: tuple) -> Any:
         self._count_copies(*arguments)
-        result = CALLS[function.name](*arguments)
+        result = self.calls[function.name](*arguments)
         if isinstance(result, TensorSpec):
             return self._make_tensor(result)
         if function.name == "argparse.Namespace":
@@ -159,10 +172,10 @@ class _Machine:
     def _build(self, target: Any, state: Any) -> None:
         """Gives an object its state: what is in a namespace; of anything else, nothing we keep."""
         if id(target) in self._namespaces:
-            self._count_copies(_of_type(dict, state))
+            self._count_copies(of_type(dict, state))
             target.update(state)
         elif isinstance(target, np.dtype):
-            if _of_type(str, state[1]) not in ("<", "|"):
+            if of_type(str, state[1]) not in ("<", "|"):
                 raise TorchFileError("a NumPy number in big-endian order; save it as plain number")
         elif type(target) is not dict and not isinstance(target, np.ndarray):
             raise TypeError("state for something that has none")
@@ -177,15 +190,7 @@ class _Machine:
             raise TorchFileError("its pickle would unfold to far more than it is; refused")
 
 
-def _find(name: str) -> Global | str:
-    if name in DTYPES:
-        return name
-    if name in CALLS or name in STORAGE_DTYPES:
-        return Global(name)
-    raise refusal(name)
-
-
-def _of_type(expected: type, value: Any) -> Any:
+def of_type(expected: type, value: Any) -> Any:
     if type(value) is not expected:
         raise TypeError(f"{type(value).__name__} where a {expected.__name__} is due")
     return value

@@ -13,7 +13,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_jax.data.decode import UnreadableImage, decode, open_image, resize_and_crop
+from dino_jax.data.decode import (
+    UnreadableImage,
+    decode,
+    fit,
+    fitted_size,
+    open_image,
+    resize_and_crop,
+    squash,
+)
 
 # pytest turns warnings into errors again after `decode` has silenced Pillow's.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL")
@@ -140,6 +148,37 @@ def test_jpeg_at_reduced_scale(
 
 
 # --- the evaluation transform ---
+
+
+@pytest.mark.parametrize("side", [7, 40, 59, 75, 200])
+@pytest.mark.parametrize("mode", ["RGB", "L", "P"])
+def test_fit_is_the_thumbnail_of_the_whole_picture(
+    mode: str, side: int, photo: Image.Image
+) -> None:
+    """Also of a JPEG, which Pillow would by itself decode at a reduced scale."""
+    for format_ in ("PNG", "JPEG") if mode == "RGB" else ("PNG",):
+        opened = encoded(photo.convert(mode), format_)
+        expected = opened.convert("RGB")
+        expected.thumbnail((side, side), Image.Resampling.LANCZOS)
+        found = fit(encoded(photo.convert(mode), format_), side)
+        np.testing.assert_array_equal(found, np.asarray(expected))
+        assert found.shape[:2] == fitted_size(photo.size, side)
+    assert fit(encoded(photo.convert(mode), "PNG"), side, channels=1).shape[2] == 1
+
+
+def test_fitted_size_of_any_picture() -> None:
+    rng = np.random.default_rng(0)
+    for width, height, side in rng.integers(1, 90, (200, 3)).tolist():
+        pixels = fit(encoded(Image.new("L", (width, height)), "PNG"), side)
+        assert pixels.shape[:2] == fitted_size((width, height), side)
+    with pytest.raises(UnreadableImage, match="more than Pillow's limit"):
+        fitted_size((10**6, 10**6), 224)
+
+
+def test_squash_is_pillows_bicubic_resize(photo: Image.Image) -> None:
+    expected = photo.resize((32, 32), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(squash(encoded(photo, "PNG"), 32), np.asarray(expected))
+    assert squash(encoded(photo, "PNG"), 32, channels=1).shape == (32, 32, 1)
 
 
 def test_resize_and_crop_matches_torchvision(goldens: Path) -> None:

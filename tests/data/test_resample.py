@@ -11,7 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_jax.data.resample import cubic_weights, resample, tensor_core_product
+from dino_jax.data.resample import (
+    cubic_weights,
+    linear_weights,
+    resample,
+    resize_linear,
+    tensor_core_product,
+)
 
 SIDE = 64  # of the canvases below
 Box = tuple[int, int, int, int]  # top, left, height, width
@@ -137,3 +143,22 @@ def test_tensor_core_product_is_exact(noise: np.ndarray, compile_: Callable) -> 
     product = compile_(tensor_core_product)("ox,xy->oy", weights, pixels)
     assert product.dtype == jnp.float32
     np.testing.assert_allclose(product, exact, atol=3e-4)
+
+
+@pytest.mark.parametrize("scale", [0.5, 2**-0.5, 0.9, 1.25, 3.0])
+def test_linear_as_torch(scale: float) -> None:
+    """A picture of 11x17 pixels on a canvas of 16x20, scaled by torch without the canvas."""
+    torch = pytest.importorskip("torch")
+    picture = np.random.default_rng(0).random((11, 17, 3)).astype(np.float32)
+    expected = torch.nn.functional.interpolate(
+        torch.from_numpy(picture).permute(2, 0, 1)[None], scale_factor=scale, mode="bilinear"
+    )[0].permute(1, 2, 0)
+    canvas = np.full((16, 20, 3), 1e6, np.float32)  # must not be seen
+    canvas[:11, :17] = picture
+    rows, columns = (
+        linear_weights(inputs=n, outputs=wanted, step=1 / scale, length=length)
+        for n, wanted, length in zip((16, 20), expected.shape[:2], (11, 17), strict=True)
+    )
+    np.testing.assert_allclose(rows.sum(axis=1), 1, atol=1e-6)
+    found = resize_linear(jnp.asarray(canvas), rows, columns)
+    np.testing.assert_allclose(found, expected.numpy(), rtol=0, atol=1e-5)

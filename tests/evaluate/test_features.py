@@ -11,7 +11,7 @@ from PIL import Image
 from dino_jax import create_model, sharding
 from dino_jax.data.pipeline import Records
 from dino_jax.data.sources import Source, open_source
-from dino_jax.evaluate.features import EvalTransform, extract, feature_function
+from dino_jax.evaluate.features import EvalTransform, feature_function, join, stream
 from dino_jax.models.network import split
 
 TRANSFORM = EvalTransform(resize=20, crop=16, canvas_size=24)
@@ -27,18 +27,19 @@ def features_of(
     graphdef, params, batch_stats = split(MODEL)
     weights = jax.device_put((params, batch_stats), sharding.replicated(mesh))
     compiled = feature_function(graphdef, TRANSFORM, mesh)
-    batches: list[int] = []
-    features, labels, indices = extract(
-        lambda batch: compiled(*weights, batch),
-        Records(source, max_unreadable=1.0),
-        TRANSFORM,
-        batch_size=batch_size,
-        num_threads=num_threads,
-        mesh=mesh,
-        on_batch=batches.append,
+    parts = list(
+        stream(
+            lambda batch: compiled(*weights, batch),
+            Records(source, max_unreadable=1.0),
+            TRANSFORM,
+            batch_size=batch_size,
+            num_threads=num_threads,
+            mesh=mesh,
+        )
     )
+    features, labels, indices = join(parts)
     assert (labels == [source.label(i) for i in indices]).all()
-    return features, indices, batches
+    return features, indices, [len(part.index) for part in parts]
 
 
 @pytest.fixture(scope="module")

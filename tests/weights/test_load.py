@@ -120,7 +120,7 @@ def test_a_linear_head() -> None:
     for asked in ({"which": "student"}, {"head": True}):
         with pytest.raises(UsageError, match="is a linear classifier: it has no student and no h"):
             dino_jax.load(PTH / "linear.pth", **asked)
-    with pytest.raises(UsageError, match=r"linear\.pth is a linear classifier: give the backbone"):
+    with pytest.raises(UsageError, match=r"linear\.pth is a linear classifier: give a backbone"):
         knn(str(PTH / "linear.pth"), train="shapes:20@train", test="shapes:20@test")
 
 

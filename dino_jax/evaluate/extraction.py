@@ -1,0 +1,186 @@
+"""The feature pass that all jobs share: weights on the devices, images through them, a bar."""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from dino_jax.data.pipeline import Records
+from dino_jax.data.sources import Source
+from dino_jax.errors import UsageError
+from dino_jax.evaluate import feature_store
+from dino_jax.evaluate.backbone import Pass, PlacedBackbone
+from dino_jax.evaluate.features import (
+    EvalTransform,
+    FeatureFn,
+    Features,
+    feature_function,
+    join,
+    stream,
+)
+from dino_jax.evaluate.tokens import Feature
+
+
+@dataclasses.dataclass(frozen=True)
+class Extraction(Pass):
+    """How features are computed: the options that jobs on one square crop share."""
+
+    batch_size: int = 256  # Images at a time over all devices.
+    # Pixels of the shorter side before the centre crop; unset, as the weights say.
+    resize: int | None = None
+    crop: int | None = None  # Pixels of the centre crop; unset, as the weights say.
+    canvas_size: int = 512  # Pixels; larger images are resized on the host, which is slower.
+
+
+@dataclasses.dataclass(frozen=True)
+class FeatureCache:
+    """Where features are kept from job to job; see `feature_store`."""
+
+    # Folder to keep features in; what it already holds is not computed again.
+    save_features: Path | None = None
+    # Folder that holds the features: none are computed, and those of other weights, images or
+    # settings are refused.
+    load_features: Path | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.save_features or self.load_features)
+
+
+class Extractor(PlacedBackbone):
+    """A backbone that gives the features of whole sources.
+
+    Attributes:
+      transform: how images are prepared.
+      unreadable: images left out, by source.
+    """
+
+    def __init__(self, weights: str, options: Extraction) -> None:
+        """Loads the weights; nothing is computed yet.
+
+        Args:
+          weights: as `weights.load.load` takes them.
+          options: of the pass.
+        Raises:
+          UsageError: the weights cannot be loaded, or the crop does not fit.
+        """
+        super().__init__(weights, options)
+        self.transform = EvalTransform(
+            resize=options.resize or self.info.resize,
+            crop=options.crop or self.info.crop,
+            canvas_size=options.canvas_size,
+            mean=self.info.mean,
+            std=self.info.std,
+        )
+        if self.transform.crop > min(self.transform.resize, self.transform.canvas_size):
+            raise UsageError(
+                f"crop={self.transform.crop} is larger than resize={self.transform.resize} or "
+                f"canvas_size={options.canvas_size}: a crop must fit into both"
+            )
+        self.unreadable: dict[str, int] = {}
+        self._compiled: dict[Feature, FeatureFn] = {}
+
+    def feature_shape(self, feature: Feature) -> tuple[int, ...]:
+        """The shape of one image's feature, such as (D,).
+
+        Raises:
+          UsageError: the backbone has no such feature.
+        """
+        side = self.transform.crop
+        image = jax.ShapeDtypeStruct((1, side, side, len(self.info.mean)), np.float32)
+        return jax.eval_shape(lambda x: feature(self.model, x), image).shape[1:]
+
+    def settings(self, feature: Feature) -> dict[str, Any]:
+        """What a result says of the pass."""
+        chosen = {"resize": self.transform.resize, "crop": self.transform.crop}
+        return dataclasses.asdict(self.options) | chosen | {"feature": repr(feature)}
+
+    def stream(self, feature: Feature, source: Source) -> Iterator[Features]:
+        """Features of a source a batch at a time, with a progress bar; never from a cache."""
+        if feature not in self._compiled:
+            self._compiled[feature] = feature_function(
+                self.graphdef, self.transform, self.mesh, feature
+            )
+        feature_fn, options, read = self._compiled[feature], self.options, 0
+        is_main = jax.process_index() == 0
+        with tqdm(total=len(source), desc=source.spec, unit=" images", disable=not is_main) as bar:
+            for part in stream(
+                lambda batch: feature_fn(*self.weights, batch),
+                Records(
+                    source, max_unreadable=options.max_unreadable, channels=len(self.info.mean)
+                ),
+                self.transform,
+                batch_size=options.batch_size,
+                num_threads=options.num_threads,
+                mesh=self.mesh,
+            ):
+                bar.update(len(part.index))
+                read += len(part.index)
+                yield part
+        self.unreadable[source.spec] = len(source) - read
+
+    def features(
+        self, feature: Feature, sources: Sequence[Source], cache: FeatureCache = FeatureCache()
+    ) -> list[Features]:
+        """Features of whole sources, from the cache or computed.
+
+        Args:
+          feature: what is taken of the backbone.
+          sources: of images.
+          cache: where features are kept.
+        Raises:
+          UsageError: the backbone has no such feature, or features that must be in the cache are
+            not; before anything is computed.
+        """
+        self.feature_shape(feature)
+        abouts = [self._about(feature, source) for source in sources] if cache else []
+        if store := cache.load_features:
+            found = [feature_store.load(store, about) for about in abouts]
+        elif store := cache.save_features:
+            found = self._kept(feature, sources, abouts, store)
+        else:
+            found = [join(self.stream(feature, source)) for source in sources]
+        for source, features in zip(sources, found, strict=True):
+            self.unreadable[source.spec] = len(source) - len(features.index)
+        return found
+
+    def _kept(
+        self,
+        feature: Feature,
+        sources: Sequence[Source],
+        abouts: Sequence[feature_store.About],
+        store: Path,
+    ) -> list[Features]:
+        """From the store, where what is missing is put."""
+        # Looked up at once, before any is written: hosts must agree on what is to be computed.
+        there = np.array([feature_store.entry_of(store, about).is_dir() for about in abouts])
+        everywhere = multihost_utils.process_allgather(there).reshape(-1, len(there))
+        if (everywhere != there).any():
+            raise UsageError(f"save_features={store} must be a folder that all hosts share")
+        found = []
+        for source, about, is_there in zip(sources, abouts, there, strict=True):
+            if is_there:
+                found.append(feature_store.load(store, about))
+                continue
+            found.append(join(self.stream(feature, source)))
+            if jax.process_index() == 0:
+                feature_store.save(store, about, found[-1])
+        return found
+
+    def _about(self, feature: Feature, source: Source) -> feature_store.About:
+        """All that decides the features of a source."""
+        transform = dataclasses.asdict(self.transform)
+        transform |= {name: list(transform[name]) for name in ("mean", "std")}  # as JSON reads them
+        return {
+            "weights": self.info.sha256,
+            "feature": repr(feature),
+            "dtype": self.info.dtype,
+            "transform": {
+                key: list(x) if isinstance(x, tuple) else x for key, x in transform.items()
+            },
+            "data": feature_store.describe_data(source),
+        }

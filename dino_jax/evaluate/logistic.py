@@ -1,0 +1,106 @@
+"""Logistic regression on frozen features, on all training images or few of each class.
+
+The features are standardised by the training images' mean and deviation. scikit-learn fits.
+
+Dims: N training images, Q test images, D width.
+"""
+
+import re
+import warnings
+from typing import Any
+
+import numpy as np
+
+from dino_jax.errors import UsageError
+
+ALL = "all"
+_SHOT = re.compile(r"(?P<share>\d+(\.\d+)?)%|(?P<number>\d+)")
+
+
+def require_sklearn() -> None:
+    """Raises UsageError where scikit-learn is not installed."""
+    try:
+        import sklearn.linear_model  # noqa: F401 - half a second, which other jobs need not pay
+    except ImportError as error:
+        raise UsageError(
+            "logistic regression needs scikit-learn: pip install scikit-learn"
+        ) from error
+
+
+def fit_and_score(
+    train_features: np.ndarray,
+    train_labels: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    c: float,
+    max_iterations: int,
+) -> dict[str, Any]:
+    """Fits a classifier and says how often it is right.
+
+    Args:
+      train_features: [N, D].
+      train_labels: [N], at least two classes; need not be contiguous.
+      test_features: [Q, D].
+      test_labels: [Q].
+      c: inverse strength of the L2 penalty, as scikit-learn has it.
+      max_iterations: of L-BFGS.
+    Returns: `top1` in percent, and whether the fit `converged`.
+    """
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    mean = train_features.mean(axis=0)
+    deviation = np.maximum(train_features.std(axis=0), 1e-6)
+    classifier = LogisticRegression(C=c, max_iter=max_iterations)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says it
+        classifier.fit((train_features - mean) / deviation, train_labels)
+    right = classifier.predict((test_features - mean) / deviation) == test_labels
+    converged = bool(np.max(classifier.n_iter_) < max_iterations)
+    return {"top1": 100 * float(right.mean()), "converged": converged}
+
+
+def check_shots(shots: tuple[str, ...]) -> None:
+    """Finds what is neither all, a share nor a number of images; raises UsageError."""
+    for shot in shots:
+        match = _SHOT.fullmatch(shot)
+        if shot == ALL:
+            continue
+        if not match or not 0 < float(match["share"] or match["number"]) <= (
+            100 if match["share"] else np.inf
+        ):
+            raise UsageError(
+                f"shots={shot!r} must be {ALL}, images of each class (5), or a share of each (1%)"
+            )
+
+
+def few_of_each(labels: np.ndarray, shot: str, seed: int) -> np.ndarray:
+    """Chooses training images at random, class by class.
+
+    Args:
+      labels: [N].
+      shot: "5" for five of each class, "1%" for that share of each, rounded, at least one; "all".
+      seed: of the choice.
+    Returns: ascending indices.
+    Raises:
+      UsageError: a class has fewer images than asked for.
+    """
+    if shot == ALL:
+        return np.arange(len(labels))
+    match = _SHOT.fullmatch(shot)
+    rng = np.random.default_rng(seed)
+    chosen = []
+    for label in np.unique(labels):
+        here = np.flatnonzero(labels == label)
+        if match["share"]:
+            number = max(1, round(len(here) * float(match["share"]) / 100))
+        else:
+            number = int(match["number"])
+        if number > len(here):
+            raise UsageError(
+                f"shots={shot!r}: class {label} has only {len(here)} training images; ask for "
+                f"at most that many of each class"
+            )
+        chosen.append(rng.choice(here, number, replace=False))
+    return np.sort(np.concatenate(chosen))

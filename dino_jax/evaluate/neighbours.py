@@ -1,0 +1,183 @@
+"""The nearest rows of a large bank, exactly: the bank spread over the devices, queries in blocks.
+
+Every device finds the k nearest of its own part, and the nearest of those are taken. XLA's top_k
+sorts whole rows on GPUs, so it is never given many numbers: the k largest of a row lie in the k
+groups with the largest maxima, and only these groups are looked into.
+
+Dims: N bank rows, n of them on a device, Q queries, q queries in a block, D width, k neighbours,
+g rows in a group.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, PartitionSpec
+
+from dino_jax import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How a bank lies on the devices, and what is looked for; static under `jax.jit`."""
+
+    size: int  # N, without the rows that fill up the last devices
+    k: int  # at most N
+    group: int  # g
+    mesh: Mesh
+
+    @property
+    def rows_per_device(self) -> int:
+        """n, a multiple of g."""
+        return _ceil(self.size, self.mesh.size * self.group) * self.group
+
+    @property
+    def bytes_per_query(self) -> int:
+        """What `nearest` takes on a device, besides the queries and the bank."""
+        groups = self.rows_per_device // self.group
+        candidates = min(self.k, groups) * self.group + self.mesh.size * self.k
+        # Similarities, and the same without the filling; top_k's values and indices, each twice
+        # where it sorts.
+        return 4 * (2 * self.rows_per_device + 4 * groups + 5 * candidates)
+
+
+class Bank(NamedTuple):
+    """Unit vectors to be searched."""
+
+    rows: jax.Array  # [n * devices, D] float32
+    layout: Layout
+
+
+def make_bank(features: np.ndarray, *, k: int, mesh: Mesh) -> Bank:
+    """Spreads features over the devices.
+
+    Args:
+      features: [N, D] float32, the same on every host; need not be normalised.
+      k: neighbours that will be asked for, at most N.
+      mesh: the devices.
+    """
+    # The least to look at: N / g maxima and k * g candidates.
+    group = 1 << round(np.log2(max(1, len(features) / mesh.size / k)) / 2)
+    layout = Layout(len(features), k, group, mesh)
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        here = features[index]
+        return np.pad(here, ((0, layout.rows_per_device - len(here)), (0, 0)))
+
+    shape = layout.rows_per_device * mesh.size, features.shape[1]
+    rows = jax.make_array_from_callback(shape, sharding.batch_sharded(mesh), part)
+    return Bank(unit_rows(rows), layout)
+
+
+def nearest(queries: jax.Array, rows: jax.Array, layout: Layout) -> tuple[jax.Array, jax.Array]:
+    """Cosine similarities and bank rows of the k nearest, nearest first, both [q, k].
+
+    Of equally near ones the first in the bank come first, on any number of devices.
+
+    Args:
+      queries: [q, D] float32, not all of them normalised.
+      rows: of the bank.
+      layout: of the bank.
+    """
+
+    def on_a_device(queries: jax.Array, rows: jax.Array) -> tuple[jax.Array, jax.Array]:
+        similarities = jnp.einsum("qd,nd->qn", queries, rows, precision=jax.lax.Precision.HIGHEST)
+        numbers = jax.lax.axis_index(sharding.AXIS) * len(rows) + jnp.arange(len(rows))
+        similarities = jnp.where(numbers < layout.size, similarities, -jnp.inf)
+        values, places = _largest(similarities, min(layout.k, len(rows)), layout.group)
+        gather = partial(jax.lax.all_gather, axis_name=sharding.AXIS, axis=1, tiled=True)
+        values, found = gather(values), gather(numbers[places])  # [q, devices * k]
+        values, places = _top_k(values, layout.k)
+        return values, jnp.take_along_axis(found, places, axis=1)
+
+    everywhere = PartitionSpec()
+    return jax.shard_map(
+        on_a_device,
+        mesh=layout.mesh,
+        in_specs=(everywhere, PartitionSpec(sharding.AXIS)),
+        out_specs=everywhere,
+        check_vma=False,  # it does not see that what is gathered is the same on all
+    )(unit_rows(queries), rows)
+
+
+def neighbours(
+    train_features: np.ndarray,
+    test_features: np.ndarray,
+    *,
+    k: int,
+    memory_budget: int = 1 << 30,
+    mesh: Mesh | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The training images nearest to each test image by cosine similarity.
+
+    Args:
+      train_features: [N, D], finite; need not be normalised.
+      test_features: [Q, D].
+      k: neighbours, at most N.
+      memory_budget: bytes on a device for a block of queries, besides the features.
+      mesh: the devices; all if not given.
+    Returns: similarities [Q, k] float32 and rows of `train_features` [Q, k] int32, nearest first.
+    """
+    mesh = sharding.make_mesh() if mesh is None else mesh
+    bank = make_bank(np.asarray(train_features, np.float32), k=k, mesh=mesh)
+    queries = np.asarray(test_features, np.float32)
+    search = jax.jit(nearest, static_argnames="layout", out_shardings=sharding.replicated(mesh))
+    found = []
+    for block, count in query_blocks(queries, bank.layout.bytes_per_query, memory_budget):
+        similarities, rows = search(block, bank.rows, layout=bank.layout)
+        found.append((np.asarray(similarities)[:count], np.asarray(rows)[:count]))
+    similarities, rows = map(np.concatenate, zip(*found, strict=True))
+    return similarities, rows
+
+
+def query_blocks(
+    queries: np.ndarray, bytes_per_query: int, budget: int
+) -> Iterator[tuple[np.ndarray, int]]:
+    """Queries in blocks of one shape, as many in each as the budget holds.
+
+    Args:
+      queries: [Q, D].
+      bytes_per_query: that a query takes.
+      budget: bytes; a block has one query at least.
+    Returns: (block [q, D], number of its rows that are queries; the others are zeros).
+    """
+    blocks = _ceil(len(queries), max(1, budget // bytes_per_query))
+    size = _ceil(len(queries), blocks)
+    for start in range(0, len(queries), size):
+        part = queries[start : start + size]
+        yield np.pad(part, ((0, size - len(part)), (0, 0))), len(part)
+
+
+@jax.jit
+def unit_rows(features: jax.Array) -> jax.Array:
+    """Rows scaled to length 1; a row of zeros stays one and is equally near to everything."""
+    norms = jnp.linalg.norm(features, axis=1, keepdims=True)
+    return features / jnp.maximum(norms, 1e-12)
+
+
+def _largest(values: jax.Array, k: int, group: int) -> tuple[jax.Array, jax.Array]:
+    """`top_k` of [q, n], by way of the groups."""
+    groups = values.reshape(len(values), -1, group)  # [q, n / g, g]
+    if group == 1 or groups.shape[1] <= k:
+        return _top_k(values, k)
+    _, chosen = _top_k(groups.max(axis=2), k)
+    chosen = jnp.sort(chosen, axis=1)  # so that equal values keep their order
+    candidates = jnp.take_along_axis(groups, chosen[:, :, None], axis=1)  # [q, k, g]
+    values, places = _top_k(candidates.reshape(len(values), -1), k)
+    chosen = jnp.take_along_axis(chosen, places // group, axis=1)
+    return values, chosen * group + places % group
+
+
+def _top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    # A barrier keeps later slices out of top_k: with them the CPU compiler sorts whole rows. One
+    # for each output, since the partitioner of XLA cannot part a barrier of both from its top_k.
+    largest, places = jax.lax.top_k(values, k)
+    return jax.lax.optimization_barrier(largest), jax.lax.optimization_barrier(places)
+
+
+def _ceil(numerator: int, denominator: int) -> int:
+    return -(-numerator // denominator)

@@ -1,0 +1,96 @@
+"""What of a backbone is an image's feature.
+
+Each is a frozen dataclass that is called with a backbone and images; its `repr` names it in caches
+and results, so it says all that matters.
+
+Dims: B images, N tokens (class token first), D width, n blocks.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from dino_jax.errors import UsageError
+
+
+class Feature(Protocol):
+    """Maps images to features."""
+
+    def __call__(self, model: nnx.Module, images: jax.Array) -> jax.Array:
+        """[B, H, W, C] normalised -> [B, ...] float32."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassToken:
+    """The backbone's own output: a ViT's and XCiT's class token, a ResNet's mean."""
+
+    def __call__(self, model: nnx.Module, images: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, D]."""
+        return model(images)
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassTokens:
+    """Class tokens of the last blocks of a ViT, side by side (paper, section 4.1.1 and F.2).
+
+    With `avgpool_patchtokens` the mean of the last block's patch tokens goes beside its class
+    token, channel by channel as the reference has it: cls_0, mean_0, cls_1, mean_1, ...
+
+    Raises:
+      UsageError: the mean with more than one block.
+    """
+
+    n_last_blocks: int = 4
+    avgpool_patchtokens: bool = False
+
+    def __post_init__(self) -> None:
+        if self.avgpool_patchtokens and self.n_last_blocks != 1:
+            raise UsageError(
+                f"n_last_blocks={self.n_last_blocks} with avgpool_patchtokens: the mean of the "
+                "patch tokens goes with the last block alone; set n_last_blocks=1"
+            )
+
+    def __call__(self, model: nnx.Module, images: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, n * D], or [B, 2 * D] with the mean."""
+        layers = intermediate_layers(model, images, self.n_last_blocks)
+        tokens = jnp.concatenate([layer[:, 0] for layer in layers], axis=-1)
+        if self.avgpool_patchtokens:
+            mean = layers[-1][:, 1:].mean(axis=1)
+            tokens = jnp.stack([tokens, mean], axis=-1).reshape(len(tokens), -1)
+        return tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockTokens:
+    """Tokens after one block of a ViT, through the final norm.
+
+    Attributes:
+      kind: "class" for the class token, "patches" for the others, "all" for all.
+      from_last: 1 for the last block, 2 for the one before, ...
+    """
+
+    kind: str = "class"
+    from_last: int = 1
+
+    def __call__(self, model: nnx.Module, images: jax.Array) -> jax.Array:
+        """[B, H, W, C] -> [B, D] for "class", [B, N - 1, D] for "patches", [B, N, D] for "all"."""
+        tokens = intermediate_layers(model, images, self.from_last)[0]
+        return {"class": tokens[:, 0], "patches": tokens[:, 1:], "all": tokens}[self.kind]
+
+
+def intermediate_layers(model: nnx.Module, images: jax.Array, n: int) -> list[jax.Array]:
+    """Tokens after each of the last n blocks, n times [B, N, D].
+
+    Raises:
+      UsageError: the backbone has no such tokens, or not so many blocks.
+    """
+    if not hasattr(model, "get_intermediate_layers"):
+        raise UsageError(
+            f"a {type(model).__name__} has no tokens of single blocks: take its class token, the "
+            "one feature that it has, or give a ViT"
+        )
+    return model.get_intermediate_layers(images, n)

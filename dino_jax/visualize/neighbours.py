@@ -1,0 +1,100 @@
+"""The nearest training images of some queries, as a picture.
+
+Dims: Q queries, N bank images, D feature width, k neighbours.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dino_jax.data.decode import decode
+from dino_jax.data.sources import Source
+from dino_jax.errors import UsageError
+from dino_jax.evaluate.features import Features
+from dino_jax.evaluate.results import check_writable
+from dino_jax.visualize.sheet import TILE, Tile, contact_sheet, tile_of
+
+QUERIES, NEIGHBOURS = 10, 10  # rows of a report, and neighbours in each
+RIGHT, WRONG = (40, 170, 90), (220, 60, 60)  # frames of neighbours of the query's class or another
+SIDE = TILE * 5 // 8
+
+
+def check_picture(path: Path) -> None:
+    """Raises UsageError where a picture of this name cannot be written."""
+    Image.init()
+    if path.suffix.lower() not in Image.EXTENSION:
+        raise UsageError(f"report={path} must be named as a picture: end it in .png or .jpg")
+    check_writable(path)
+
+
+def write_report(path: Path, sources: tuple[Source, Source], sides: Sequence[Features]) -> None:
+    """Draws some test images with their nearest training images.
+
+    Args:
+      path: of the picture.
+      sources: bank and queries.
+      sides: their features.
+    """
+    (bank, queries), (bank_side, query_side) = sources, sides
+    # The same queries for all weights, so that reports can be compared; ordered by class.
+    count = len(query_side.index)
+    chosen = np.random.default_rng(0).permutation(count)[:QUERIES]
+    chosen = chosen[np.argsort(query_side.labels[chosen], kind="stable")]
+    rows, similarities = nearest(query_side.features[chosen], bank_side.features, NEIGHBOURS)
+    found = bank_side.index[rows]
+    neighbours_sheet(queries, bank, query_side.index[chosen], found, similarities).save(path)
+
+
+def nearest(queries: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The bank's most similar rows to a few queries.
+
+    Args:
+      queries: [Q, D].
+      bank: [N, D].
+      k: cut to N.
+    Returns: rows of the bank and their cosine similarities, nearest first, both [Q, k].
+    """
+    lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(bank, axis=1)
+    similarities = queries @ bank.T / np.maximum(lengths, 1e-12)
+    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(similarities, order, axis=1)
+
+
+def neighbours_sheet(
+    queries: Source,
+    bank: Source,
+    query_index: np.ndarray,
+    neighbour_index: np.ndarray,
+    similarities: np.ndarray,
+) -> Image.Image:
+    """A row for each query: itself, then its neighbours, framed green where the classes agree.
+
+    Args:
+      queries: the test source, labelled.
+      bank: the training source, labelled.
+      query_index: [Q], in `queries`.
+      neighbour_index: [Q, k], in `bank`.
+      similarities: [Q, k].
+    """
+    rows = []
+    for query, neighbours, near in zip(query_index, neighbour_index, similarities, strict=True):
+        asked = _class_name(queries, query)
+        row = [Tile(_tile(queries, query), asked)]
+        for index, similarity in zip(neighbours, near, strict=True):
+            found = _class_name(bank, index)
+            frame = RIGHT if found == asked else WRONG
+            row.append(Tile(_tile(bank, index), f"{found}  {similarity:.3f}", frame))
+        rows.append(row)
+    return contact_sheet(rows, title=f"queries of {queries.spec}, and their nearest in {bank.spec}")
+
+
+def _tile(source: Source, index: int) -> Image.Image:
+    pixels = decode(source.image(int(index)), max_side=4 * SIDE)
+    return tile_of(pixels, pixels.shape[:2], side=SIDE, smooth=True)
+
+
+def _class_name(source: Source, index: int) -> str:
+    label = source.label(int(index))
+    return source.class_names[label] if source.class_names else str(label)

@@ -1,0 +1,144 @@
+"""Which pictures a job draws, and how they become the network's input.
+
+Dims: `h, w` pixels of a picture as it is, `H, W` of the network's input, `C` channels.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from dino_jax.data.decode import decode, open_image
+from dino_jax.data.pipeline import Records
+from dino_jax.data.sources import Source, open_source
+from dino_jax.errors import UsageError
+
+SIZE = (480, 480)  # height and width in pixels, as in the reference
+
+
+class Files:
+    """Image files given one by one, as a source without labels."""
+
+    class_names = None
+
+    def __init__(self, paths: Sequence[Path]) -> None:
+        self.spec = ", ".join(map(str, paths))
+        self._paths = paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def image(self, index: int) -> Image.Image:
+        return open_image(self._paths[index])
+
+    def label(self, index: int) -> int:
+        return -1
+
+    def name(self, index: int) -> str:
+        return str(self._paths[index])
+
+
+def open_pictures(names: Sequence[str]) -> list[Source]:
+    """Opens image files, folders and other sources, in the order given.
+
+    Raises:
+      UsageError: one of them does not exist or is none of these.
+    """
+    if not names:
+        raise UsageError("no image was given: name files, folders or other sources")
+    sources: list[Source] = []
+    for is_file, group in itertools.groupby(names, key=lambda name: Path(name).is_file()):
+        if is_file:
+            sources.append(Files([Path(name) for name in group]))
+        else:
+            sources.extend(map(open_source, group))
+    return sources
+
+
+class Pictures:
+    """The readable pictures of some sources, each with a name that is unique among them.
+
+    Iterating gives (name, [h, w, C] uint8); `unreadable` counts those that were left out so far,
+    each of which is logged.
+    """
+
+    def __init__(self, sources: Sequence[Source], *, channels: int) -> None:
+        self._records = [Records(source, channels=channels) for source in sources]
+
+    def __len__(self) -> int:
+        return sum(map(len, self._records))
+
+    @property
+    def unreadable(self) -> int:
+        return sum(records.num_unreadable for records in self._records)
+
+    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
+        taken: set[str] = set()
+        for records in self._records:
+            for index in range(len(records)):
+                pixels = records.read(
+                    index, lambda image, n=records.channels: decode(image, None, n)
+                )
+                if pixels is not None:
+                    name = records.source.name(index).removeprefix(f"{records.source.spec} ")
+                    yield _unique(name, taken), pixels
+        if not taken:
+            specs = ", ".join(records.source.spec for records in self._records)
+            raise UsageError(f"no image of {specs} can be read; the warnings above say why")
+
+
+def _unique(name: str, taken: set[str]) -> str:
+    """A file's name for a picture, without folder and ending; counted up where it is taken."""
+    stem = re.sub(r"[^\w.-]+", "_", Path(name).stem) or "picture"
+    candidates = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
+    unique = next(candidate for candidate in candidates if candidate not in taken)
+    taken.add(unique)
+    return unique
+
+
+def check_size(size: Sequence[int], patch_size: int) -> None:
+    """Raises UsageError for a size that `fit` cannot make."""
+    if len(size) not in (1, 2) or (tuple(size) != (0,) and min(size) < patch_size):
+        raise UsageError(
+            f"size={' '.join(map(str, size))}: give height and width, or the shorter side alone, "
+            f"of at least {patch_size} pixels (a patch); 0 leaves images as they are"
+        )
+
+
+def fit(
+    pixels: np.ndarray,
+    size: Sequence[int],
+    patch_size: int,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> np.ndarray:
+    """Resizes a picture, antialiased, and cuts the right and bottom to whole patches.
+
+    Args:
+      pixels: [h, w, C] uint8.
+      size: as `resized_shape` takes it.
+      patch_size: pixels.
+      resample: NEAREST for masks.
+    Returns: [H, W, C] uint8, both sides multiples of the patch, of which there is at least one.
+    """
+    height, width = resized_shape(pixels.shape[:2], size, patch_size)
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    resized = np.asarray(picture.resize((width, height), resample)).reshape(height, width, -1)
+    return resized[: height - height % patch_size, : width - width % patch_size]
+
+
+def resized_shape(shape: tuple[int, int], size: Sequence[int], patch_size: int) -> tuple[int, int]:
+    """Height and width that a picture is resized to, at least a patch.
+
+    Args:
+      shape: its height and width.
+      size: (height, width); (shorter side,), which keeps the shape; or (0,), as it is.
+      patch_size: pixels.
+    """
+    if len(size) == 2:
+        shape = tuple(size)
+    elif size[0]:
+        shape = tuple(round(size[0] * side / min(shape)) for side in shape)
+    return max(shape[0], patch_size), max(shape[1], patch_size)

@@ -1,0 +1,91 @@
+"""The feature pass of the jobs, with weights of the reference."""
+
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+import pytest
+import runs
+from PIL import Image
+
+from dino_jax.data.sources import open_source
+from dino_jax.errors import UsageError
+from dino_jax.evaluate import extraction
+from dino_jax.evaluate.extraction import Extraction, Extractor, FeatureCache
+from dino_jax.evaluate.tokens import BlockTokens, ClassToken, ClassTokens
+
+OPTIONS = Extraction(resize=16, crop=16, canvas_size=32, batch_size=16, num_threads=2)
+TRAIN, TEST = open_source("shapes:20@train"), open_source("shapes:9@test")
+
+
+@pytest.fixture(scope="module")
+def extractor(goldens: Path) -> Extractor:
+    with runs.quick_compilation():
+        yield Extractor(str(goldens / "pth/backbone.pth"), OPTIONS)
+
+
+def test_features_are_those_of_the_model(extractor: Extractor) -> None:
+    train, test = extractor.features(ClassToken(), [TRAIN, TEST])
+    assert train.features.shape == (20, 48)
+    assert test.index.tolist() == list(range(9))
+    # The class token after the norm, by another way through the network.
+    (tokens,) = extractor.features(BlockTokens(), [TEST])
+    np.testing.assert_allclose(tokens.features, test.features, atol=1e-4)
+    assert extractor.unreadable == {TRAIN.spec: 0, TEST.spec: 0}
+
+
+def test_a_second_job_computes_nothing(extractor: Extractor, tmp_path: Path) -> None:
+    save, load = FeatureCache(save_features=tmp_path), FeatureCache(load_features=tmp_path)
+    with pytest.raises(UsageError, match="holds no features of shapes:9@test, but of nothing"):
+        extractor.features(ClassToken(), [TEST], load)
+    (first,) = extractor.features(ClassToken(), [TEST], save)
+    with mock.patch.object(extraction, "stream", side_effect=AssertionError("computed")):
+        for cache in (save, load):
+            (again,) = extractor.features(ClassToken(), [TEST], cache)
+            np.testing.assert_array_equal(again.features, first.features)
+        with pytest.raises(UsageError, match=r"feature ClassToken.* instead of ClassTokens"):
+            extractor.features(ClassTokens(2), [TEST], load)
+
+
+def test_features_of_other_weights_are_refused(
+    extractor: Extractor, goldens: Path, tmp_path: Path
+) -> None:
+    extractor.features(ClassToken(), [TEST], FeatureCache(save_features=tmp_path))
+    student = Extractor(
+        str(goldens / "pth/full_checkpoint.pth"),
+        Extraction(which="student", resize=16, crop=16, canvas_size=32),
+    )
+    with pytest.raises(UsageError, match=r"weights [0-9a-f]{12}\.\.\. instead of [0-9a-f]{12}"):
+        student.features(ClassToken(), [TEST], FeatureCache(load_features=tmp_path))
+
+
+def test_bfloat16_is_near(extractor: Extractor, goldens: Path) -> None:
+    options = Extraction(dtype="bfloat16", resize=16, crop=16, canvas_size=32, batch_size=16)
+    rough = Extractor(str(goldens / "pth/backbone.pth"), options)
+    assert rough.info.dtype == "bfloat16"
+    (exact,), (near,) = (e.features(ClassToken(), [TEST]) for e in (extractor, rough))
+    assert near.features.dtype == np.float32
+    assert 0 < np.abs(near.features - exact.features).max() < 0.1
+
+
+def test_unreadable_images_are_counted(extractor: Extractor, tmp_path: Path) -> None:
+    for i in range(3):
+        Image.new("RGB", (20, 20), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_text("no picture")
+    source = open_source(str(tmp_path))
+    store = tmp_path / "store"
+    for _ in range(2):  # computed, and from the cache
+        (found,) = extractor.features(ClassToken(), [source], FeatureCache(save_features=store))
+        assert found.index.tolist() == [0, 2]
+        assert extractor.unreadable.pop(source.spec) == 1
+
+
+def test_what_cannot_be_is_said(extractor: Extractor, goldens: Path) -> None:
+    with pytest.raises(UsageError, match="is a linear classifier: give a backbone"):
+        Extractor(str(goldens / "pth/linear.pth"), OPTIONS)
+    with pytest.raises(UsageError, match="crop=32 is larger than resize=16"):
+        Extractor(str(goldens / "pth/backbone.pth"), Extraction(resize=16, crop=32))
+    with pytest.raises(UsageError, match="batch_size=0 must be at least 1"):
+        Extraction(batch_size=0)
+    with pytest.raises(UsageError, match="n=99 blocks asked for"):
+        extractor.features(ClassTokens(99), [TEST])

@@ -1,0 +1,174 @@
+"""The video segmentation job on a DAVIS of two sequences in its true folder layout."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import runs
+from flax import nnx
+from photographs import photographs
+from PIL import Image
+
+import dino_jax
+from dino_jax.errors import UsageError
+from dino_jax.evaluate import backbone
+from dino_jax.evaluate.backbone import Pass
+from dino_jax.evaluate.davis import read_mask, write_mask
+from dino_jax.evaluate.davis_report import MEASURES
+from dino_jax.evaluate.davis_score import object_scores
+from dino_jax.evaluate.video_segmentation_job import video_segmentation
+
+HEIGHT, WIDTH, FRAMES, STEP = 64, 128, 6, 8  # pixels; objects move by one patch a frame
+SEQUENCES = {  # the size of each object, and where it begins: top, left
+    "one": [((40, 42), (16, 8))],
+    "two": [((24, 40), (0, 8)), ((24, 24), (40, 16))],
+}
+
+
+class Tokenless(nnx.Module):
+    """A backbone without patch tokens, as a ResNet is."""
+
+
+@pytest.fixture(autouse=True)
+def quick() -> Any:
+    with runs.quick_compilation():
+        yield
+
+
+def crop(name: str, height: int, width: int) -> Image.Image:
+    return photographs()[name].resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.fixture
+def davis(tmp_path: Path) -> Path:
+    """Photographs that move to the right over another, a third of the frame, and true masks."""
+    root = tmp_path / "davis"
+    (root / "ImageSets/2017").mkdir(parents=True)
+    (root / "ImageSets/2017/val.txt").write_text("\n".join(SEQUENCES))
+    for name, objects in SEQUENCES.items():
+        frames, masks = root / "JPEGImages/480p" / name, root / "Annotations/480p" / name
+        frames.mkdir(parents=True)
+        masks.mkdir(parents=True)
+        for t in range(FRAMES):
+            frame, labels = crop("china", HEIGHT, WIDTH), np.zeros((HEIGHT, WIDTH), np.uint8)
+            for number, (size, (top, left)) in enumerate(objects, 1):
+                place = left + STEP * t
+                frame.paste(crop(("chelsea", "coffee")[number - 1], *size), (place, top))
+                labels[top : top + size[0], place : place + size[1]] = number
+            frame.save(frames / f"{t:05}.jpg", quality=95)
+            write_mask(masks / f"{t:05}.png", labels)
+    return root
+
+
+def run(goldens: Path, data: Path, output: Path, **settings: Any) -> dict[str, float] | None:
+    options = Pass(batch_size=4, num_threads=2)
+    weights = str(goldens / "pth/backbone.pth")
+    return video_segmentation(weights, data, output, options=options, image_size=64, **settings)
+
+
+def test_moving_objects_are_followed_and_scored(
+    goldens: Path, davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    found = run(goldens, davis, output)
+    assert tuple(found) == MEASURES
+    by_object = []
+    for name, objects in SEQUENCES.items():
+        assert len(list((output / name).iterdir())) == FRAMES
+        scores = []
+        for t in range(FRAMES):
+            file = f"{name}/{t:05}.png"
+            ours = read_mask(output / file, (HEIGHT, WIDTH))
+            true = read_mask(davis / "Annotations/480p" / file, (HEIGHT, WIDTH))
+            if t == 0:
+                np.testing.assert_array_equal(ours, true)
+            elif t < FRAMES - 1:
+                scores.append(object_scores(ours, true, len(objects)))
+        by_object += list(np.mean(scores, axis=0))
+    by_object = 100 * np.array(by_object)
+    assert found["J-Mean"] == pytest.approx(by_object[:, 0].mean())
+    assert found["F-Mean"] == pytest.approx(by_object[:, 1].mean())
+    assert found["J&F-Mean"] == pytest.approx(by_object.mean())
+    # Even a random network follows; masks that stay where they were are far worse.
+    assert by_object[:, 0].min() > 55
+    stay = [
+        (size[1] - 2.5 * STEP) / (size[1] + 2.5 * STEP) for o in SEQUENCES.values() for size, _ in o
+    ]
+    assert found["J-Mean"] > 100 * np.mean(stay) + 20
+    rows = list(csv.DictReader((output / "per_object.csv").read_text().splitlines()))
+    assert [(row["Sequence"], row["Object"]) for row in rows] == [
+        ("one", "1"),
+        ("two", "1"),
+        ("two", "2"),
+    ]
+    np.testing.assert_allclose([float(row["J-Mean"]) for row in rows], by_object[:, 0], atol=0.01)
+    rows = list(csv.DictReader((output / "per_sequence.csv").read_text().splitlines()))
+    assert float(rows[1]["F-Mean"]) == pytest.approx(by_object[1:, 1].mean(), abs=0.01)
+    shown = capsys.readouterr().out
+    assert "all objects" in shown
+    assert f"{found['J&F-Mean']:.2f}".rstrip("0") in shown
+    result = json.loads((output / "results.json").read_text())
+    assert result["metrics"]["video_segmentation"] == found
+    assert result["metrics"]["objects"] == 3
+    assert result["settings"]["radius"] == 12
+
+
+def test_what_cannot_be_read_is_named_and_left_out(
+    goldens: Path, davis: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A broken frame, one of another size and a broken mask; of the other sequence, no masks."""
+    output = tmp_path / "out"
+    frames, masks = davis / "JPEGImages/480p/two", davis / "Annotations/480p/two"
+    broken = [frames / "00002.jpg", frames / "00005.jpg", masks / "00003.png"]
+    broken[0].write_text("<html>")
+    Image.new("RGB", (32, 32)).save(broken[1])
+    broken[2].write_bytes(broken[2].read_bytes()[:60])
+    for t in range(1, FRAMES):
+        (davis / f"Annotations/480p/one/{t:05}.png").unlink()
+    found = run(goldens, davis, output)
+    metrics = json.loads((output / "results.json").read_text())["metrics"]
+    assert metrics["unreadable_images"] == list(map(str, broken))
+    assert metrics["sequences_without_score"] == ["one"]
+    assert metrics["objects"] == 2
+    written = sorted(path.stem for path in (output / "two").iterdir())
+    assert written == ["00000", "00001", "00003", "00004"]
+    scores = [
+        object_scores(
+            *(read_mask(at / f"{t:05}.png", (HEIGHT, WIDTH)) for at in (output / "two", masks)), 2
+        )
+        for t in (1, 4)
+    ]
+    assert found["J-Mean"] == pytest.approx(100 * np.mean(scores, axis=(0, 1))[0])
+    shown = capsys.readouterr().out
+    assert "3 frames or masks cannot be read" in shown
+    assert "1 of 2 sequences have no masks to be scored by" in shown
+
+
+def test_without_any_true_masks_there_is_no_score(
+    goldens: Path, davis: Path, tmp_path: Path
+) -> None:
+    (davis / "ImageSets/2017/test.txt").write_text("one")
+    for t in range(1, FRAMES):
+        (davis / f"Annotations/480p/one/{t:05}.png").unlink()
+    assert run(goldens, davis, tmp_path / "out", split="test") is None
+    assert (tmp_path / "out/one/00005.png").is_file()
+
+
+def test_wrong_arguments(
+    goldens: Path, davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (davis / "Annotations/480p/two/00000.png").unlink()
+    with pytest.raises(UsageError, match="sequence two has no first mask"):
+        video_segmentation("/nowhere", davis, tmp_path / "out")
+    (davis / "ImageSets/2017/val.txt").write_text("one")
+    weights = str(goldens / "pth/backbone.pth")
+    for side, message in ((60, "must be at least 64"), (100, "multiple of the patch size, 8")):
+        with pytest.raises(UsageError, match=f"image_size={side} {message}|{message}"):
+            video_segmentation(weights, davis, tmp_path / "out", image_size=side)
+    _, info = dino_jax.load(weights)
+    monkeypatch.setattr(backbone, "load", lambda *_, **__: (Tokenless(), info))
+    with pytest.raises(UsageError, match="a Tokenless has no tokens"):
+        run(goldens, davis, tmp_path / "out")

@@ -1,0 +1,73 @@
+"""The picture of queries and their neighbours."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_jax.data.sources import open_source
+from dino_jax.errors import UsageError
+from dino_jax.evaluate.features import Features
+from dino_jax.visualize.neighbours import (
+    RIGHT,
+    WRONG,
+    check_picture,
+    nearest,
+    neighbours_sheet,
+    write_report,
+)
+
+
+def count(picture: Image.Image, color: tuple[int, int, int]) -> int:
+    return int((np.asarray(picture) == color).all(axis=-1).sum())
+
+
+def test_nearest_by_cosine() -> None:
+    rng = np.random.default_rng(0)
+    queries, bank = rng.normal(size=(3, 8)), rng.normal(size=(50, 8)) * rng.uniform(1, 9, (50, 1))
+    bank[7] = 0  # has no direction: similar to nothing
+    rows, similarities = nearest(queries, bank, 4)
+    for query, found, similarity in zip(queries, rows, similarities, strict=True):
+        cosines = [query @ x / max(np.linalg.norm(query) * np.linalg.norm(x), 1e-12) for x in bank]
+        np.testing.assert_array_equal(found, np.argsort(cosines)[::-1][:4])
+        np.testing.assert_allclose(similarity, np.sort(cosines)[::-1][:4])
+    assert nearest(queries, bank[:2], 9)[0].shape == (3, 2)
+
+
+def test_frames_say_whether_the_classes_agree() -> None:
+    test, train = open_source("shapes:20@test"), open_source("shapes:40@train")
+    query, similarity = np.array([3]), np.full((1, 3), 0.5)
+    same, other = np.array([[3, 13, 23]]), np.array([[4, 15, 26]])
+    right = neighbours_sheet(test, train, query, same, similarity)
+    wrong = neighbours_sheet(test, train, query, other, similarity)
+    assert right.size == wrong.size
+    assert count(right, RIGHT) == count(wrong, WRONG) > 3 * 4 * 100
+    assert count(right, WRONG) == count(wrong, RIGHT) == 0
+
+
+def test_report_of_two_passes(tmp_path: Path) -> None:
+    """Features that are the class: every neighbour is right."""
+    specs = ("shapes:60@train", "shapes:15@test")
+    sources = tuple(map(open_source, specs))
+    sides = []
+    for source in sources:
+        index = np.arange(len(source), dtype=np.int32)[::2]  # the others were unreadable
+        labels = source.labels[index]
+        sides.append(Features(np.eye(10, dtype=np.float32)[labels], labels, index))
+    path = tmp_path / "report.png"
+    write_report(path, sources, sides)
+    with Image.open(path) as report:
+        assert count(report, RIGHT) > 0
+        assert count(report, WRONG) > 0
+    again = tmp_path / "again.png"
+    write_report(again, sources, sides)
+    assert again.read_bytes() == path.read_bytes()
+
+
+def test_refuses_what_is_no_picture(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"report=.*x.txt must be named as a picture"):
+        check_picture(tmp_path / "x.txt")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UsageError, match=r"cannot be written"):
+        check_picture(tmp_path / "file" / "x.png")

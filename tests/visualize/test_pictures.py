@@ -1,0 +1,93 @@
+"""Which pictures are drawn, under which names, and how they are resized."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_jax.errors import UsageError
+from dino_jax.visualize.pictures import Pictures, check_size, fit, open_pictures, resized_shape
+
+
+def save(path: Path, size: tuple[int, int] = (20, 10)) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, (9, 99, 199)).save(path)
+    return str(path)
+
+
+def test_files_folders_and_sources_in_order(tmp_path: Path) -> None:
+    first = save(tmp_path / "a picture, here.png")
+    save(tmp_path / "folder" / "x" / "1.png", (5, 6))
+    save(tmp_path / "folder" / "y" / "1.jpg", (7, 8))
+    names = [first, str(tmp_path / "folder"), first, "shapes:2@test"]
+    pictures = Pictures(open_pictures(names), channels=3)
+    assert len(pictures) == 6
+    read = dict(pictures)
+    assert list(read) == [
+        "a_picture_here",
+        "1",
+        "1_2",
+        "a_picture_here_2",
+        "picture_0",
+        "picture_1",
+    ]
+    assert [p.shape for p in read.values()][:3] == [(10, 20, 3), (6, 5, 3), (8, 7, 3)]
+    assert list(dict(pictures)) == list(read)  # once more from the start
+
+
+def test_one_bad_image_is_named_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    good, bad = save(tmp_path / "good.png"), tmp_path / "bad.png"
+    bad.write_text("no picture")
+    pictures = Pictures(open_pictures([str(bad), good]), channels=1)
+    ((name, pixels),) = pictures
+    assert (name, pixels.shape, pictures.unreadable) == ("good", (10, 20, 1), 1)
+    assert f"unreadable image {bad}" in caplog.text
+    with pytest.raises(UsageError, match=r"no image of .*bad.png can be read; the warnings above"):
+        list(Pictures(open_pictures([str(bad)]), channels=3))
+
+
+def test_refuses_what_does_not_exist() -> None:
+    with pytest.raises(UsageError, match="/no/where is not a folder"):
+        open_pictures(["/no/where"])
+    with pytest.raises(UsageError, match="no image was given"):
+        open_pictures([])
+
+
+@pytest.mark.parametrize(
+    ("size", "resized", "fitted"),
+    [
+        ((48, 64), (48, 64), (48, 64)),
+        ((50, 31), (50, 31), (48, 24)),
+        ((20,), (20, 40), (16, 40)),
+        ((0,), (10, 20), (8, 16)),
+    ],
+)
+def test_sizes(size: tuple[int, ...], resized: tuple[int, int], fitted: tuple[int, int]) -> None:
+    check_size(size, 8)
+    pixels = np.zeros((10, 20, 3), np.uint8)
+    assert resized_shape((10, 20), size, 8) == resized
+    assert fit(pixels, size, 8).shape == (*fitted, 3)
+    assert fit(pixels[..., :1], size, 8).shape == (*fitted, 1)
+
+
+def test_thin_pictures_get_a_row_of_patches() -> None:
+    assert fit(np.zeros((2, 90, 3), np.uint8), (0,), 16).shape == (16, 80, 3)
+
+
+@pytest.mark.parametrize("size", [(4,), (0, 0), (-1,), (9, 9, 9), ()])
+def test_refuses_sizes(size: tuple[int, ...]) -> None:
+    with pytest.raises(
+        UsageError, match=r"size=.*: give height and width, or .* at least 8 pixels"
+    ):
+        check_size(size, 8)
+
+
+def test_resizes_bilinear_with_antialiasing_and_cuts_right_and_bottom() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (61, 83, 3), np.uint8)
+    whole = Image.fromarray(pixels).resize((29, 27), Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(fit(pixels, (27, 29), 8), np.asarray(whole)[:24, :24])
+    mask = (pixels[..., :1] > 128).astype(np.uint8)
+    assert set(np.unique(fit(mask, (27, 29), 8, Image.Resampling.NEAREST))) == {0, 1}

@@ -1,0 +1,167 @@
+"""Videos in and out, through the packaged ffmpeg."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dino_jax.errors import UsageError
+from dino_jax.visualize import video
+from dino_jax.visualize.video import FPS, check_format, open_frames, write_video
+from dino_jax.visualize.video_job import attention_video
+
+SHAPE = (48, 64, 3)
+
+
+@pytest.fixture
+def ffmpeg() -> None:
+    pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg (extra `video`) is not installed")
+
+
+def frames(count: int = 6) -> Iterator[np.ndarray]:
+    """A square that wanders to the right."""
+    for i in range(count):
+        frame = np.full(SHAPE, (30, 60, 90), np.uint8)
+        frame[16:32, 8 * i : 8 * i + 16] = (220, 200, 40)
+        yield frame
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as picture:
+        return np.asarray(picture)
+
+
+def assert_alike(ours: np.ndarray, expected: np.ndarray) -> None:
+    """But for what coding and halved colours lose at the square's edges."""
+    assert np.abs(ours.astype(int) - expected).mean() < 6
+
+
+@pytest.mark.usefixtures("ffmpeg")
+@pytest.mark.parametrize("ending", [".mp4", ".avi"])
+def test_written_videos_are_h264_and_read_back(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"wander{ending}"
+    write_video(path, frames(), 12.5)
+    found = open_frames(path)
+    assert found.fps == 12.5
+    for _ in range(2):  # every iteration starts anew
+        for ours, expected in zip(found, frames(), strict=True):
+            assert ours.shape == SHAPE
+            assert_alike(ours, expected)
+    content = path.read_bytes()
+    assert b"avc1" in content or b"H264" in content
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_odd_sides_get_one_pixel_more(tmp_path: Path) -> None:
+    path = tmp_path / "odd.mp4"
+    write_video(path, (frame[:47, :63] for frame in frames()), 5)
+    first = next(iter(open_frames(path)))
+    assert first.shape == SHAPE
+    assert_alike(first[:47, :63], next(frames())[:47, :63])
+
+
+def test_gif_needs_no_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(video, "_ffmpeg", lambda: 1 / 0)
+    path = tmp_path / "wander.gif"
+    check_format(path)
+    write_video(path, frames(), 10)
+    with Image.open(path) as gif:
+        assert (gif.n_frames, gif.info["duration"], gif.info["loop"]) == (6, 100, 0)
+        gif.seek(4)
+        assert_alike(np.asarray(gif.convert("RGB")), list(frames())[4])
+
+
+def test_folder_of_frames_by_the_numbers_in_their_names(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for i in (1, 2, 9, 10, 100):
+        Image.new("RGB", (8, 8), (i, 0, 0)).save(tmp_path / f"frame{i}.png")
+    (tmp_path / "frame11.png").write_text("broken")
+    found = open_frames(tmp_path)
+    assert found.fps == FPS
+    assert [frame[0, 0, 0] for frame in found] == [1, 2, 9, 10, 100]
+    assert "frame11.png" in caplog.text
+
+
+@pytest.mark.usefixtures("ffmpeg")
+@pytest.mark.parametrize("content", [b"", b"no video at all\n" * 99, b"\x00\x00\x00\x20ftypisom"])
+def test_a_video_that_does_not_open(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "broken.mp4"
+    path.write_bytes(content)
+    with pytest.raises(UsageError, match=r"video=.*broken.mp4 does not open \(.+\): give a video"):
+        open_frames(path)
+    with pytest.raises(
+        UsageError, match=r"video=/no/where.mp4 does not exist: give a video file or"
+    ):
+        open_frames(Path("/no/where.mp4"))
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_a_video_that_breaks_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "cut.avi"
+    rng = np.random.default_rng(0)
+    write_video(path, rng.integers(0, 256, (30, *SHAPE), np.uint8), 25)
+    os.truncate(path, path.stat().st_size // 2)
+    count = len(list(open_frames(path)))
+    assert 3 < count < 27
+
+
+def test_without_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)
+    with pytest.raises(UsageError, match=r"videos need ffmpeg: pip install 'dino_jax\[video\]'"):
+        check_format(tmp_path / "x.mp4")
+    with pytest.raises(UsageError, match=r"output=.*x.mov must end in one of .mp4, .avi, .gif"):
+        check_format(tmp_path / "x.mov")
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_job_from_a_video_to_a_video(goldens: Path, tmp_path: Path) -> None:
+    source, output, kept = tmp_path / "in.mp4", tmp_path / "out" / "a.mp4", tmp_path / "kept"
+    write_video(source, frames(), 10)
+    weights = str(goldens / "pth" / "backbone.pth")
+    attention_video(weights, source, output, size=(32,), beside=True, keep_frames=kept)
+    found = open_frames(output)
+    assert found.fps == 10
+    assert [frame.shape for frame in found] == [(32, 80, 3)] * 6  # 32x43 cut to patches of 8
+    pictures = sorted(kept.iterdir())
+    assert [path.name for path in pictures] == [f"frame_{i:05d}.png" for i in range(6)]
+    for path, frame in zip(pictures, found, strict=True):
+        assert_alike(frame, read(path))
+
+
+def test_job_from_a_folder_with_a_threshold(goldens: Path, tmp_path: Path) -> None:
+    """Frames of other sizes get the first one's."""
+    folder = tmp_path / "frames"
+    folder.mkdir()
+    for i, frame in enumerate(frames(3)):
+        Image.fromarray(frame[: 48 - 8 * i]).save(folder / f"{i}.png")
+    weights, output, kept = (
+        str(goldens / "pth" / "backbone.pth"),
+        tmp_path / "a.gif",
+        tmp_path / "k",
+    )
+    attention_video(weights, folder, output, size=(0,), threshold=0.5, keep_frames=kept, fps=20)
+    with Image.open(output) as gif:
+        assert (gif.n_frames, gif.size, gif.info["duration"]) == (3, (64, 48), 50)
+    first = read(kept / "frame_00000.png").astype(int)
+    dimmed = np.abs(first - np.round(0.6 * next(frames()))).max(axis=-1) <= 1
+    assert 0.2 < dimmed.mean() < 0.95  # the rest holds half of the mass
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"threshold": 1.5}, "threshold=1.5 must lie between 0 and 1"),
+        ({"fps": 0.0}, "fps=0.0 must be above 0"),
+        ({"output": Path("a.txt")}, "output=a.txt must end in"),
+        ({"size": (4,)}, "size=4: give height and width"),
+    ],
+)
+def test_job_refuses(changes: dict, message: str, goldens: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    arguments = {"weights": str(goldens / "pth" / "backbone.pth"), "video": tmp_path}
+    with pytest.raises(UsageError, match=message):
+        attention_video(**arguments | {"output": tmp_path / "a.gif"} | changes)
