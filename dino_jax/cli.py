@@ -15,12 +15,12 @@ from dino_jax.evaluate.linear_job import linear
 from dino_jax.evaluate.logistic_job import logistic
 from dino_jax.evaluate.retrieval_job import retrieval
 from dino_jax.evaluate.video_segmentation_job import video_segmentation
+from dino_jax.inspection import inspect
 from dino_jax.visualize.attention_job import attention
 from dino_jax.visualize.pca_job import pca
 from dino_jax.visualize.score_job import attention_score
 from dino_jax.visualize.video_job import attention_video
 from dino_jax.weights.convert import convert
-from dino_jax.weights.inspection import inspect
 
 JOBS = {
     "knn": knn,

@@ -141,19 +141,10 @@ def test_options_of_the_jobs_on_data_sets(
     job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Options of the pass are plain flags; wrong data is a line, before weights are looked at."""
+    options = "--image-size 64 --batch-size 4 --num-threads 2 --dtype bfloat16"
     words = [job, "--weights", "none", "--data", str(tmp_path), "--output", str(tmp_path / "out")]
-    words += [
-        "--image-size",
-        "64",
-        "--batch-size",
-        "4",
-        "--num-threads",
-        "2",
-        "--dtype",
-        "bfloat16",
-    ]
     with pytest.raises(SystemExit) as stop:
-        cli.main(words)
+        cli.main(words + options.split())
     assert stop.value.code == 2
     shown = capsys.readouterr().err.splitlines()
     assert len(shown) == 1

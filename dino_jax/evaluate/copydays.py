@@ -37,8 +37,9 @@ def open_copydays(folder: Path) -> Copydays:
       UsageError: originals or strong copies are missing, or a copy has no original.
     """
     found = {}
-    for path, _, names in os.walk(folder):
-        images = sorted(name for name in names if name.lower().endswith(EXTENSIONS))
+    for path, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        images = sorted(n for n in names if n.lower().endswith(EXTENSIONS) and n[0] != ".")
         if images and Path(path) != folder:
             found[Path(path).relative_to(folder).as_posix()] = [Path(path, name) for name in images]
     for name in (ORIGINAL, STRONG):

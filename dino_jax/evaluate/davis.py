@@ -56,7 +56,7 @@ def open_davis(folder: Path, split: str = "val") -> list[Video]:
 
 
 def _open_sequence(folder: Path, name: str) -> Video:
-    frames = sorted((folder / "JPEGImages" / "480p" / name).glob("*.jpg"))
+    frames = sorted((folder / "JPEGImages" / "480p" / name).glob("[!.]*.jpg"))
     masks = folder / "Annotations" / "480p" / name
     if not frames:
         raise UsageError(f"sequence {name} has no frames *.jpg in {folder / 'JPEGImages/480p'}")

@@ -18,6 +18,7 @@ def folder(tmp_path: Path) -> Path:
     for name in ("ImageSets/2017", "JPEGImages/480p/dog", "JPEGImages/480p/cat"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "ImageSets/2017/val.txt").write_text("dog\ncat\n")
+    (tmp_path / "JPEGImages/480p/dog/._00000.jpg").touch()  # as some desktops leave behind
     labels = np.zeros((30, 40), np.uint8)
     labels[5:9, 5:9], labels[20:, 30:] = 1, 3
     for name, masks in (("dog", 4), ("cat", 1)):

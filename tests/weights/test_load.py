@@ -19,10 +19,10 @@ import dino_jax
 from dino_jax import settings
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.knn_job import knn
+from dino_jax.inspection import inspect
 from dino_jax.models import DINOHead, create_model
 from dino_jax.models.network import abstract, split
 from dino_jax.weights.convert import convert
-from dino_jax.weights.inspection import inspect
 from dino_jax.weights.load import from_torch
 from dino_jax.weights.mapping import to_ours, to_torch, torch_shapes
 from dino_jax.weights.torch_checkpoint import TorchNetwork, read_torch_checkpoint

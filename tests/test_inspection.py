@@ -9,8 +9,8 @@ import runs
 from conftest import GOLDENS
 
 from dino_jax.errors import UsageError
+from dino_jax.inspection import inspect
 from dino_jax.weights.convert import convert
-from dino_jax.weights.inspection import inspect
 
 PTH = GOLDENS / "pth"
 Rows = Callable[..., tuple[dict[str, str], list[list[str]]]]
