@@ -95,7 +95,7 @@ def test_batches_are_in_order_with_the_filling_last(goldens: Path, files: Files)
 def test_nothing_readable(goldens: Path, files: Files) -> None:
     passes = picture_pass(goldens, 1, Pass(num_threads=1))
     groups = {level_and_size: Group([4, 12], (12, 10))}
-    with pytest.raises(UsageError, match="none of the 13 images in pictures can be read"):
+    with pytest.raises(UsageError, match="none of the 13 images of pictures is usable"):
         passes.features(Records(files), decode, groups)
 
 
