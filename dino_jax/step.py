@@ -14,6 +14,7 @@ import optax
 
 from dino_jax.losses import LossOutput, dino_loss, update_center
 from dino_jax.models.network import Network
+from dino_jax.models.residual import compiler_options
 from dino_jax.schedules import Schedule
 from dino_jax.sharding import PassLayout, constrain
 from dino_jax.train_state import Meters, TrainState
@@ -65,7 +66,7 @@ def compile_step(
     jitted = jax.jit(
         partial(train_step, settings=settings), donate_argnums=0, out_shardings=shardings
     )
-    return jitted.lower(state, batch).compile()
+    return jitted.lower(state, batch).compile(compiler_options=compiler_options())
 
 
 def train_step(state: TrainState, batch: Batch, *, settings: StepSettings) -> TrainState:

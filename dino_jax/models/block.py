@@ -11,6 +11,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from dino_jax.errors import UsageError
+from dino_jax.models.residual import add_branch
 
 # Torch truncates this normal at +-2, a hundred standard deviations: no truncation at all.
 normal_init = nnx.initializers.normal(0.02)
@@ -168,5 +169,5 @@ class Block(nnx.Module):
         draw1, draw2 = (None, None) if draws is None else (draws[:, 0], draws[:, 1])
         attended = self.attn(self.norm1(x), class_only=class_only)
         x = x[:, :1] if class_only else x
-        x = x + drop_path(attended, draw1, self.drop_path_rate)
-        return x + drop_path(self.mlp(self.norm2(x)), draw2, self.drop_path_rate)
+        x = add_branch(x, drop_path(attended, draw1, self.drop_path_rate))
+        return add_branch(x, drop_path(self.mlp(self.norm2(x)), draw2, self.drop_path_rate))

@@ -14,6 +14,7 @@ from flax.typing import Dtype
 from dino_jax.models.batch_norm import BatchNorm
 from dino_jax.models.block import Attention, Mlp, at_least_float32, drop_path, layer_norm
 from dino_jax.models.conv import conv
+from dino_jax.models.residual import add_branch
 
 
 def _layer_scale(gamma: nnx.Param, branch: jax.Array) -> jax.Array:
@@ -97,10 +98,11 @@ class XCABlock(nnx.Module):
         draw1, draw2, draw3 = (None, None, None) if draws is None else draws.T
         rate = self.drop_path_rate
         attended = self.attn(self.norm1(x))
-        x = x + drop_path(_layer_scale(self.gamma1, attended), draw1, rate)
+        x = add_branch(x, drop_path(_layer_scale(self.gamma1, attended), draw1, rate))
         neighbours = self.local(self.norm3(x), grid)
-        x = x + drop_path(_layer_scale(self.gamma3, neighbours), draw3, rate)
-        return x + drop_path(_layer_scale(self.gamma2, self.mlp(self.norm2(x))), draw2, rate)
+        x = add_branch(x, drop_path(_layer_scale(self.gamma3, neighbours), draw3, rate))
+        mixed = self.mlp(self.norm2(x))
+        return add_branch(x, drop_path(_layer_scale(self.gamma2, mixed), draw2, rate))
 
 
 class ClassAttentionBlock(nnx.Module):
