@@ -7,10 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import clip
 from PIL import Image
 
 from dino_jax.errors import UsageError
 from dino_jax.visualize import video
+from dino_jax.visualize.pictures import fit
 from dino_jax.visualize.video import FPS, check_format, open_frames, write_video
 from dino_jax.visualize.video_job import attention_video
 
@@ -149,6 +151,20 @@ def test_job_from_a_video_to_a_video(goldens: Path, tmp_path: Path) -> None:
     assert result["metrics"] == {"frames": 6, "fps": 10.0, "damaged": 0, "damage": []}
     assert result["settings"]["beside"] is True
     assert len(result["weights"]["sha256"]) == 64
+
+
+def test_job_on_a_real_video(goldens: Path, tmp_path: Path) -> None:
+    output, source = tmp_path / "a.mp4", clip("carphone_pristine")
+    weights = str(goldens / "pth" / "backbone.pth")
+    attention_video(weights, source, output, size=(48,), beside=True)
+    metrics = json.loads(output.with_suffix(".json").read_text())["metrics"]
+    assert metrics == {"frames": 120, "fps": 30000 / 1001, "damaged": 0, "damage": []}
+    found = open_frames(output)
+    assert found.fps == metrics["fps"]
+    for frame, original in zip(found, open_frames(source), strict=True):
+        assert frame.shape == (48, 2 * 56, 3)  # of 48x59 pixels, cut to patches of 8
+        assert_alike(frame[:, :56], fit(original, (48,), 8))
+    assert np.ptp(frame[:, 56:], axis=(0, 1)).min() > 50  # the map has many colours
 
 
 def test_job_from_a_folder_with_a_threshold(goldens: Path, tmp_path: Path) -> None:
