@@ -99,7 +99,7 @@ def attention_video(
     print(f"{len(maps)} frames are in {output}")
     problems = frames.problems
     if problems:
-        print(f"{video} is damaged in {len(problems)} places, the last: {problems[-1]}")
+        print(f"{video} is damaged: {len(problems)} complaints, the last: {problems[-1]}")
     metrics = {"frames": len(maps), "fps": fps, "damaged": len(problems), "damage": problems[-1:]}
     write_results(about, "attention-video", metrics, settings, info)
     return output

@@ -123,7 +123,7 @@ def test_a_video_that_breaks_off(
     assert (metrics["frames"], metrics["fps"]) == (count, 25)
     assert metrics["damaged"] == len(found.problems)
     shown = capsys.readouterr()
-    assert f"cut.avi is damaged in {metrics['damaged']} places, the last: " in shown.out
+    assert f"cut.avi is damaged: {metrics['damaged']} complaints, the last: " in shown.out
 
 
 def test_without_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
