@@ -106,3 +106,10 @@ def assert_forward_equals(path: Path, tolerance: float) -> None:
     with jax.default_matmul_precision("highest"):
         features = call(type(model).__call__, model, images)
     np.testing.assert_allclose(features, golden["cls"], rtol=0, atol=tolerance)
+
+
+def assert_full_precision(lowered: str) -> None:
+    """No matrix product of a lowered function may be rounded by an accelerator."""
+    products = [line for line in lowered.splitlines() if "stablehlo.dot_general" in line]
+    assert products
+    assert [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line] == []

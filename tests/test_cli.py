@@ -1,12 +1,16 @@
 """The jobs of `python -m dino_jax` on the folder of a run."""
 
+import functools
 import json
 import re
+import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import runs
 from PIL import Image
@@ -16,6 +20,8 @@ from dino_jax.errors import UsageError
 from dino_jax.evaluate.extraction import Extraction
 from dino_jax.evaluate.knn_job import knn
 
+BLOCKS = re.findall(r"```bash\n(.*?)```", (runs.ROOT / "README.md").read_text(), re.DOTALL)
+COMMANDS = re.findall(r"python -m dino_jax (.+)", "".join(BLOCKS).replace("\\\n", ""))
 SOURCES = {"train": "shapes:85@train", "test": "shapes:30@test"}
 
 
@@ -61,11 +67,14 @@ def classes(folder: Path, names: str) -> str:
     return str(folder)
 
 
-def test_classes_are_matched_by_name(tmp_path: Path) -> None:
-    """The queries lack class a, so that b and c have other numbers there."""
+def test_classes_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The queries lack class a, which is said, so that b and c have other numbers there."""
     bank, queries = classes(tmp_path / "bank", "abc"), classes(tmp_path / "queries", "bc")
     table = knn(str(runs.scored()), bank, queries, ks=(1,), output=tmp_path / "r.json")
     assert table[1]["top1"] == 100.0
+    assert "has no images of 1 of the 3 classes" in caplog.text
+    metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
+    assert metrics["classes_without_test_images"] == 1
 
 
 @pytest.mark.parametrize(
@@ -94,8 +103,12 @@ def test_unlabelled_and_unknown_classes(tmp_path: Path) -> None:
         knn(str(runs.scored()), bank, queries, output=tmp_path / "r.json")
     with pytest.raises(UsageError, match=r"has no labels"):
         knn(str(runs.scored()), bank, f"{queries}/b", output=tmp_path / "r.json")
-    with pytest.raises(UsageError, match=r"one names its classes and the other numbers them|lacks"):
-        knn(str(runs.scored()), "shapes:85@train", queries, output=tmp_path / "r.json")
+    for name, array in (("images-idx3", np.zeros((6, 8, 8))), ("labels-idx1", np.arange(6) % 2)):
+        shape = np.array([0x800 + array.ndim, *array.shape], ">u4").tobytes()
+        (tmp_path / f"train-{name}-ubyte").write_bytes(shape + array.astype(np.uint8).tobytes())
+    for sources in ((f"idx:{tmp_path}@train", queries), (queries, f"idx:{tmp_path}@train")):
+        with pytest.raises(UsageError, match=r"one names its classes and the other numbers them"):
+            knn("/nowhere", *sources, output=tmp_path / "r.json")
 
 
 def test_command_line_says_wrong_usage_in_a_line(
@@ -149,6 +162,33 @@ def test_options_of_the_jobs_on_data_sets(
     shown = capsys.readouterr().err.splitlines()
     assert len(shown) == 1
     assert str(tmp_path) in shown[0]
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_commands_of_the_readme(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs and options are there; each is called as the command line says, and does nothing."""
+    calls = []
+
+    def recorded(name: str, job: Callable) -> Callable:
+        @functools.wraps(job)
+        def record(**settings: Any) -> None:
+            calls.append((name, settings))
+
+        return record
+
+    monkeypatch.setattr(cli, "JOBS", {name: recorded(name, job) for name, job in cli.JOBS.items()})
+    job, *words = shlex.split(command, comments=True)
+    cli.main([job, *words])
+    ((called, settings),) = calls
+    assert called == job
+    given = {word[2:].replace("-", "_") for word in words if word.startswith("--")}
+    settings |= vars(settings["cache"]) if "cache" in settings else {}
+    assert all(settings[option] is not None for option in given)
+
+
+def test_the_readme_shows_every_job() -> None:
+    shown = {command.split()[0] for command in COMMANDS}
+    assert shown | {"convert", "inspect"} == set(cli.JOBS)
 
 
 def test_help_names_the_jobs() -> None:

@@ -1,5 +1,6 @@
 """Image files by their paths, in a given order and without classes, as a source."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ class Files:
     """The files of a list; `spec` is what messages call it."""
 
     class_names = None
+    labels = None
 
     def __init__(self, spec: str, paths: Sequence[Path]) -> None:
         self.spec = spec
@@ -28,3 +30,16 @@ class Files:
 
     def name(self, index: int) -> str:
         return str(self._paths[index])
+
+    def stamp(self, index: int) -> str:
+        return file_stamp(self._paths[index])
+
+
+def file_stamp(path: str | Path) -> str:
+    """A file's absolute path, size and time of change: as long as it is the same, so are they."""
+    path = os.path.abspath(path)
+    try:
+        status = os.stat(path)
+    except OSError:  # a picture that cannot be read, as the log will say
+        return path
+    return f"{path} {status.st_size} {status.st_mtime_ns}"

@@ -1,13 +1,15 @@
 """`folder:/path[@SPLIT]`: image files in a folder, at any depth."""
 
 import os
-from collections.abc import Iterator
+from array import array
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from dino_jax.data.decode import open_image
+from dino_jax.data.files import file_stamp
 from dino_jax.errors import UsageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -23,16 +25,20 @@ class FolderSource:
     def __init__(self, root: Path, spec: str) -> None:
         self.spec = spec
         self._root = os.fsencode(root)
-        paths = [os.fsencode(path) for path in _image_paths(str(root))]
-        if not paths:
+        # One block of bytes: a list of a million strings would take four times the memory.
+        self._paths, self._ends, classes = bytearray(), array("q"), array("i")
+        number: dict[bytes, int] = {}
+        for path in map(os.fsencode, image_paths(str(root))):
+            self._paths += path
+            self._ends.append(len(self._paths))
+            top, _, rest = path.partition(os.fsencode(os.sep))
+            classes.append(number.setdefault(top, len(number)) if rest else -1)
+        if not self._ends:
             raise UsageError(
                 f"source {spec!r}: no image in {root} or its sub-folders; "
                 f"looked for files named *{', *'.join(EXTENSIONS)} in any case"
             )
-        # One block of bytes: a list of a million strings would take four times the memory.
-        self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
-        self._paths = b"".join(paths)
-        self.class_names, self.labels = _classes(paths)
+        self.class_names, self.labels = _sorted_classes(number, np.array(classes, np.int32))
 
     def __len__(self) -> int:
         return len(self._ends)
@@ -45,7 +51,10 @@ class FolderSource:
 
     def name(self, index: int) -> str:
         start = self._ends[index - 1] if index else 0
-        return os.fsdecode(os.path.join(self._root, self._paths[start : self._ends[index]]))
+        return os.fsdecode(os.path.join(self._root, bytes(self._paths[start : self._ends[index]])))
+
+    def stamp(self, index: int) -> str:
+        return file_stamp(self.name(index))
 
 
 def open_folder(location: str, split: str | None) -> FolderSource:
@@ -64,7 +73,7 @@ def open_folder(location: str, split: str | None) -> FolderSource:
     return FolderSource(root, spec)
 
 
-def _image_paths(root: str) -> Iterator[str]:
+def image_paths(root: str) -> Iterator[str]:
     """Paths relative to `root`: a folder's files in sorted order, then its sub-folders.
 
     No file is looked at beyond its directory entry. Links to folders are followed, but not back
@@ -77,31 +86,44 @@ def _image_paths(root: str) -> Iterator[str]:
         try:
             status = os.stat(path)
             with os.scandir(path) as scan:
-                entries = sorted(scan, key=lambda entry: entry.name)
+                folders, files = _sorted_names(scan)
         except OSError as error:
             raise UsageError(f"cannot list the folder {path}: {error.strerror}") from error
         identity = (status.st_dev, status.st_ino)
         if identity in ancestors:
             continue
-        folders = []
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            # `is_dir` of a link that leads to itself raises; `isdir` says no.
-            if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
-                folders.append((os.path.join(folder, entry.name), ancestors | {identity}))
-            elif entry.name.lower().endswith(EXTENSIONS):
-                yield os.path.join(folder, entry.name)
-        pending.extend(reversed(folders))
+        for name in files:
+            yield os.path.join(folder, name)
+        inside = ancestors | {identity}
+        pending.extend((os.path.join(folder, name), inside) for name in reversed(folders))
 
 
-def _classes(paths: list[bytes]) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
-    """Class names, and [len] int32 classes, by first-level sub-folder; None, None without."""
-    separator = os.fsencode(os.sep)
-    tops = [path.partition(separator) for path in paths]
-    names = sorted({top for top, _, _ in tops})
-    if len(names) < 2 or not all(rest for _, _, rest in tops):
+def _sorted_names(entries: Iterable[os.DirEntry]) -> tuple[list[str], list[str]]:
+    """Folders and image files; names alone, since a million entries would take more memory."""
+    folders, files = [], []
+    for entry in entries:
+        if entry.name.startswith("."):
+            continue
+        # `is_dir` of a link that leads to itself raises; `isdir` says no.
+        if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
+            folders.append(entry.name)
+        elif entry.name.lower().endswith(EXTENSIONS):
+            files.append(entry.name)
+    return sorted(folders), sorted(files)
+
+
+def _sorted_classes(
+    number: dict[bytes, int], classes: np.ndarray
+) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
+    """Class names, and [len] int32 classes numbered in sorted order; None, None without.
+
+    Args:
+      number: of each first-level sub-folder.
+      classes: [len] int32, the number of each image, -1 for one that is in no sub-folder.
+    """
+    if len(number) < 2 or (classes < 0).any():
         return None, None
-    number = {name: i for i, name in enumerate(names)}
-    labels = np.array([number[top] for top, _, _ in tops], np.int32)
-    return tuple(os.fsdecode(name) for name in names), labels
+    names = sorted(number)
+    rank = np.empty(len(names), np.int32)
+    rank[[number[name] for name in names]] = np.arange(len(names))
+    return tuple(os.fsdecode(name) for name in names), rank[classes]

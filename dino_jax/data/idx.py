@@ -39,6 +39,9 @@ class IdxSource:
     def name(self, index: int) -> str:
         return f"{self.spec} image {index}"
 
+    def stamp(self, index: int) -> str:
+        return f"{zlib.crc32(self._images[index])} {self.label(index)}"
+
 
 def open_idx(location: str, split: str | None) -> IdxSource:
     """Opens `idx:location@split`; see `open_source`."""

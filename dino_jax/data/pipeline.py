@@ -59,6 +59,12 @@ class Records:
         """Distinct records found unreadable so far."""
         return len(self._unreadable)
 
+    @property
+    def unreadable(self) -> frozenset[int]:
+        """Which records these are."""
+        with self._lock:
+            return frozenset(self._unreadable)
+
     def read(self, index: int, load: Callable[[Image.Image], T]) -> T | None:
         """What `load` makes of picture `index`, or None, counted, where it is unreadable.
 

@@ -73,6 +73,8 @@ class ShapesSource:
     def name(self, index: int) -> str:
         return f"{self.spec} picture {index}"
 
+    stamp = name  # a picture is a function of it
+
     def mask(self, index: int) -> np.ndarray:
         """[SIDE, SIDE] bool: where the shape is in picture `index`."""
         return self._cover(np.random.default_rng((self._seed, index)), index) >= 0.5

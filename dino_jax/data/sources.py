@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from PIL import Image
 
 from dino_jax.data.folder import open_folder
@@ -21,10 +22,12 @@ class Source(Protocol):
     Attributes:
       spec: the text that opens this source.
       class_names: by class, or None where the source has no names.
+      labels: [len] int32 classes; None where there are none, or only the records tell them.
     """
 
     spec: str
     class_names: tuple[str, ...] | None
+    labels: np.ndarray | None
 
     def __len__(self) -> int: ...
 
@@ -38,6 +41,10 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """What to call picture `index` in a message."""
+        ...
+
+    def stamp(self, index: int) -> str:
+        """What differs for another picture, and for picture `index` once it is replaced."""
         ...
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
@@ -22,6 +23,11 @@ class Subset:
     def __len__(self) -> int:
         return len(self._records)
 
+    @property
+    def labels(self) -> np.ndarray | None:
+        labels = self._source.labels
+        return None if labels is None else labels[np.asarray(self._records)]
+
     def image(self, index: int) -> Image.Image:
         return self._source.image(self._records[index])
 
@@ -30,3 +36,6 @@ class Subset:
 
     def name(self, index: int) -> str:
         return self._source.name(self._records[index])
+
+    def stamp(self, index: int) -> str:
+        return self._source.stamp(self._records[index])

@@ -22,6 +22,8 @@ class TfdsSource:
     A label lies in the same record as its picture, so it is remembered when the picture is read.
     """
 
+    labels = None
+
     def __init__(self, builder: "DatasetBuilder", split: str, spec: str) -> None:
         import tensorflow_datasets as tfds
 
@@ -32,6 +34,7 @@ class TfdsSource:
                 f"source {spec!r}: one Image feature is needed, this set has {pictures or 'none'}"
             )
         self.spec = spec
+        self._folder = builder.data_dir  # of one version of the set
         self._picture = pictures[0]
         has_label = isinstance(features.get("label"), tfds.features.ClassLabel)
         try:
@@ -61,6 +64,9 @@ class TfdsSource:
 
     def name(self, index: int) -> str:
         return f"{self.spec} record {index}"
+
+    def stamp(self, index: int) -> str:
+        return f"{self._folder} {self.spec} {index}"
 
     def _read(self, index: int) -> bytes:
         record = self._records[int(index)]

@@ -1,12 +1,15 @@
 """A loaded backbone on all devices: where every evaluation begins."""
 
 import dataclasses
-from typing import Literal
+import json
+from typing import Any, Literal
 
 import jax
 
 from dino_jax import sharding
+from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
+from dino_jax.evaluate.feature_store import About, describe_data
 from dino_jax.models.network import split
 from dino_jax.weights.load import load
 
@@ -62,3 +65,20 @@ class PlacedBackbone:
         self.mesh = sharding.make_mesh()
         self.graphdef, *trees = split(self.model)
         self.weights = jax.device_put(trees, sharding.replicated(self.mesh))
+
+    def about(self, source: Source, feature: str, transform: dict[str, Any]) -> About:
+        """All that decides the features of a source, for a cache.
+
+        Args:
+          source: of images.
+          feature: what is taken of the backbone, in words that say all that matters.
+          transform: how images are prepared, as JSON can say it.
+        """
+        about = {
+            "weights": self.info.sha256,
+            "feature": feature,
+            "dtype": self.info.dtype,
+            "transform": transform,
+            "data": describe_data(source),
+        }
+        return json.loads(json.dumps(about))  # as it will be read: tuples are lists

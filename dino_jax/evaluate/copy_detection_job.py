@@ -16,7 +16,9 @@ from dino_jax.errors import UsageError
 from dino_jax.evaluate.backbone import Pass, PlacedBackbone
 from dino_jax.evaluate.copy_detection import RESULTS, CopyDescriptor, score_subsets
 from dino_jax.evaluate.copydays import open_copydays
-from dino_jax.evaluate.pictures import Group, PicturePass
+from dino_jax.evaluate.feature_store import FeatureCache
+from dino_jax.evaluate.features import Features
+from dino_jax.evaluate.pictures import Group, PicturePass, in_place
 from dino_jax.evaluate.results import check_writable, print_unreadable, table, write_results
 from dino_jax.evaluate.whitening import learn_whitening
 
@@ -29,6 +31,7 @@ def copy_detection(
     whitening: str | None = None,
     output: Path = Path("results.json"),
     options: Annotated[Pass, arg(name="")] = Pass(batch_size=16),
+    cache: Annotated[FeatureCache, arg(name="")] = FeatureCache(),
 ) -> dict[str, dict[str, float | int | None]]:
     """Finds the originals of attacked copies on Copydays, the strong ones and all other subsets.
 
@@ -43,6 +46,7 @@ def copy_detection(
       whitening: Other images to learn a PCA whitening from (the paper: 20,000 of YFCC100M).
       output: The JSON file to write: scores, settings, weights' hash, versions.
       options: How the backbone goes over the pictures.
+      cache: Where their descriptors are kept.
 
     Returns: for each subset "map", the mean average precision in percent, and the number of
       "queries" that it is over; None where none is left.
@@ -64,20 +68,22 @@ def copy_detection(
     descriptor, canvas = CopyDescriptor(mean, std), (image_size, image_size)
     passes.check(descriptor, canvas)
     load = partial(squash, side=image_size, channels=len(mean))
-    unreadable: dict[str, list[str]] = {}
 
-    def describe(source: Source) -> tuple[np.ndarray, np.ndarray]:
+    def described(source: Source) -> Features:
         records = Records(source, max_unreadable=options.max_unreadable, channels=len(mean))
-        group = Group(range(len(source)), canvas)
-        rows, readable = passes.features(records, load, {descriptor: group})
-        unreadable[source.spec] = [source.name(i) for i in np.flatnonzero(~readable)]
-        return rows, readable
+        return passes.features(records, load, {descriptor: Group(range(len(source)), canvas)})
 
-    rows, readable = describe(copydays.files)
-    used = {}
-    for name, source in others.items():
-        found, kept = describe(source)
-        used[name] = found[kept]
+    sources = [copydays.files, *others.values()]
+    found = cache.features(
+        (backbone.about(x, repr(descriptor), {"image_size": image_size}) for x in sources),
+        [partial(described, source) for source in sources],
+    )
+    unreadable = {
+        source.spec: [source.name(i) for i in np.delete(np.arange(len(source)), part.index)]
+        for source, part in zip(sources, found, strict=True)
+    }
+    rows, readable = in_place(found[0], len(copydays.files))
+    used = {name: part.features for name, part in zip(others, found[1:], strict=True)}
     more = used.get("distractors", rows[:0])
     if "whitening" in used:
         transform = learn_whitening(used["whitening"])
@@ -100,7 +106,7 @@ def copy_detection(
             "images_of_whitening": counts["whitening"],
             "unreadable_images": [name for names in unreadable.values() for name in names],
         }
-        settings |= dataclasses.asdict(options)
+        settings |= dataclasses.asdict(options) | dataclasses.asdict(cache)
         write_results(output, "copy-detection", metrics, settings, backbone.info)
     return scores
 

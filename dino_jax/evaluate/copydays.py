@@ -5,14 +5,14 @@
 """
 
 import dataclasses
-import os
 import re
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
 from dino_jax.data.files import Files
-from dino_jax.data.folder import EXTENSIONS
+from dino_jax.data.folder import image_paths
 from dino_jax.errors import UsageError
 
 ORIGINAL, STRONG = "original", "strong"
@@ -36,12 +36,10 @@ def open_copydays(folder: Path) -> Copydays:
     Raises:
       UsageError: originals or strong copies are missing, or a copy has no original.
     """
-    found = {}
-    for path, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        images = sorted(n for n in names if n.lower().endswith(EXTENSIONS) and n[0] != ".")
-        if images and Path(path) != folder:
-            found[Path(path).relative_to(folder).as_posix()] = [Path(path, name) for name in images]
+    found = defaultdict(list)
+    for name in image_paths(str(folder)):
+        if (subset := Path(name).parent.as_posix()) != ".":
+            found[subset].append(folder / name)
     for name in (ORIGINAL, STRONG):
         if name not in found:
             raise UsageError(

@@ -111,17 +111,16 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 
 def palette() -> np.ndarray:
-    """The colours of the labels, [256, 3] uint8, as PASCAL VOC and DAVIS have them.
+    """The colours of the labels, [256, 3] uint8, as the masks of DAVIS have them.
 
-    From the lowest bit on, three bits of a label in turn go to red, green and blue, there from the
-    highest bit on, so that neighbouring labels are of far apart colours.
+    The first 22 follow PASCAL VOC: of a label's bits, from the lowest on, the first three say
+    whether red, green and blue have 128, the next three whether they have 64; but both together
+    are 191 in DAVIS. The others are grey.
     """
     labels = np.arange(256)
-    colors = np.zeros((256, 3), np.uint8)
-    for i in range(8):
-        for channel in range(3):
-            colors[:, channel] |= ((labels >> (3 * i + channel)) & 1).astype(np.uint8) << (7 - i)
-    return colors
+    bits = labels[:, None] >> np.arange(6) & 1  # [256, 6]
+    colors = np.minimum(128 * bits[:, :3] + 64 * bits[:, 3:], 191)
+    return np.where(labels[:, None] < 22, colors, labels[:, None]).astype(np.uint8)
 
 
 def write_mask(path: Path, labels: np.ndarray) -> None:

@@ -26,8 +26,8 @@ def embed(
 ) -> dict[str, Any]:
     """Writes the features of all images to a file, with their names.
 
-    The images stream through: a million of them need no more memory than a thousand. What cannot be
-    read is named in the log and left out.
+    The images stream through: apart from their names, a million need no more memory than a
+    thousand. What cannot be read is named in the log and left out.
 
     Args:
       weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.

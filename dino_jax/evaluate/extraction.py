@@ -2,19 +2,18 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from dino_jax.data.pipeline import Records
 from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate import feature_store
 from dino_jax.evaluate.backbone import Pass, PlacedBackbone
+from dino_jax.evaluate.feature_store import FeatureCache
 from dino_jax.evaluate.features import (
     EvalTransform,
     FeatureFn,
@@ -35,20 +34,6 @@ class Extraction(Pass):
     resize: int | None = None
     crop: int | None = None  # Pixels of the centre crop; unset, as the weights say.
     canvas_size: int = 512  # Pixels; larger images are resized on the host, which is slower.
-
-
-@dataclasses.dataclass(frozen=True)
-class FeatureCache:
-    """Where features are kept from job to job; see `feature_store`."""
-
-    # Folder to keep features in; what it already holds is not computed again.
-    save_features: Path | None = None
-    # Folder that holds the features: none are computed, and those of other weights, images or
-    # settings are refused.
-    load_features: Path | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.save_features or self.load_features)
 
 
 class Extractor(PlacedBackbone):
@@ -137,50 +122,14 @@ class Extractor(PlacedBackbone):
             not; before anything is computed.
         """
         self.feature_shape(feature)
-        abouts = [self._about(feature, source) for source in sources] if cache else []
-        if store := cache.load_features:
-            found = [feature_store.load(store, about) for about in abouts]
-        elif store := cache.save_features:
-            found = self._kept(feature, sources, abouts, store)
-        else:
-            found = [join(self.stream(feature, source)) for source in sources]
+        transform = dataclasses.asdict(self.transform)
+        found = cache.features(
+            (self.about(source, repr(feature), transform) for source in sources),
+            [partial(self._computed, feature, source) for source in sources],
+        )
         for source, features in zip(sources, found, strict=True):
             self.unreadable[source.spec] = len(source) - len(features.index)
         return found
 
-    def _kept(
-        self,
-        feature: Feature,
-        sources: Sequence[Source],
-        abouts: Sequence[feature_store.About],
-        store: Path,
-    ) -> list[Features]:
-        """From the store, where what is missing is put."""
-        # Looked up at once, before any is written: hosts must agree on what is to be computed.
-        there = np.array([feature_store.entry_of(store, about).is_dir() for about in abouts])
-        everywhere = multihost_utils.process_allgather(there).reshape(-1, len(there))
-        if (everywhere != there).any():
-            raise UsageError(f"save_features={store} must be a folder that all hosts share")
-        found = []
-        for source, about, is_there in zip(sources, abouts, there, strict=True):
-            if is_there:
-                found.append(feature_store.load(store, about))
-                continue
-            found.append(join(self.stream(feature, source)))
-            if jax.process_index() == 0:
-                feature_store.save(store, about, found[-1])
-        return found
-
-    def _about(self, feature: Feature, source: Source) -> feature_store.About:
-        """All that decides the features of a source."""
-        transform = dataclasses.asdict(self.transform)
-        transform |= {name: list(transform[name]) for name in ("mean", "std")}  # as JSON reads them
-        return {
-            "weights": self.info.sha256,
-            "feature": repr(feature),
-            "dtype": self.info.dtype,
-            "transform": {
-                key: list(x) if isinstance(x, tuple) else x for key, x in transform.items()
-            },
-            "data": feature_store.describe_data(source),
-        }
+    def _computed(self, feature: Feature, source: Source) -> Features:
+        return join(self.stream(feature, source))

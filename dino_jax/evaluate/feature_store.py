@@ -5,30 +5,78 @@ A store is a folder; an entry is a folder in it, named by a hash of all that dec
 `features.Features`.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features import Features
+from dino_jax.evaluate.results import check_folder
 
 About = dict[str, Any]
 
 ABOUT = "about.json"
 
 
+@dataclasses.dataclass(frozen=True)
+class FeatureCache:
+    """Where features are kept from job to job."""
+
+    # Folder to keep features in; what it already holds is not computed again.
+    save_features: Path | None = None
+    # Folder that holds the features: none are computed, and those of other weights, images or
+    # settings are refused.
+    load_features: Path | None = None
+
+    def features(
+        self, abouts: Iterable[About], computations: Sequence[Callable[[], Features]]
+    ) -> list[Features]:
+        """Features from the cache, or computed.
+
+        Args:
+          abouts: all that decides the numbers of each; asked for only where there is a cache.
+          computations: how each is computed, over all hosts.
+        Raises:
+          UsageError: features that must be in the cache are not, or it cannot be written; before
+            anything is computed.
+        """
+        if self.load_features:
+            return [load(self.load_features, about) for about in abouts]
+        if not self.save_features:
+            return [compute() for compute in computations]
+        store, abouts, found = self.save_features, list(abouts), []
+        # Looked up at once, before any is written: hosts must agree on what is to be computed.
+        there = np.array([entry_of(store, about).is_dir() for about in abouts])
+        everywhere = multihost_utils.process_allgather(there).reshape(-1, len(there))
+        if (everywhere != there).any():
+            raise UsageError(
+                f"save_features={store} must be a folder that all hosts share, as must the images"
+            )
+        if not there.all():
+            check_folder(store, "save_features")
+        for about, compute, is_there in zip(abouts, computations, there, strict=True):
+            found.append(load(store, about) if is_there else compute())
+            if not is_there and jax.process_index() == 0:
+                save(store, about, found[-1])
+        return found
+
+
 def describe_data(source: Source) -> About:
-    """The listing of a source: `spec`, `images` and a hash of the names."""
+    """The listing of a source: `spec`, `images` and a hash of which pictures these are."""
     digest = hashlib.sha256()
     for i in range(len(source)):
-        digest.update(os.fsencode(source.name(i)) + b"\0")
-    return {"spec": source.spec, "images": len(source), "names": digest.hexdigest()}
+        digest.update(os.fsencode(source.stamp(i)) + b"\0")
+    return {"spec": source.spec, "images": len(source), "listing": digest.hexdigest()}
 
 
 def entry_of(store: Path, about: About) -> Path:
@@ -73,10 +121,10 @@ def load(store: Path, about: About) -> Features:
         raise UsageError(_why_not(store, about))
     try:
         found = Features(*(np.load(entry / f"{name}.npy") for name in Features._fields))
-    except (OSError, ValueError, EOFError) as error:
+        if len({len(rows) for rows in found}) != 1:
+            raise ValueError("not as many labels as features")
+    except (OSError, TypeError, ValueError, EOFError) as error:
         raise UsageError(f"the features in {entry} are damaged: remove that folder") from error
-    if len({len(rows) for rows in found}) != 1:
-        raise UsageError(f"the features in {entry} are damaged: remove that folder")
     return found
 
 
@@ -85,21 +133,34 @@ def _why_not(store: Path, about: About) -> str:
     if not store.is_dir():
         return f"there are no features in {store}, which is no folder: make them by --save-features"
     spec = about["data"]["spec"]
-    others = [json.loads(path.read_text()) for path in sorted(store.glob(f"*/{ABOUT}"))]
+    others = _entries(store)
     same_data = [other for other in others if other["data"]["spec"] == spec]
     if not same_data:
         specs = ", ".join(sorted({other["data"]["spec"] for other in others})) or "nothing"
         return f"{store} holds no features of {spec}, but of {specs}: make them by --save-features"
-    nearest = max(same_data, key=lambda other: sum(other[key] == about[key] for key in about))
+    nearest = max(same_data, key=lambda other: sum(other.get(key) == about[key] for key in about))
     differ = [
-        f"{key} {_short(nearest[key])} instead of {_short(about[key])}"
+        f"{key} {_short(nearest.get(key))} instead of {_short(about[key])}"
         for key in about
-        if nearest[key] != about[key]
+        if nearest.get(key) != about[key]
     ]
     return (
         f"the features of {spec} in {store} are others than asked for: {'; '.join(differ)}: make "
         "new ones by --save-features"
     )
+
+
+def _entries(store: Path) -> list[About]:
+    """What the entries of a store are about; damaged and foreign ones are none."""
+    found = []
+    for path in sorted(store.glob(f"*/{ABOUT}")):
+        try:
+            other = json.loads(path.read_text())
+            if isinstance(other["data"]["spec"], str):
+                found.append(other)
+        except (OSError, KeyError, TypeError, ValueError):
+            continue
+    return found
 
 
 def _short(value: Any) -> str:

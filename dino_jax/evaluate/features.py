@@ -116,14 +116,27 @@ def stream(
         kept = kept[np.argsort(rows["index"][kept])]  # hosts take turns within a batch
         return Features(**{name: values[kept] for name, values in rows.items()})
 
-    pending = None  # fetched when the next batch is under way
+    return map(fetch, one_ahead(feature_fn, batches, mesh))
+
+
+def one_ahead(
+    compute: Callable[[Batch], Batch], batches: Iterator[dict[str, np.ndarray]], mesh: Mesh
+) -> Iterator[Batch]:
+    """What is computed of each batch; when it is yielded, the next one is under way.
+
+    Args:
+      compute: from a batch on the devices to arrays there.
+      batches: this process's share of each, at least one.
+      mesh: the devices that share a batch.
+    """
+    pending = None
     with DevicePrefetch(batches, sharding.batch_sharded(mesh)) as on_device:
         for batch in on_device:
-            output = feature_fn(batch)
+            output = compute(batch)
             if pending is not None:
-                yield fetch(pending)
+                yield pending
             pending = output
-    yield fetch(pending)
+    yield pending
 
 
 def extract(

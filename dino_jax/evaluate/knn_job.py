@@ -8,9 +8,10 @@ import jax
 from tyro.conf import arg
 
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.extraction import Extraction, Extractor, FeatureCache
+from dino_jax.evaluate.extraction import Extraction, Extractor
+from dino_jax.evaluate.feature_store import FeatureCache
 from dino_jax.evaluate.knn import KS, check_votes
-from dino_jax.evaluate.labelled import knn_of_sources, open_labelled
+from dino_jax.evaluate.labelled import knn_of_sources, open_labelled, untested_classes
 from dino_jax.evaluate.results import check_writable, print_unreadable, table, write_results
 from dino_jax.evaluate.tokens import ClassToken
 from dino_jax.visualize.neighbours import check_picture, write_report
@@ -63,6 +64,7 @@ def knn(
         print(table(["k", "top-1 %", "top-5 %"], rows))
         print_unreadable(extractor.unreadable)
         metrics = {"knn": scores, "unreadable_images": extractor.unreadable}
+        metrics |= {"classes_without_test_images": len(untested_classes(*sources))}
         settings = {"weights": weights, "train": train, "test": test} | votes
         settings |= extractor.settings(feature) | dataclasses.asdict(cache)
         write_results(output, "knn", metrics, settings, extractor.info)

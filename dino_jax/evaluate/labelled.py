@@ -1,5 +1,6 @@
 """Training and test images of a classification: two sources whose classes agree."""
 
+import logging
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,8 @@ from dino_jax.evaluate.knn import knn_accuracy
 
 def open_labelled(train: str, test: str) -> tuple[Source, Source]:
     """Opens a bank of training images and the test images to be classified by it.
+
+    Classes without test images are logged.
 
     Raises:
       UsageError: one cannot be opened or has no labels, or the test images have a class that the
@@ -29,7 +32,21 @@ def open_labelled(train: str, test: str) -> tuple[Source, Source]:
             f"{test} has classes that {train} lacks ({', '.join(unknown[:5])}{more}): "
             "give a bank with the same class folders"
         )
+    if untested := untested_classes(bank, queries):
+        logging.warning(
+            "%s has no images of %d of the %d classes of %s, such as %s: no score tells of them",
+            test,
+            len(untested),
+            len(bank.class_names),
+            train,
+            untested[0],
+        )
     return bank, queries
+
+
+def untested_classes(bank: Source, queries: Source) -> list[str]:
+    """Classes of the bank without test images, by name; none where classes have no names."""
+    return sorted(set(bank.class_names or ()) - set(queries.class_names or ()))
 
 
 def open_test(spec: str) -> Source:

@@ -41,6 +41,7 @@ class Progress:
     best: LinearHead | None = None  # None before the first epoch
     best_record: dict[str, Any] = dataclasses.field(default_factory=dict)  # how it was chosen
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # a record an epoch
+    unreadable: frozenset[int] = frozenset()  # training images that others stand in for
 
 
 def write_head(path: Path, head: LinearHead) -> None:
@@ -64,7 +65,13 @@ def read_head(path: str) -> LinearHead:
         if not isinstance(layer, nnx.Linear):
             raise UsageError(f"evaluate={path} is a backbone, not a linear classifier")
         return LinearHead(np.asarray(layer.kernel[...]), np.asarray(layer.bias[...]))
-    about, arrays = _read(Path(path), "evaluate", ("kernel", "bias"))
+    about, arrays = _read(
+        Path(path),
+        f"evaluate={path}",
+        "give a head.npz, a .pth file or a hub name",
+        about=("weights", "feature", "class_names"),
+        names=("kernel", "bias"),
+    )
     names = about.pop("class_names")
     return LinearHead(**arrays, **about, class_names=names and tuple(names))
 
@@ -81,6 +88,7 @@ def write_progress(path: Path, settings: dict[str, Any], progress: Progress) -> 
         "settings": settings,
         "best_record": progress.best_record,
         "history": progress.history,
+        "unreadable": sorted(progress.unreadable),
         "best": dataclasses.asdict(
             dataclasses.replace(progress.best, kernel=None, bias=None)  # these are arrays below
         ),
@@ -96,7 +104,13 @@ def read_progress(path: Path, settings: dict[str, Any]) -> Progress:
     Raises:
       UsageError: it is damaged, or of other settings.
     """
-    about, arrays = _read(path, "workdir", _progress_names())
+    about, arrays = _read(
+        path,
+        f"workdir: {path}",
+        "remove it to begin anew",
+        about=("settings", "best_record", "history", "best", "unreadable"),
+        names=_progress_names(),
+    )
     different = [
         f"{name}={about['settings'].get(name)} (here {value})"
         for name, value in json.loads(json.dumps(settings)).items()
@@ -116,6 +130,7 @@ def read_progress(path: Path, settings: dict[str, Any]) -> Progress:
         LinearHead(**about["best"]),
         about["best_record"],
         about["history"],
+        frozenset(about["unreadable"]),
     )
 
 
@@ -142,14 +157,15 @@ def _write(path: Path, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> 
 
 
 def _read(
-    path: Path, argument: str, names: tuple[str, ...]
+    path: Path, what: str, way_out: str, *, about: tuple[str, ...], names: tuple[str, ...]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """What `_write` wrote: so named entries of its text, and arrays."""
     try:
-        with path.open("rb") as opened, np.load(opened) as file:  # a broken one is closed too
-            return json.loads(str(file["about"])), {name: file[name] for name in names}
+        # Opened here, so that a broken one is closed too. A single array is no context: TypeError.
+        with path.open("rb") as opened, np.load(opened) as file:
+            text = json.loads(str(file["about"]))
+            return {name: text[name] for name in about}, {name: file[name] for name in names}
     except FileNotFoundError as error:
-        raise UsageError(f"{argument}={path}: there is no such file") from error
-    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UsageError(
-            f"{argument}: {path} is damaged or no file of this job's: remove it"
-        ) from error
+        raise UsageError(f"{what}: there is no such file") from error
+    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise UsageError(f"{what} is damaged or no file of this job's: {way_out}") from error

@@ -6,7 +6,8 @@ import numpy as np
 
 from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.extraction import Extractor, FeatureCache
+from dino_jax.evaluate.extraction import Extractor
+from dino_jax.evaluate.feature_store import FeatureCache
 from dino_jax.evaluate.labelled import num_classes_of
 from dino_jax.evaluate.linear import score
 from dino_jax.evaluate.linear_files import LinearHead

@@ -13,8 +13,15 @@ from dino_jax.data.sources import Source
 from dino_jax.data.subset import Subset
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import feature_store
-from dino_jax.evaluate.extraction import Extraction, Extractor, FeatureCache
-from dino_jax.evaluate.labelled import labels_in_bank, num_classes_of, open_labelled, open_test
+from dino_jax.evaluate.extraction import Extraction, Extractor
+from dino_jax.evaluate.feature_store import FeatureCache
+from dino_jax.evaluate.labelled import (
+    labels_in_bank,
+    num_classes_of,
+    open_labelled,
+    open_test,
+    untested_classes,
+)
 from dino_jax.evaluate.linear_files import Progress, read_head
 from dino_jax.evaluate.linear_head import score_head
 from dino_jax.evaluate.linear_training import HEAD, Protocol, Split, begin, train_heads
@@ -168,7 +175,16 @@ def _trained(
         settings=settings,
         workdir=workdir,
     )
-    return _summary(progress, protocol, splits[0].name, workdir)
+    if progress.unreadable and jax.process_index() == 0:
+        print(
+            f"{len(progress.unreadable)} images of {training.spec} cannot be read and were "
+            "replaced by the next readable ones"
+        )
+    found = _summary(progress, protocol, splits[0].name, workdir)
+    return found | {
+        "replaced_training_images": len(progress.unreadable),
+        "classes_without_test_images": len(untested_classes(train, test)),
+    }
 
 
 def _summary(

@@ -176,12 +176,21 @@ def train_heads(
                 bar.update(protocol.batch_size)
             record = {"epoch": epoch, "train_lr": rates.tolist()}
             record["train_loss"] = np.mean([np.asarray(x) for x in losses], axis=0).tolist()
-            progress = _scored(progress, probe, splits, record, protocol)
+            progress = dataclasses.replace(
+                _scored(progress, probe, splits, record, protocol),
+                unreadable=progress.unreadable | _everywhere(records.unreadable, len(source)),
+            )
             if jax.process_index() == 0:
                 _write(workdir, settings, progress)
-    unreadable = multihost_utils.process_allgather(np.array(records.num_unreadable)).sum()
-    extractor.unreadable[source.spec] = int(unreadable)
     return progress
+
+
+def _everywhere(indices: frozenset[int], length: int) -> frozenset[int]:
+    """The union over hosts of what each found among so many records."""
+    found = np.zeros(length, bool)
+    found[list(indices)] = True
+    found = multihost_utils.process_allgather(found).reshape(-1, length).any(axis=0)
+    return frozenset(np.flatnonzero(found).tolist())
 
 
 def _scored(

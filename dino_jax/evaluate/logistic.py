@@ -75,6 +75,21 @@ def check_shots(shots: tuple[str, ...]) -> None:
             )
 
 
+def check_labels(labels: np.ndarray, shots: tuple[str, ...]) -> None:
+    """Finds training images that cannot be fitted.
+
+    Args:
+      labels: [N].
+      shots: as `few_of_each` takes each.
+    Raises:
+      UsageError: there is a single class, or one has fewer images than asked for.
+    """
+    if len(np.unique(labels)) < 2:
+        raise UsageError("all images are of a single class: there is nothing to tell apart")
+    for shot in shots:
+        few_of_each(labels, shot, seed=0)
+
+
 def few_of_each(labels: np.ndarray, shot: str, seed: int) -> np.ndarray:
     """Chooses training images at random, class by class.
 

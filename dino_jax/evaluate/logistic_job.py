@@ -8,11 +8,13 @@ import jax
 import numpy as np
 from tyro.conf import arg
 
-from dino_jax.errors import UsageError
-from dino_jax.evaluate.extraction import Extraction, Extractor, FeatureCache
-from dino_jax.evaluate.labelled import labels_in_bank, open_labelled
+from dino_jax.errors import UsageError, about
+from dino_jax.evaluate.extraction import Extraction, Extractor
+from dino_jax.evaluate.feature_store import FeatureCache
+from dino_jax.evaluate.labelled import labels_in_bank, open_labelled, untested_classes
 from dino_jax.evaluate.logistic import (
     ALL,
+    check_labels,
     check_shots,
     few_of_each,
     fit_and_score,
@@ -65,24 +67,24 @@ def logistic(
     given = {"weights": weights, "train": train, "test": test, "shots": shots}
     given |= {"num_seeds": num_seeds} | fit
     sources = open_labelled(train, test)
+    if sources[0].labels is not None:
+        with about(f"train={train}"):
+            check_labels(sources[0].labels, shots)
     extractor, feature = Extractor(weights, options), ClassToken()
     bank, queries = extractor.features(feature, sources, cache)
     test_side = queries.features, labels_in_bank(*sources, queries.labels)
-    if len(np.unique(bank.labels)) < 2:
-        raise UsageError(f"train={train} has a single class: there is nothing to tell apart")
-    choices = {  # all of them first: one may be impossible
-        shot: [
+    with about(f"the readable images of train={train}"):
+        check_labels(bank.labels, shots)
+    metrics = {}
+    for shot in shots:
+        choices = [
             few_of_each(bank.labels, shot, seed) for seed in range(1 if shot == ALL else num_seeds)
         ]
-        for shot in shots
-    }
-    metrics = {}
-    for shot, seeds in choices.items():
         fits = [
             fit_and_score(bank.features[rows], bank.labels[rows], *test_side, **fit)
-            for rows in seeds
+            for rows in choices
         ]
-        metrics[shot] = summary(fits) | {"images": len(seeds[0])}
+        metrics[shot] = summary(fits) | {"images": len(choices[0])}
     if jax.process_index() == 0:
         rows = [
             [shot, row["images"], f"{row['top1']:.2f}", f"{row['std']:.2f}", row["converged"]]
@@ -90,10 +92,12 @@ def logistic(
         ]
         print(table(["shots", "images", "top-1 %", "std", "converged"], rows))
         print_unreadable(extractor.unreadable)
+        result = {"logistic": metrics, "unreadable_images": extractor.unreadable}
+        result |= {"classes_without_test_images": len(untested_classes(*sources))}
         write_results(
             output,
             "logistic",
-            {"logistic": metrics, "unreadable_images": extractor.unreadable},
+            result,
             given | extractor.settings(feature) | dataclasses.asdict(cache),
             extractor.info,
         )

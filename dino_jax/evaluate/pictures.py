@@ -5,6 +5,7 @@ Dims: B images, H and W sides of a canvas, C channels, N pictures of a source, D
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import grain
@@ -17,9 +18,9 @@ from tqdm import tqdm
 
 from dino_jax import sharding
 from dino_jax.data.pipeline import Records, in_batches
-from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.backbone import PlacedBackbone
+from dino_jax.evaluate.features import Features, join, one_ahead
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -35,6 +36,21 @@ class Group(NamedTuple):
 
     indices: Sequence[int]  # in the source, ascending
     canvas: tuple[int, int]  # rows and columns; every picture fits
+
+
+def in_place(features: Features, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features by the number of the picture.
+
+    Args:
+      features: of some of a source's pictures.
+      count: N, pictures of the source.
+    Returns: [N, D] float32, zeros where there are none, and [N] bool, True for the others.
+    """
+    rows = np.zeros((count, features.features.shape[1]), np.float32)
+    rows[features.index] = features.features
+    readable = np.zeros(count, bool)
+    readable[features.index] = True
+    return rows, readable
 
 
 class PicturePass:
@@ -69,31 +85,23 @@ class PicturePass:
         """
         if feature not in self._compiled:
             self._compiled[feature] = self._compile(feature)
-        compiled, pending = self._compiled[feature], None
-        batches = self._batches(records, load, group)
-        with DevicePrefetch(batches, sharding.batch_sharded(self._backbone.mesh)) as on_device:
-            for batch in on_device:
-                output = compiled(*self._backbone.weights, batch)
-                if pending is not None:
-                    yield pending
-                pending = output
-        yield pending
+        compute = partial(self._compiled[feature], *self._backbone.weights)
+        return one_ahead(compute, self._batches(records, load, group), self._backbone.mesh)
 
     def features(
         self, records: Records, load: Load, groups: Mapping[PictureFeature, Group]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    ) -> Features:
         """Features of a source's pictures, with a progress bar.
 
         Args:
           records: the pictures.
           load: decodes one.
           groups: how each group's features are computed.
-        Returns: [N, D] float32, zeros for a picture that is unreadable or in no group, and [N]
-          bool, True for the others.
+        Returns: a row for every picture that is readable and in a group, group by group.
         Raises:
           UsageError: more pictures are unreadable than may be, or all.
         """
-        rows, readable = None, np.zeros(len(records), bool)
+        parts = []
         total = sum(len(group.indices) for group in groups.values())
         with tqdm(
             total=total,
@@ -104,17 +112,14 @@ class PicturePass:
             for feature, group in groups.items():
                 for batch in self.stream(feature, records, load, group):
                     found = jax.device_get(batch)
-                    index = found["index"][found["valid"]]
-                    if rows is None:
-                        rows = np.zeros((len(records), *found["rows"].shape[1:]), np.float32)
-                    rows[index] = found["rows"][found["valid"]]
-                    readable[index] = True
+                    rows, index = (found[name][found["valid"]] for name in ("rows", "index"))
+                    parts.append(Features(rows, np.full(len(index), -1, np.int32), index))
                     bar.update(int((found["index"] >= 0).sum()))
-        if not readable.any():
+        if not any(len(part.index) for part in parts):
             raise UsageError(
                 f"none of the {len(records)} images of {records.source.spec} is usable"
             )
-        return rows, readable
+        return join(parts)
 
     def _compile(self, feature: PictureFeature) -> Callable[..., Batch]:
         mesh, graphdef = self._backbone.mesh, self._backbone.graphdef

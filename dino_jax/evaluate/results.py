@@ -25,19 +25,36 @@ def versions() -> dict[str, str]:
     return here | {"dino_jax": __version__} | found
 
 
-def check_writable(path: Path) -> None:
+def check_writable(path: Path, argument: str = "output") -> None:
     """Finds out before the work whether its result can be written.
 
+    Args:
+      path: of the file.
+      argument: that names it.
     Raises:
       UsageError: it cannot.
     """
+    check_folder(path.parent, argument)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path.parent).close()
         if path.exists():
             path.open("a").close()
     except OSError as error:
-        raise UsageError(f"output={path} cannot be written ({error.strerror})") from error
+        raise UsageError(f"{argument}={path} cannot be written ({error.strerror})") from error
+
+
+def check_folder(path: Path, argument: str) -> None:
+    """Makes a folder where there is none, and finds out whether it can be written into.
+
+    Raises:
+      UsageError: it cannot; `argument` is what names it.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=path).close()
+    except OSError as error:
+        raise UsageError(
+            f"{argument}: the folder {path} cannot be written ({error.strerror}): give another one"
+        ) from error
 
 
 def write_results(

@@ -15,7 +15,9 @@ from dino_jax.data.decode import fit, fitted_size
 from dino_jax.data.pipeline import Records
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.backbone import Pass, PlacedBackbone
-from dino_jax.evaluate.pictures import PicturePass
+from dino_jax.evaluate.feature_store import FeatureCache
+from dino_jax.evaluate.features import Features
+from dino_jax.evaluate.pictures import PicturePass, in_place
 from dino_jax.evaluate.results import check_writable, print_unreadable, table, write_results
 from dino_jax.evaluate.retrieval import KS, PROTOCOLS, rank, score
 from dino_jax.evaluate.revisited import open_revisited
@@ -35,6 +37,7 @@ def retrieval(
     multiscale: bool | None = None,
     output: Path = Path("results.json"),
     options: Annotated[Pass, arg(name="")] = Pass(),
+    cache: Annotated[FeatureCache, arg(name="")] = FeatureCache(),
 ) -> dict[str, dict[str, float | None]]:
     """Finds pictures of the same landmark on Revisited Oxford (ROxford5k) or Paris (RParis6k).
 
@@ -48,6 +51,7 @@ def retrieval(
       multiscale: Average the features of scales 1, 0.71 and 0.5; unset, the preset's.
       output: The JSON file to write: scores, settings, weights' hash, versions.
       options: How the backbone goes over the pictures.
+      cache: Where features are kept.
 
     Returns: for each protocol (easy, medium, hard) "map" and "mp_at_1", "mp_at_5", "mp_at_10" in
       percent, None where no query has anything to find.
@@ -67,7 +71,12 @@ def retrieval(
         max_unreadable=options.max_unreadable,
         channels=len(backbone.info.mean),
     )
-    rows, readable = _features(backbone, records, **chosen)
+    transform = chosen | {"mean": backbone.info.mean, "std": backbone.info.std}
+    (found,) = cache.features(
+        [backbone.about(dataset.pictures, "AtScales", transform)],
+        [partial(_features, backbone, records, **chosen)],
+    )
+    rows, readable = in_place(found, len(records))
     truth = dataset.truth_among(readable)
     ranks = rank(rows[: dataset.num_images], rows[dataset.num_images :])
     scores = {}
@@ -88,7 +97,7 @@ def retrieval(
         unreadable = [dataset.pictures.name(i) for i in np.flatnonzero(~readable)]
         print_unreadable({dataset.pictures.spec: len(unreadable)})
         settings = {"weights": weights, "data": data, "preset": preset} | chosen
-        settings |= dataclasses.asdict(options)
+        settings |= dataclasses.asdict(options) | dataclasses.asdict(cache)
         metrics = {"retrieval": scores, "unreadable_images": unreadable}
         write_results(output, "retrieval", metrics, settings, backbone.info)
     return scores
@@ -96,8 +105,8 @@ def retrieval(
 
 def _features(
     backbone: PlacedBackbone, records: Records, *, image_size: int, multiscale: bool
-) -> tuple[np.ndarray, np.ndarray]:
-    """[N, D] features of all pictures, and [N] bool, which could be read."""
+) -> Features:
+    """Features [N, D] of all pictures that can be read."""
     scales = SCALES if multiscale else (1.0,)
     info = backbone.info
     patch_size = info.patch_size if getattr(backbone.model, "family", None) == "vit" else None

@@ -34,19 +34,17 @@ def attention_function(
       mean: C values on the scale 0..1.
       std: C values on the scale 0..1.
       mesh: the devices that hold the weights; each of them gets all images.
-    Returns: maps (params, batch_stats, images [B, H, W, C] uint8) to [B, h, r, c] float32, after
-      the softmax: a map's sum is what the class token does not give to itself.
+    Returns: maps (params, batch_stats, images [B, H, W, C] uint8, of whole patches) to [B, h, r, c]
+      float32, after the softmax: a map's sum is what the class token does not give to itself.
     """
 
     def attention(params: PyTree, batch_stats: PyTree, images: jax.Array) -> jax.Array:
         params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
         model = nnx.merge(graphdef, params, batch_stats)
-        weights = model.get_last_selfattention(normalize(jnp.moveaxis(images, -1, -3), mean, std))
-        patch, (height, width) = model.patch_size, images.shape[1:3]
-        # A ViT leaves out what is less than a patch; the convolutions of an XCiT round up.
-        rows, columns = (height // patch, width // patch)
-        if model.family == "xcit":
-            rows, columns = -(-height // patch), -(-width // patch)
+        pixels = normalize(jnp.moveaxis(images, -1, -3), mean, std)
+        with jax.default_matmul_precision("highest"):  # as `features.feature_function`
+            weights = model.get_last_selfattention(pixels)
+        rows, columns = (side // model.patch_size for side in images.shape[1:3])
         return weights[:, :, 0, 1:].reshape(*weights.shape[:2], rows, columns)
 
     return jax.jit(attention, out_shardings=sharding.replicated(mesh))

@@ -1,18 +1,22 @@
 """The nearest training images of some queries, as a picture.
 
-Dims: Q queries, N bank images, D feature width, k neighbours.
+Dims: Q queries, k neighbours.
 """
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from PIL import Image
 
+from dino_jax import sharding
 from dino_jax.data.decode import decode
 from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features import Features
+from dino_jax.evaluate.neighbours import neighbours
 from dino_jax.evaluate.results import check_writable
 from dino_jax.visualize.sheet import TILE, Tile, contact_sheet, tile_of
 
@@ -23,10 +27,14 @@ SIDE = TILE * 5 // 8
 
 def check_picture(path: Path) -> None:
     """Raises UsageError where a picture of this name cannot be written."""
-    Image.init()
-    if path.suffix.lower() not in Image.EXTENSION:
-        raise UsageError(f"report={path} must be named as a picture: end it in .png or .jpg")
-    check_writable(path)
+    try:  # some formats are for reading alone, others for pictures without colours
+        kind = Image.registered_extensions()[path.suffix.lower()]
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), kind)
+    except (KeyError, OSError, ValueError) as error:
+        raise UsageError(
+            f"report={path} must be named as a picture that can be written: end it in .png or .jpg"
+        ) from error
+    check_writable(path, "report")
 
 
 def write_report(path: Path, sources: tuple[Source, Source], sides: Sequence[Features]) -> None:
@@ -42,24 +50,14 @@ def write_report(path: Path, sources: tuple[Source, Source], sides: Sequence[Fea
     count = len(query_side.index)
     chosen = np.random.default_rng(0).permutation(count)[:QUERIES]
     chosen = chosen[np.argsort(query_side.labels[chosen], kind="stable")]
-    rows, similarities = nearest(query_side.features[chosen], bank_side.features, NEIGHBOURS)
+    similarities, rows = neighbours(
+        bank_side.features,
+        query_side.features[chosen],
+        k=min(NEIGHBOURS, len(bank_side.index)),
+        mesh=sharding.make_mesh(jax.local_devices()),  # one host draws, without the others
+    )
     found = bank_side.index[rows]
     neighbours_sheet(queries, bank, query_side.index[chosen], found, similarities).save(path)
-
-
-def nearest(queries: np.ndarray, bank: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """The bank's most similar rows to a few queries.
-
-    Args:
-      queries: [Q, D].
-      bank: [N, D].
-      k: cut to N.
-    Returns: rows of the bank and their cosine similarities, nearest first, both [Q, k].
-    """
-    lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(bank, axis=1)
-    similarities = queries @ bank.T / np.maximum(lengths, 1e-12)
-    order = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
-    return order, np.take_along_axis(similarities, order, axis=1)
 
 
 def neighbours_sheet(
@@ -79,10 +77,10 @@ def neighbours_sheet(
       similarities: [Q, k].
     """
     rows = []
-    for query, neighbours, near in zip(query_index, neighbour_index, similarities, strict=True):
+    for query, nearest, near in zip(query_index, neighbour_index, similarities, strict=True):
         asked = _class_name(queries, query)
         row = [Tile(_tile(queries, query), asked)]
-        for index, similarity in zip(neighbours, near, strict=True):
+        for index, similarity in zip(nearest, near, strict=True):
             found = _class_name(bank, index)
             frame = RIGHT if found == asked else WRONG
             row.append(Tile(_tile(bank, index), f"{found}  {similarity:.3f}", frame))

@@ -1,7 +1,8 @@
 """The pca job: patch tokens of pictures as colours."""
 
+from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -56,12 +57,7 @@ def pca(
     check_size(size, info.patch_size)
     pictures = Pictures(sources, channels=len(info.mean))
     graphdef, *arrays = split(model)
-
-    @jax.jit
-    def patch_tokens(arrays: list, image: jax.Array) -> jax.Array:
-        pixels = normalize(jnp.moveaxis(image[None], -1, -3), info.mean, info.std)
-        return nnx.merge(graphdef, *arrays).get_intermediate_layers(pixels)[0][0, 1:]
-
+    patch_tokens = jax.jit(partial(_patch_tokens, graphdef, mean=info.mean, std=info.std))
     shown, tokens, borders = {}, [], []
     for name, pixels in tqdm(pictures, desc="tokens", unit=" images"):
         fitted = fit(pixels, size, info.patch_size)
@@ -91,6 +87,20 @@ def pca(
     metrics = {"images": len(sheet), "unreadable_images": pictures.unreadable}
     write_results(output / "results.json", "pca", metrics, settings, info)
     return written
+
+
+def _patch_tokens(
+    graphdef: nnx.GraphDef,
+    arrays: list[Any],
+    image: jax.Array,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> jax.Array:
+    """[H, W, C] uint8 -> [r * c, D], of the last block."""
+    pixels = normalize(jnp.moveaxis(image[None], -1, -3), mean, std)
+    with jax.default_matmul_precision("highest"):  # as `features.feature_function`
+        return nnx.merge(graphdef, *arrays).get_intermediate_layers(pixels)[0][0, 1:]
 
 
 def _colorings(tokens: np.ndarray, on_border: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

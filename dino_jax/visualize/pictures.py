@@ -11,34 +11,13 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dino_jax.data.decode import decode, open_image
+from dino_jax.data.decode import decode
+from dino_jax.data.files import Files
 from dino_jax.data.pipeline import Records
 from dino_jax.data.sources import Source, open_source
 from dino_jax.errors import UsageError
 
 SIZE = (480, 480)  # height and width in pixels, as in the reference
-
-
-class Files:
-    """Image files given one by one, as a source without labels."""
-
-    class_names = None
-
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.spec = ", ".join(map(str, paths))
-        self._paths = paths
-
-    def __len__(self) -> int:
-        return len(self._paths)
-
-    def image(self, index: int) -> Image.Image:
-        return open_image(self._paths[index])
-
-    def label(self, index: int) -> int:
-        return -1
-
-    def name(self, index: int) -> str:
-        return str(self._paths[index])
 
 
 def open_pictures(names: Sequence[str]) -> list[Source]:
@@ -52,7 +31,8 @@ def open_pictures(names: Sequence[str]) -> list[Source]:
     sources: list[Source] = []
     for is_file, group in itertools.groupby(names, key=lambda name: Path(name).is_file()):
         if is_file:
-            sources.append(Files([Path(name) for name in group]))
+            paths = [Path(name) for name in group]
+            sources.append(Files(", ".join(map(str, paths)), paths))
         else:
             sources.extend(map(open_source, group))
     return sources
@@ -66,7 +46,8 @@ class Pictures:
     """
 
     def __init__(self, sources: Sequence[Source], *, channels: int) -> None:
-        self._records = [Records(source, channels=channels) for source in sources]
+        # However many are unreadable, the others are drawn.
+        self._records = [Records(x, max_unreadable=1.0, channels=channels) for x in sources]
 
     def __len__(self) -> int:
         return sum(map(len, self._records))

@@ -5,10 +5,10 @@ Dims: `H, W` pixels of a frame.
 
 import contextlib
 import itertools
-import logging
 import math
 import re
 import subprocess
+import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,9 +30,11 @@ class Frames(Protocol):
 
     Attributes:
       fps: frames a second.
+      problems: what was damaged in the last iteration: images, or what ffmpeg said of a file.
     """
 
     fps: float
+    problems: list[str]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         """[H, W, 3] uint8 each."""
@@ -63,18 +65,21 @@ class VideoFile:
             )
         width, height, frames, seconds = map(int, header.groups())
         self.fps = frames / seconds if frames and seconds else FPS
+        self.problems: list[str] = []
         self._shape = (height, width, 3)
 
     def __iter__(self) -> Iterator[np.ndarray]:
         command = [*_reader(self._path), "-pix_fmt", "rgb24", "-f", "rawvideo", "-"]
         size = math.prod(self._shape)
-        with subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, bufsize=size
-        ) as process:
-            while len(frame := process.stdout.read(size)) == size:
-                yield np.frombuffer(frame, np.uint8).reshape(self._shape)
-        if process.returncode or frame:
-            logging.warning("%s is damaged: what follows its last good frame is lost", self._path)
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "bufsize": size}
+        with tempfile.TemporaryFile() as said:  # a pipe that nobody reads might fill up
+            with subprocess.Popen(command, stderr=said, **pipes) as process:
+                while len(frame := process.stdout.read(size)) == size:
+                    yield np.frombuffer(frame, np.uint8).reshape(self._shape)
+            said.seek(0)
+            self.problems = said.read().decode(errors="replace").splitlines()
+        if process.returncode and not self.problems:
+            self.problems = [f"ffmpeg ended with code {process.returncode}"]
 
 
 class FolderOfFrames:
@@ -88,8 +93,13 @@ class FolderOfFrames:
 
     def __init__(self, path: Path) -> None:
         source = open_source(f"folder:{path}")
-        self._records = Records(source)
+        self._records = Records(source, max_unreadable=1.0)
         self._order = sorted(range(len(source)), key=lambda i: _natural(source.name(i)))
+
+    @property
+    def problems(self) -> list[str]:
+        unreadable = self._records.unreadable
+        return [self._records.source.name(i) for i in self._order if i in unreadable]
 
     def __iter__(self) -> Iterator[np.ndarray]:
         for index in self._order:

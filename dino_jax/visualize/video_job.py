@@ -9,7 +9,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.results import check_writable
+from dino_jax.evaluate.results import check_folder, check_writable, write_results
 from dino_jax.visualize.attention import attention_of, mass_mask, to_pixels
 from dino_jax.visualize.attention_job import check_threshold
 from dino_jax.visualize.pictures import check_size, fit, resized_shape
@@ -38,7 +38,8 @@ def attention_video(
     Args:
       weights: A hub name, a .pth file, a converted folder, or a run folder (its workdir).
       video: A video file, or a folder of frames.
-      output: The video to write: .mp4, .avi (both H.264) or .gif.
+      output: The video to write: .mp4, .avi (both H.264) or .gif. Settings, weights' hash and what
+        was damaged are in a .json beside it.
       which: The network of a run; the teacher is the better one.
       size: Pixels of the shorter side, which keeps the shape; or height and width; 0 for frames as
         they are.
@@ -51,12 +52,18 @@ def attention_video(
     Raises:
       UsageError: something cannot be loaded, opened or written; the network has no attention.
     """
+    settings = {name: value for name, value in locals().items() if name != "output"}
     check_threshold(threshold)
     if fps is not None and fps <= 0:
         raise UsageError(f"fps={fps} must be above 0")
     check_format(output)
-    check_writable(output)
+    about = output.with_suffix(".json")
+    for file in (output, about):
+        check_writable(file)
     frames = open_frames(video)
+    _check_apart(video, output, keep_frames)
+    if keep_frames:
+        check_folder(keep_frames, "keep_frames")
     model, info = load(weights, which=which)
     attend = attention_of(model, info)
     patch_size = info.patch_size
@@ -87,8 +94,24 @@ def attention_video(
                 Image.fromarray(picture).save(keep_frames / f"frame_{number:05d}.png")
             yield picture
 
-    if keep_frames:
-        keep_frames.mkdir(parents=True, exist_ok=True)
-    write_video(output, drawn(), fps or frames.fps)
+    fps = fps or frames.fps
+    write_video(output, drawn(), fps)
     print(f"{len(maps)} frames are in {output}")
+    problems = frames.problems
+    if problems:
+        print(f"{video} is damaged: {len(problems)} complaints, the last: {problems[-1]}")
+    metrics = {"frames": len(maps), "fps": fps, "damaged": len(problems), "damage": problems[-1:]}
+    write_results(about, "attention-video", metrics, settings, info)
     return output
+
+
+def _check_apart(video: Path, output: Path, keep_frames: Path | None) -> None:
+    """Raises UsageError where what is written would fall on what is read."""
+    if output.exists() and output.samefile(video):
+        raise UsageError(f"output={output} is the video that is read: give another name")
+    folder = video.resolve()
+    if keep_frames and folder in (keep_frames.resolve(), *keep_frames.resolve().parents):
+        raise UsageError(
+            f"keep_frames={keep_frames} lies in the folder of frames that is read, {video}: give "
+            "another folder"
+        )

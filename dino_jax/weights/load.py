@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from dino_jax import checkpoint, settings
 from dino_jax.errors import UsageError, about
-from dino_jax.models import MODELS
+from dino_jax.models import MODELS, default_settings
 from dino_jax.models.network import abstract, split
 from dino_jax.weights.architecture import EVAL_SIZES, IMAGENET, infer
 from dino_jax.weights.locate import find_file, folder_and_step
@@ -27,6 +27,7 @@ from dino_jax.weights.torch_checkpoint import Tensors, TorchNetwork, read_torch_
 PyTree = Any
 
 WHICH = ("teacher", "student", "untrained")
+_OF_TRAINING = ("drop_path_rate", "remat", "dtype")  # no feature, or said beside the hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +38,7 @@ class WeightsInfo:
     patch_size: int | None  # pixels; None for a ResNet
     embed_dim: int  # width of the features
     source: str  # as given to `load`, with the step
-    sha256: str  # of the backbone's arrays; the same weights have the same
+    sha256: str  # of all that decides the features but the dtype: the same weights have the same
     which: str  # of `WHICH`
     dtype: str  # that it computes in
     resize: int  # pixels: how its images are prepared, as `evaluate.features.EvalTransform`
@@ -109,7 +110,7 @@ def load(
         patch_size=model.backbone.patch_size,
         embed_dim=model.backbone.embed_dim,
         source=source,
-        sha256=tree_hash(arrays["params"]["backbone"]),
+        sha256=backbone_hash(config, arrays),
         which=which,
         dtype=jnp.dtype(settings.compute_dtype(config.model.dtype)).name,
         resize=config.eval.resize,
@@ -249,6 +250,24 @@ def _read_model(weights: str, which: str, head: bool) -> tuple[ConfigDict, dict[
 
     config, items, source = read_folder(weights, wanted)
     return config, items[which], source
+
+
+def backbone_hash(config: ConfigDict, arrays: dict[str, PyTree]) -> str:
+    """SHA-256 over a backbone's arrays and its sizes, some of which no array tells: num_heads.
+
+    Args:
+      config: of the model.
+      arrays: {params, batch_stats} of the model.
+    """
+    sizes = default_settings(config.model.name) | {
+        "family": MODELS[config.model.name].func.family,
+        **{key: value for key, value in config.model.overrides.items() if value is not None},
+    }
+    if config.model.patch_size is not None:
+        sizes["patch_size"] = config.model.patch_size
+    sizes = {key: value for key, value in sizes.items() if key not in _OF_TRAINING}
+    trees = tree_hash({name: tree.get("backbone", {}) for name, tree in arrays.items()})
+    return hashlib.sha256(json.dumps([sizes, trees], sort_keys=True).encode()).hexdigest()
 
 
 def tree_hash(tree: Any) -> str:

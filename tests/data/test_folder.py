@@ -1,12 +1,14 @@
 """Image files in folders: which are found, in which order, under which classes."""
 
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dino_jax.data import folder
 from dino_jax.data.decode import UnreadableImage, decode
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
@@ -146,6 +148,23 @@ def test_folder_keeps_odd_names(tmp_path: Path) -> None:
     assert set(names(str(tmp_path))) == {str(tmp_path / odd), str(tmp_path / "Ünï.png")}
     source = open_source(str(tmp_path))
     assert [decode(source.image(i)).shape for i in range(2)] == [(3, 4, 3)] * 2
+
+
+def test_a_listing_takes_little_more_than_the_names(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count, length = 50_000, len("class7/image_00000000.jpg")
+    paths = (f"class{i % 10}/image_{i:08}.jpg" for i in range(count))
+    monkeypatch.setattr(folder, "image_paths", lambda root: paths)
+    tracemalloc.start()
+    try:
+        source = open_source(str(tmp_path))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (len(source), source.label(count - 1)) == (count, 9)
+    assert source.name(count - 1) == str(tmp_path / f"class9/image_{count - 1:08}.jpg")
+    assert peak < 2 * count * (length + 8 + 4)  # an end and a class each, and growing
 
 
 def test_folder_asks_the_file_system_for_folders_only(

@@ -21,7 +21,8 @@ def test_a_part_holds_the_records_of_its_range(part: str, expected: range) -> No
     assert some.class_names == whole.class_names
     for index, record in enumerate(expected):
         assert some.name(index) == whole.name(record)
-        assert some.label(index) == whole.label(record)
+        assert some.label(index) == some.labels[index] == whole.label(record)
+        assert some.stamp(index) == whole.stamp(record)
         np.testing.assert_array_equal(some.image(index), whole.image(record))
 
 

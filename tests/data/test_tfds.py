@@ -97,6 +97,14 @@ def test_labels_without_pictures() -> None:
 
 
 @pytest.mark.usefixtures("tfds_root")
+def test_stamps_tell_pictures_and_splits_apart() -> None:
+    sources = [open_source(f"tfds:tiny@{split}") for split in ("train", "test")]
+    stamps = [source.stamp(i) for source in sources for i in range(2)]
+    assert len(set(stamps)) == 4
+    assert all("tiny/1.0.0" in stamp for stamp in stamps)  # the version
+
+
+@pytest.mark.usefixtures("tfds_root")
 def test_slices() -> None:
     assert len(open_source("tfds:tiny@train[:10%]")) == 2
     assert len(open_source("tfds:tiny@train[5:]+test")) == 19

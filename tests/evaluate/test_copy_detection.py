@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -19,6 +20,8 @@ from dino_jax.evaluate.backbone import Pass
 from dino_jax.evaluate.copy_detection import copy_precisions, generalized_mean
 from dino_jax.evaluate.copy_detection_job import copy_detection
 from dino_jax.evaluate.copydays import open_copydays
+from dino_jax.evaluate.feature_store import FeatureCache
+from dino_jax.evaluate.pictures import PicturePass
 from dino_jax.evaluate.retrieval import average_precision
 from dino_jax.evaluate.whitening import learn_whitening
 
@@ -71,6 +74,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             picture.save(root / f"jpegqual/{quality}" / name, quality=quality)
         for percent in (10, 50):
             crop(picture, percent).save(root / f"crops/{percent}" / name, quality=90)
+    (root / "jpegqual").rename(root.with_name("elsewhere"))
+    (root / "jpegqual").symlink_to(root.with_name("elsewhere"))  # as archives on another disk
     for hidden in ("strong/._200001.jpg", ".thumbnails/200000.jpg"):  # as desktops leave behind
         (root / hidden).parent.mkdir(exist_ok=True)
         (root / hidden).touch()
@@ -152,7 +157,11 @@ def test_distractors_and_whitening_take_part_and_are_said(
     """Poor JPEGs of the originals join them, under no name; whitening is learned on the crops."""
     output = tmp_path / "results.json"
     jpegs, crops = (str(folder / name) for name in ("jpegqual/20", "crops"))
-    scores = run(goldens, folder, output, distractors=jpegs, whitening=crops)
+    others = {"distractors": jpegs, "whitening": crops}
+    others |= {"cache": FeatureCache(save_features=tmp_path / "store")}
+    scores = run(goldens, folder, output, **others)
+    with mock.patch.object(PicturePass, "stream", side_effect=AssertionError("computed")):
+        assert run(goldens, folder, output, **others) == scores  # at once
     said = "with 8 distractors and whitening learned on 16 images"
     assert said in capsys.readouterr().out
     metrics = json.loads(output.read_text())["metrics"]

@@ -98,13 +98,14 @@ def test_masks_keep_their_labels(tmp_path: Path) -> None:
         read_mask(tmp_path / "damaged.png", (8, 32))
 
 
-def test_palette_of_pascal_voc() -> None:
-    """Its first colours, and one with a bit of each rank: 37 = 0b100101."""
-    expected = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128), (128, 0, 128)]
-    assert [tuple(color) for color in palette()[:6].tolist()] == expected
-    assert palette()[8].tolist() == [64, 0, 0]
-    assert palette()[37].tolist() == [128, 0, 192]
-    assert len({tuple(color) for color in palette().tolist()}) == 256
+def test_palette_of_davis() -> None:
+    """As its masks have it, which from label 9 on is no longer PASCAL VOC's."""
+    expected = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128)}
+    expected |= {5: (128, 0, 128), 7: (128, 128, 128), 8: (64, 0, 0), 9: (191, 0, 0)}
+    expected |= {10: (64, 128, 0), 11: (191, 128, 0), 13: (191, 0, 128), 15: (191, 128, 128)}
+    expected |= {16: (0, 64, 0), 18: (0, 191, 0), 19: (128, 191, 0), 21: (128, 64, 128)}
+    expected |= {label: (label,) * 3 for label in range(22, 256)}
+    assert {label: tuple(palette()[label].tolist()) for label in expected} == expected
 
 
 def test_labels_of_patches() -> None:

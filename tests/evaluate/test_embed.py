@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate import embedding_files
+from dino_jax.evaluate import embed_job, embedding_files
 from dino_jax.evaluate.embed_job import embed
 from dino_jax.evaluate.extraction import Extraction, Extractor
 from dino_jax.evaluate.features import Features
@@ -132,6 +133,48 @@ def test_rows_are_on_disk_before_the_end(tmp_path: Path) -> None:
     with np.load(tmp_path / "x.npz") as file:
         assert file["features"].shape == (40_000, 8)
         assert file["names"][-1] == "name"
+
+
+class Generated:
+    """So many pictures of which none is kept."""
+
+    spec, class_names, labels = "generated", None, None
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def image(self, index: int) -> Image.Image:
+        return Image.new("RGB", (32, 32), (index % 256, 0, 0))
+
+    def label(self, index: int) -> int:
+        return -1
+
+    def name(self, index: int) -> str:
+        return f"{index:06}"
+
+
+def test_more_images_need_no_more_memory(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    peaks, row = {}, 17 * 48 * 4  # bytes of an image's tokens
+    options = Extraction(resize=32, crop=32, canvas_size=32, batch_size=16, num_threads=2)
+    extractor = Extractor(weights, options)
+    monkeypatch.setattr(embed_job, "Extractor", lambda *_: extractor)
+    for count in (16, 160, 800):  # the first compiles
+        monkeypatch.setattr(embed_job, "open_source", lambda _, count=count: Generated(count))
+        if count > 16:
+            tracemalloc.start()
+        try:
+            embed(weights, "generated", tmp_path / "x.npz", tokens="all", options=options)
+            peaks[count] = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+    with np.load(tmp_path / "x.npz") as file:
+        assert file["features"].shape == (800, 17, 48)
+    assert peaks[800] - peaks[160] < 0.25 * (800 - 160) * row
 
 
 @pytest.mark.parametrize(

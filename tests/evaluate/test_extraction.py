@@ -11,7 +11,8 @@ from PIL import Image
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import extraction
-from dino_jax.evaluate.extraction import Extraction, Extractor, FeatureCache
+from dino_jax.evaluate.extraction import Extraction, Extractor
+from dino_jax.evaluate.feature_store import FeatureCache
 from dino_jax.evaluate.tokens import BlockTokens, ClassToken, ClassTokens
 
 OPTIONS = Extraction(resize=16, crop=16, canvas_size=32, batch_size=16, num_threads=2)
@@ -45,6 +46,17 @@ def test_a_second_job_computes_nothing(extractor: Extractor, tmp_path: Path) -> 
             np.testing.assert_array_equal(again.features, first.features)
         with pytest.raises(UsageError, match=r"feature ClassToken.* instead of ClassTokens"):
             extractor.features(ClassTokens(2), [TEST], load)
+
+
+def test_a_store_that_cannot_be_written_is_said_before_the_pass(
+    extractor: Extractor, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with (
+        mock.patch.object(extraction, "stream", side_effect=AssertionError("computed")),
+        pytest.raises(UsageError, match=r"save_features: the folder .*file cannot be written"),
+    ):
+        extractor.features(ClassToken(), [TEST], FeatureCache(save_features=tmp_path / "file"))
 
 
 def test_features_of_other_weights_are_refused(

@@ -1,11 +1,13 @@
 """Features on disk."""
 
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from dino_jax.data.idx import IdxSource
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import feature_store
@@ -62,16 +64,61 @@ def test_missing_and_damaged(tmp_path: Path) -> None:
     np.save(file, FEATURES.features[:4])
     with pytest.raises(UsageError, match="are damaged: remove that folder"):
         feature_store.load(tmp_path, ABOUT)
+    np.save(file, np.float32(1))
+    with pytest.raises(UsageError, match="are damaged: remove that folder"):
+        feature_store.load(tmp_path, ABOUT)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be saved in"):
         feature_store.save(tmp_path / "file", ABOUT, FEATURES)
 
 
-def test_a_listing_is_known_by_its_names(tmp_path: Path) -> None:
-    for name in ("a.png", "b.png"):
-        (tmp_path / name).touch()
-    before = feature_store.describe_data(open_source(str(tmp_path)))
-    assert before["images"] == 2
-    assert before == feature_store.describe_data(open_source(str(tmp_path)))
-    (tmp_path / "b.png").rename(tmp_path / "c.png")
-    assert before["names"] != feature_store.describe_data(open_source(str(tmp_path)))["names"]
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"data": 3}', '{"data": {"spec": 7}}', "\xff"])
+def test_entries_of_others_are_passed_over(text: str, tmp_path: Path) -> None:
+    feature_store.save(tmp_path, ABOUT, FEATURES)
+    (tmp_path / "another").mkdir()
+    (tmp_path / "another" / "about.json").write_bytes(text.encode("latin-1"))
+    (tmp_path / "older").mkdir()
+    (tmp_path / "older" / "about.json").write_text('{"data": {"spec": "shapes:5"}}')
+    with pytest.raises(UsageError, match=r"others than asked for: weights abababababab\.\.\. inst"):
+        feature_store.load(tmp_path, ABOUT | {"weights": 32 * "cd"})
+
+
+def test_a_listing_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By names, sizes and times; and a relative path means other files in another folder."""
+
+    def listing(spec: str) -> str:
+        return feature_store.describe_data(open_source(spec))["listing"]
+
+    for folder in ("here", "there"):
+        (tmp_path / folder / "data").mkdir(parents=True)
+        for name in ("a.png", "b.png"):
+            (tmp_path / folder / "data" / name).write_text(name)
+            os.utime(tmp_path / folder / "data" / name, (7, 7))
+    monkeypatch.chdir(tmp_path / "there")
+    there = listing("data")
+    monkeypatch.chdir(tmp_path / "here")
+    seen = [there, listing("data")]
+    assert seen[1] == listing("data") == listing(str(tmp_path / "here" / "data"))
+    changed = tmp_path / "here" / "data" / "b.png"
+    for change in (
+        lambda: changed.write_text("larger than before"),
+        lambda: os.utime(changed, ns=(7, 8)),
+        lambda: changed.rename(changed.with_name("c.png")),
+    ):
+        change()
+        seen.append(listing("data"))
+    assert len(set(seen)) == len(seen)
+    assert listing("data[1:2]") not in (listing("data[0:1]"), seen[-1])
+
+
+def test_a_listing_of_arrays_is_known_by_what_they_hold() -> None:
+    images = np.zeros((3, 4, 4), np.uint8)
+    before = IdxSource(images.copy(), np.arange(3), "idx:x")
+    images[2, 1, 1] = 1
+    pixels, labels = (
+        IdxSource(images, np.arange(3), "idx:x"),
+        IdxSource(images, np.ones(3), "idx:x"),
+    )
+    assert len({feature_store.describe_data(x)["listing"] for x in (before, pixels, labels)}) == 3
+    same = IdxSource(images.copy(), np.arange(3), "idx:x")
+    assert feature_store.describe_data(same) == feature_store.describe_data(pixels)

@@ -207,6 +207,45 @@ def test_wrong_arguments(
         linear(weights, TEST, **{"workdir": tmp_path} | TRAIN | changes)
 
 
+def test_replaced_images_are_counted_once(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also by a training that went on: the images of both parts together."""
+    for i in range(24):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (9 * i, 0, 0)).save(path)
+        if i in (4, 9, 13):
+            path.write_text("no picture")
+    arguments = {"train": str(tmp_path / "images"), "workdir": tmp_path, "learning_rates": RATES}
+    arguments |= {"epochs": 3, "train_batch_size": 24, "options": OPTIONS}
+    write = linear_training._write
+
+    def killed(workdir: Path, settings: Any, progress: Any) -> None:
+        write(workdir, settings, progress)
+        raise KeyboardInterrupt
+
+    with mock.patch.object(linear_training, "_write", killed), pytest.raises(KeyboardInterrupt):
+        linear(weights, arguments["train"], **arguments)
+    for _ in range(2):  # it goes on; then nothing is left to do
+        metrics = linear(weights, arguments["train"], **arguments)
+        assert metrics["replaced_training_images"] == 3
+        shown = capsys.readouterr().out
+        assert f"3 images of folder:{tmp_path}/images cannot be read and were replaced by" in shown
+    assert result(tmp_path)["metrics"]["unreadable_images"] == {f"folder:{tmp_path}/images": 3}
+
+
+def test_files_of_something_else_are_no_heads(weights: str, trained: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "array.npy", np.zeros((96, 10)))
+    (tmp_path / "array.npy").rename(tmp_path / "array.npz")
+    np.savez(tmp_path / "list.npz", about="[1]", kernel=np.zeros((96, 10)), bias=np.zeros(10))
+    for path in (trained / "progress.npz", tmp_path / "array.npz", tmp_path / "list.npz"):
+        with pytest.raises(
+            UsageError, match=rf"evaluate={path} is damaged or no file of this job's: give a head"
+        ):
+            linear(weights, TEST, evaluate=str(path), workdir=tmp_path, options=OPTIONS)
+
+
 def test_damaged_files_are_named(weights: str, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "progress.npz").write_bytes((trained / "progress.npz").read_bytes()[:-100])
     with pytest.raises(UsageError, match=r"progress.npz is damaged or no file of this job's"):

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import runs
+from PIL import Image
 
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.extraction import Extraction, FeatureCache
+from dino_jax.evaluate.extraction import Extraction
+from dino_jax.evaluate.feature_store import FeatureCache
 from dino_jax.evaluate.logistic import check_shots, few_of_each, fit_and_score
 from dino_jax.evaluate.logistic_job import logistic, summary
 
@@ -101,16 +103,35 @@ def test_the_job(goldens: Path, tmp_path: Path) -> None:
         ({"c": 0.0}, "c=0.0 .*must be above 0"),
         ({"num_seeds": 0}, "num_seeds=0"),
         ({"shots": ("x",)}, "shots='x' must be"),
-        ({"train": "shapes:1"}, "train=shapes:1 has a single class"),
+        ({"train": "shapes:1"}, "train=shapes:1: all images are of a single class"),
+        ({"shots": ("1", "3")}, "train=shapes:20@train: shots=.3.: class 0 has only 2"),
     ],
 )
-def test_wrong_arguments(
-    changes: dict[str, Any], message: str, goldens: Path, tmp_path: Path
-) -> None:
+def test_wrong_arguments(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     arguments = {"train": "shapes:20@train", "test": "shapes:8@test", "options": OPTIONS}
-    arguments |= {"weights": str(goldens / "pth/backbone.pth"), "output": tmp_path / "r.json"}
-    with runs.quick_compilation(), pytest.raises(UsageError, match=message):
+    arguments |= {"weights": "/nowhere", "output": tmp_path / "r.json"}  # before it is looked for
+    with pytest.raises(UsageError, match=message):
         logistic(**(arguments | changes))
+
+
+def test_classes_that_cannot_be_read(goldens: Path, tmp_path: Path) -> None:
+    """Of one class, no image is left for few-shot, and then none for any fit."""
+    for i in range(8):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (16, 16), (9 * i, 0, 0)).save(path)
+    arguments = {"train": str(tmp_path / "images"), "test": str(tmp_path / "images")}
+    arguments |= {"weights": str(goldens / "pth/backbone.pth"), "output": tmp_path / "r.json"}
+    arguments |= {"options": OPTIONS, "shots": ("4",)}
+    with runs.quick_compilation():
+        for broken, message in (
+            ("b/1.png", "shots='4': class 1 has only 3 training images"),
+            ("b/*.png", "readable images of train=.*images: all images are of a single class"),
+        ):
+            for path in (tmp_path / "images").glob(broken):
+                path.write_text("no picture")
+            with pytest.raises(UsageError, match=message):
+                logistic(**arguments)
 
 
 def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

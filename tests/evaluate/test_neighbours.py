@@ -29,6 +29,17 @@ def test_equals_a_stable_sort(size: int, k: int, devices: int) -> None:
     np.testing.assert_allclose(similarities, np.take_along_axis(exact, order, axis=1), atol=1e-6)
 
 
+def test_lengths_do_not_matter() -> None:
+    rng = np.random.default_rng(0)
+    queries, bank = rng.normal(size=(3, 8)), rng.normal(size=(50, 8)) * rng.uniform(1, 9, (50, 1))
+    bank[7] = 0  # has no direction: similar to nothing
+    similarities, rows = neighbours(bank, queries, k=4)
+    lengths = np.linalg.norm(queries, axis=1)[:, None] * np.linalg.norm(bank, axis=1)
+    cosines = queries @ bank.T / np.maximum(lengths, 1e-12)
+    np.testing.assert_array_equal(rows, np.argsort(-cosines, axis=1)[:, :4])
+    np.testing.assert_allclose(similarities, -np.sort(-cosines, axis=1)[:, :4], atol=1e-6)
+
+
 @pytest.mark.parametrize("group", [2, 8, 64])
 def test_groups_give_the_largest(group: int) -> None:
     rng = np.random.default_rng(0)

@@ -19,7 +19,7 @@ from dino_jax.data.files import Files
 from dino_jax.data.pipeline import Records
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.backbone import Pass, PlacedBackbone
-from dino_jax.evaluate.pictures import Group, PicturePass
+from dino_jax.evaluate.pictures import Group, PicturePass, in_place
 
 COUNT = 13
 
@@ -69,7 +69,8 @@ def test_every_picture_in_its_place(
         wide: Group(range(1, COUNT, 2), (10, 40)),
         level_and_size: Group(range(0, COUNT - 3, 2), (12, 10)),  # the last is in no group
     }
-    rows, readable = picture_pass(goldens, devices, options).features(records, decode, groups)
+    found = picture_pass(goldens, devices, options).features(records, decode, groups)
+    rows, readable = in_place(found, COUNT)
     assert np.flatnonzero(~readable).tolist() == [4, 10, 12]
     assert records.num_unreadable == 1
     for i in range(COUNT):

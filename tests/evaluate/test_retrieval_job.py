@@ -5,6 +5,7 @@ import pickle
 import shutil
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import jax
 import numpy as np
@@ -17,6 +18,9 @@ import dino_jax
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import retrieval_job
 from dino_jax.evaluate.backbone import Pass
+from dino_jax.evaluate.feature_store import FeatureCache
+from dino_jax.evaluate.features import Features
+from dino_jax.evaluate.pictures import PicturePass
 from dino_jax.evaluate.retrieval import rank, score
 from dino_jax.evaluate.retrieval_job import retrieval
 
@@ -107,7 +111,8 @@ def test_presets_are_the_papers_and_can_be_changed(
     goldens: Path, oxford: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = np.random.default_rng(0).standard_normal((10, 4))
-    monkeypatch.setattr(retrieval_job, "_features", lambda *_, **seen: (rows, np.ones(10, bool)))
+    found = Features(rows, np.full(10, -1), np.arange(10))
+    monkeypatch.setattr(retrieval_job, "_features", lambda *_, **seen: found)
     output = tmp_path / "r.json"
     for changes, expected in (
         ({}, (224, False)),
@@ -128,7 +133,13 @@ def test_broken_pictures_are_named_and_left_out(
     broken[0].write_text("<html>not found")
     broken[1].write_bytes(broken[1].read_bytes()[:1500])
     output = tmp_path / "results.json"
-    scores = run(goldens, copy, output, image_size=32, multiscale=True)
+    settings = {"image_size": 32, "multiscale": True}
+    settings |= {"cache": FeatureCache(save_features=tmp_path / "store")}
+    scores = run(goldens, copy, output, **settings)
+    with mock.patch.object(PicturePass, "stream", side_effect=AssertionError("computed")):
+        assert run(goldens, copy, output, **settings) == scores  # at once
+        with pytest.raises(AssertionError, match="computed"):
+            run(goldens, copy, output, **settings | {"multiscale": False})
     assert json.loads(output.read_text())["metrics"]["unreadable_images"] == list(map(str, broken))
     assert "2 images of" in capsys.readouterr().out
     assert scores["hard"] == {"map": None, "mp_at_1": None, "mp_at_5": None, "mp_at_10": None}

@@ -13,7 +13,6 @@ from dino_jax.visualize.neighbours import (
     RIGHT,
     WRONG,
     check_picture,
-    nearest,
     neighbours_sheet,
     write_report,
 )
@@ -21,18 +20,6 @@ from dino_jax.visualize.neighbours import (
 
 def count(picture: Image.Image, color: tuple[int, int, int]) -> int:
     return int((np.asarray(picture) == color).all(axis=-1).sum())
-
-
-def test_nearest_by_cosine() -> None:
-    rng = np.random.default_rng(0)
-    queries, bank = rng.normal(size=(3, 8)), rng.normal(size=(50, 8)) * rng.uniform(1, 9, (50, 1))
-    bank[7] = 0  # has no direction: similar to nothing
-    rows, similarities = nearest(queries, bank, 4)
-    for query, found, similarity in zip(queries, rows, similarities, strict=True):
-        cosines = [query @ x / max(np.linalg.norm(query) * np.linalg.norm(x), 1e-12) for x in bank]
-        np.testing.assert_array_equal(found, np.argsort(cosines)[::-1][:4])
-        np.testing.assert_allclose(similarity, np.sort(cosines)[::-1][:4])
-    assert nearest(queries, bank[:2], 9)[0].shape == (3, 2)
 
 
 def test_frames_say_whether_the_classes_agree() -> None:
@@ -66,8 +53,12 @@ def test_report_of_two_passes(tmp_path: Path) -> None:
 
 
 def test_refuses_what_is_no_picture(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"report=.*x.txt must be named as a picture"):
-        check_picture(tmp_path / "x.txt")
+    """Of unknown format; of one that is read only; of one without colours."""
+    for name in ("x.txt", "x", "x.psd", "x.xbm"):
+        with pytest.raises(UsageError, match=rf"report=.*{name} must be named as a picture that"):
+            check_picture(tmp_path / name)
+    for name in ("x.png", "x.JPG", "x.webp"):
+        check_picture(tmp_path / name)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot be written"):
         check_picture(tmp_path / "file" / "x.png")

@@ -1,12 +1,18 @@
 """Components, colours and foreground; and the job."""
 
+from functools import partial
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
+from reference import assert_full_precision
 
+import dino_jax
 from dino_jax.errors import UsageError
+from dino_jax.models.network import split
+from dino_jax.visualize import pca_job
 from dino_jax.visualize.pca import is_foreground, principal_components, to_colors
 from dino_jax.visualize.pca_job import pca
 
@@ -83,6 +89,14 @@ def test_job_shares_the_components(goldens: Path, tmp_path: Path) -> None:
         assert len(np.unique(first.reshape(-1, 3), axis=0)) > 10
     parts = np.stack([read(output / f"{name}-foreground.png").sum(axis=-1) > 0 for name in names])
     assert 0.05 < parts.mean() < 0.95  # the photograph and the shapes are told apart
+
+
+def test_tokens_are_computed_in_full_precision(goldens: Path) -> None:
+    model, info = dino_jax.load(goldens / "pth" / "backbone.pth")
+    graphdef, *arrays = split(model)
+    image = jax.ShapeDtypeStruct((16, 24, 3), np.uint8)
+    tokens = partial(pca_job._patch_tokens, graphdef, mean=info.mean, std=info.std)
+    assert_full_precision(jax.jit(tokens).lower(arrays, image).as_text())
 
 
 def test_job_needs_a_vit(goldens: Path, tmp_path: Path) -> None:

@@ -1,15 +1,18 @@
 """Videos in and out, through the packaged ffmpeg."""
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clips import clip
 from PIL import Image
 
 from dino_jax.errors import UsageError
 from dino_jax.visualize import video
+from dino_jax.visualize.pictures import fit
 from dino_jax.visualize.video import FPS, check_format, open_frames, write_video
 from dino_jax.visualize.video_job import attention_video
 
@@ -100,13 +103,27 @@ def test_a_video_that_does_not_open(content: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ffmpeg")
-def test_a_video_that_breaks_off(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_video_that_breaks_off(
+    goldens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "cut.avi"
     rng = np.random.default_rng(0)
     write_video(path, rng.integers(0, 256, (30, *SHAPE), np.uint8), 25)
+    whole = open_frames(path)
+    assert len(list(whole)) == 30
+    assert whole.problems == []
     os.truncate(path, path.stat().st_size // 2)
-    count = len(list(open_frames(path)))
+    found = open_frames(path)
+    count = len(list(found))
     assert 3 < count < 27
+    assert found.problems
+    output = tmp_path / "a.gif"
+    attention_video(str(goldens / "pth" / "backbone.pth"), path, output, size=(16,))
+    metrics = json.loads(output.with_suffix(".json").read_text())["metrics"]
+    assert (metrics["frames"], metrics["fps"]) == (count, 25)
+    assert metrics["damaged"] == len(found.problems)
+    shown = capsys.readouterr()
+    assert f"cut.avi is damaged: {metrics['damaged']} complaints, the last: " in shown.out
 
 
 def test_without_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,6 +147,24 @@ def test_job_from_a_video_to_a_video(goldens: Path, tmp_path: Path) -> None:
     assert [path.name for path in pictures] == [f"frame_{i:05d}.png" for i in range(6)]
     for path, frame in zip(pictures, found, strict=True):
         assert_alike(frame, read(path))
+    result = json.loads(output.with_suffix(".json").read_text())
+    assert result["metrics"] == {"frames": 6, "fps": 10.0, "damaged": 0, "damage": []}
+    assert result["settings"]["beside"] is True
+    assert len(result["weights"]["sha256"]) == 64
+
+
+def test_job_on_a_real_video(goldens: Path, tmp_path: Path) -> None:
+    output, source = tmp_path / "a.mp4", clip("carphone_pristine")
+    weights = str(goldens / "pth" / "backbone.pth")
+    attention_video(weights, source, output, size=(48,), beside=True)
+    metrics = json.loads(output.with_suffix(".json").read_text())["metrics"]
+    assert metrics == {"frames": 120, "fps": 30000 / 1001, "damaged": 0, "damage": []}
+    found = open_frames(output)
+    assert found.fps == metrics["fps"]
+    for frame, original in zip(found, open_frames(source), strict=True):
+        assert frame.shape == (48, 2 * 56, 3)  # of 48x59 pixels, cut to patches of 8
+        assert_alike(frame[:, :56], fit(original, (48,), 8))
+    assert np.ptp(frame[:, 56:], axis=(0, 1)).min() > 50  # the map has many colours
 
 
 def test_job_from_a_folder_with_a_threshold(goldens: Path, tmp_path: Path) -> None:
@@ -138,6 +173,7 @@ def test_job_from_a_folder_with_a_threshold(goldens: Path, tmp_path: Path) -> No
     folder.mkdir()
     for i, frame in enumerate(frames(3)):
         Image.fromarray(frame[: 48 - 8 * i]).save(folder / f"{i}.png")
+    (folder / "1_broken.png").write_text("no picture")
     weights, output, kept = (
         str(goldens / "pth" / "backbone.pth"),
         tmp_path / "a.gif",
@@ -146,6 +182,9 @@ def test_job_from_a_folder_with_a_threshold(goldens: Path, tmp_path: Path) -> No
     attention_video(weights, folder, output, size=(0,), threshold=0.5, keep_frames=kept, fps=20)
     with Image.open(output) as gif:
         assert (gif.n_frames, gif.size, gif.info["duration"]) == (3, (64, 48), 50)
+    metrics = json.loads(output.with_suffix(".json").read_text())["metrics"]
+    assert metrics["damage"] == [str(folder / "1_broken.png")]
+    assert (metrics["frames"], metrics["damaged"]) == (3, 1)
     first = read(kept / "frame_00000.png").astype(int)
     dimmed = np.abs(first - np.round(0.6 * next(frames()))).max(axis=-1) <= 1
     assert 0.2 < dimmed.mean() < 0.95  # the rest holds half of the mass
@@ -165,3 +204,25 @@ def test_job_refuses(changes: dict, message: str, goldens: Path, tmp_path: Path)
     arguments = {"weights": str(goldens / "pth" / "backbone.pth"), "video": tmp_path}
     with pytest.raises(UsageError, match=message):
         attention_video(**arguments | {"output": tmp_path / "a.gif"} | changes)
+
+
+@pytest.mark.usefixtures("ffmpeg")
+def test_job_never_writes_over_its_input(tmp_path: Path) -> None:
+    """Nor does it load weights first."""
+    video, folder = tmp_path / "in.gif", tmp_path / "frames"
+    write_video(video, frames(2), 10)
+    folder.mkdir()
+    video.rename(folder / "in.gif")
+    Image.new("RGB", (8, 8)).save(folder / "frame_00000.png")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    (tmp_path / "link.gif").hardlink_to(folder / "in.gif")
+    (tmp_path / "file").touch()
+    for read_from, output, kept, message in (
+        (folder / "in.gif", tmp_path / "link.gif", None, "link.gif is the video that is read"),
+        (folder, tmp_path / "a.gif", folder, r"keep_frames=.*frames lies in the folder of frames"),
+        (folder, tmp_path / "a.gif", folder / "kept", r"keep_frames=.*kept lies in the folder"),
+        (folder, tmp_path / "a.gif", tmp_path / "file", r"keep_frames: the folder .*file cannot"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            attention_video("/nowhere", read_from, output, keep_frames=kept)
+    assert before == {path.name: path.read_bytes() for path in folder.iterdir()}

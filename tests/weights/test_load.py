@@ -110,6 +110,21 @@ def test_a_model_does_not_depend_on_its_file(tmp_path: Path) -> None:
     assert info.sha256 == dino_jax.load(FULL)[1].sha256
 
 
+def test_the_hash_covers_what_decides_the_features(tmp_path: Path) -> None:
+    """Heads of attention, which are in no array, and running statistics; not the dtype."""
+    path = PTH / "backbone.pth"
+    three, six = (dino_jax.load(path, num_heads=number)[1].sha256 for number in (3, 6))
+    assert three != six
+    assert dino_jax.load(path, dtype="bfloat16")[1].sha256 == three  # 3 are assumed
+    tensors = tensors_of("resnet18")
+    shifted = tensors | {"bn1.running_mean": tensors["bn1.running_mean"] + 1}
+    hashes = [
+        dino_jax.load(save(tmp_path / f"{i}.pth", found))[1].sha256
+        for i, found in enumerate((tensors, tensors, shifted))
+    ]
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_a_linear_head() -> None:
     classifier, info = dino_jax.load(PTH / "linear.pth")
     tensors = read_torch_checkpoint(PTH / "linear.pth").linear
