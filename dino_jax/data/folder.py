@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dino_jax.data.decode import open_image
+from dino_jax.data.decode import open_image, read_file
+from dino_jax.data.names import Names
 from dino_jax.errors import UsageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -29,23 +30,23 @@ class FolderSource:
                 f"source {spec!r}: no image in {root} or its sub-folders; "
                 f"looked for files named *{', *'.join(EXTENSIONS)} in any case"
             )
-        # One block of bytes: a list of a million strings would take four times the memory.
-        self._ends = np.cumsum([len(path) for path in paths], dtype=np.int64)
-        self._paths = b"".join(paths)
+        self._paths = Names.of(paths)
         self.class_names, self.labels = _classes(paths)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._paths)
 
     def image(self, index: int) -> Image.Image:
         return open_image(self.name(index))
+
+    def encoded(self, index: int) -> bytes:
+        return read_file(self.name(index))
 
     def label(self, index: int) -> int:
         return -1 if self.labels is None else int(self.labels[index])
 
     def name(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
-        return os.fsdecode(os.path.join(self._root, self._paths[start : self._ends[index]]))
+        return os.fsdecode(os.path.join(self._root, self._paths[index]))
 
 
 def open_folder(location: str, split: str | None) -> FolderSource:
