@@ -230,8 +230,7 @@ def eval_batches(
 
     order = grain.MapDataset.source(range(math.ceil(count / batch_size) * batch_size))
     order = order[process_index::process_count]
-    shape = canvas_size, canvas_size, channels
-    return in_batches(order, read, local_size, shape, num_threads)
+    return in_batches(order, read, local_size, (canvas_size, canvas_size, channels), num_threads)
 
 
 def _local_size(batch_size: int, process_count: int) -> int:
@@ -251,9 +250,7 @@ def in_batches(
     num_threads: int,
     chunk: int = _CHUNK,
 ) -> Iterator[Batch]:
-    """Batches of what `read` makes of the indices in `order`, read ahead by threads.
-
-    The threads leave the pictures where the batch has them: each is copied once.
+    """Batches of what `read` makes of an order, filled ahead by threads with one copy a picture.
 
     Args:
       order: of the indices; it ends with a whole batch.
@@ -288,9 +285,8 @@ def in_batches(
 def _put(record: dict[str, Any], place: np.ndarray) -> dict[str, Any]:
     """Moves the pixels of a record to their place, and leaves their size in it."""
     pixels = record.pop("pixels")
-    height, width, _ = pixels.shape
-    place[:height, :width] = pixels
-    return {"size": (height, width)} | record
+    place[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return {"size": pixels.shape[:2]} | record
 
 
 def _collate(canvas: np.ndarray, parts: list[Future]) -> Batch:
