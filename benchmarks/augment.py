@@ -59,14 +59,17 @@ def pil_jitter(crop: Image.Image, order: list[int], factors: list[float]) -> Ima
     return crop
 
 
-def pil_views(
-    canvas: np.ndarray, size: np.ndarray, plan: CropPlan, side: int, settings: CropSettings
-) -> np.ndarray:
+def pil_views(image: Image.Image, plan: CropPlan, side: int, settings: CropSettings) -> np.ndarray:
     """All planned crops of one image, normalised: [N, side, side, 3] float32."""
-    image = Image.fromarray(canvas[: size[0], : size[1]])
     crops = [np.asarray(pil_crop(image, plan, n, side)) for n in range(len(plan.flip))]
     mean, std = np.float32(settings.mean), np.float32(settings.std)
     return (np.stack(crops).astype(np.float32) / 255 - mean) / std
+
+
+def draw_plans(keys: jax.Array, size: np.ndarray, settings: CropSettings) -> tuple[CropPlan, ...]:
+    """Plans of the global and the local crops for heights and widths [B, 2]: leaves [B, N, ...]."""
+    draw = jax.jit(jax.vmap(plan_crops, in_axes=(0, 0, None)), static_argnums=2)
+    return jax.device_get(draw(keys, jnp.asarray(size), settings))
 
 
 def median_seconds(work: Callable[[], object], budget: float) -> float:
@@ -104,19 +107,19 @@ def main() -> None:
     views = jax.block_until_ready(make(*on_device))
     device_seconds = median_seconds(lambda: jax.block_until_ready(make(*on_device)), flags.seconds)
 
-    draw = jax.jit(jax.vmap(plan_crops, in_axes=(0, 0, None)), static_argnums=2)
-    plans = jax.device_get(draw(keys, jnp.asarray(size), settings))
+    plans = draw_plans(keys, size, settings)
     sides = (flags.global_size, flags.local_size)
     few = min(flags.batch, 8)  # images a pass: PIL is slow and its time linear
+    images = [Image.fromarray(pixels) for pixels in canvas[:few]]
 
     def with_pil() -> list[list[np.ndarray]]:
         return [
             [
-                pil_views(canvas[i], size[i], CropPlan(*(leaf[i] for leaf in plan)), side, settings)
+                pil_views(image, CropPlan(*(leaf[i] for leaf in plan)), side, settings)
                 for plan, side in zip(plans, sides, strict=True)
                 if len(plan.flip[i])
             ]
-            for i in range(few)
+            for i, image in enumerate(images)
         ]
 
     # Mostly the order of Pillow 13's passes (see `resample`), amplified by the hue.

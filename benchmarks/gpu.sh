@@ -7,7 +7,8 @@
 #   step     the training step: ViT-S/16 at two batch sizes, ViT-B/16
 #   peer     the same step in PyTorch, as of 2021 and as of today
 #   augment  all crops on the GPU, and by PIL on one core
-#   data     ViT-S/16 behind the real pipeline, reading generated JPEG files
+#   data     ViT-S/16 behind the real pipeline, reading generated JPEG files; the pipeline alone,
+#            beside one of 2021, and the decoders that are installed
 #   knn      k-NN with ImageNet's numbers of images; beside PyTorch at a tenth of both
 #
 # Adds one JSON line for each result to ${OUT:-benchmarks/results}/gpu.jsonl and prints tables of
@@ -164,10 +165,15 @@ data() {
   if [ -n "$tiny" ]; then
     measure 400 train_step --config=configs/default.py:debug --batch-size=8 --steps=2 \
       --data="folder:$scratch/jpeg"
+    measure 400 data --folder="$scratch/jpeg" --number=8 --pil-number=2 --threads 2 --rounds=1 \
+      --batch-size=4 --canvas=64 --global-size=32 --local-size=16 --local-number=1
+    measure 400 decode --folder="$scratch/jpeg" --number=8 --threads 2 --rounds=1
     return
   fi
   measure 200 train_step --config=configs/vit_small.py --batch-size=256 --steps=20 \
     --config.model.dtype=bfloat16 --data="folder:$scratch/jpeg"
+  measure 120 data --folder="$scratch/jpeg" --number=2048 --threads 1 16 --batch-size=128
+  measure 60 decode --folder="$scratch/jpeg" --number=512 --threads 1 16 --rounds=3
 }
 
 knn() {

@@ -28,20 +28,25 @@ def picture(index: int) -> Image.Image:
     return Image.fromarray(np.clip(pixels + 18 * grain, 0, 255).astype(np.uint8))
 
 
+def write_pictures(folder: Path, number: int) -> list[int]:
+    """Fills a folder, made if missing; gives the sizes of the files in bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def write(index: int) -> int:
+        path = folder / f"{index:06}.jpg"
+        picture(index).save(path, quality=90)
+        return path.stat().st_size
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:
+        return list(threads.map(write, range(number)))
+
+
 def main() -> None:
     flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     flags.add_argument("folder", type=Path, help="made if missing")
     flags.add_argument("--number", type=int, default=4096, help="of pictures")
     flags = flags.parse_args()
-    flags.folder.mkdir(parents=True, exist_ok=True)
-
-    def write(index: int) -> int:
-        path = flags.folder / f"{index:06}.jpg"
-        picture(index).save(path, quality=90)
-        return path.stat().st_size
-
-    with ThreadPoolExecutor(os.cpu_count()) as threads:
-        sizes = list(threads.map(write, range(flags.number)))
+    sizes = write_pictures(flags.folder, flags.number)
     kilobytes = round(sum(sizes) / len(sizes) / 1000, 1)
     print(json.dumps({"benchmark": "jpeg_folder", "number": len(sizes), "mean_kb": kilobytes}))
 

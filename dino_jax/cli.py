@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import tyro
 
+from dino_jax.data.pack import pack
 from dino_jax.distributed import initialize_if_launched
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.copy_detection_job import copy_detection
@@ -34,6 +35,7 @@ JOBS = {
     "retrieval": retrieval,
     "copy-detection": copy_detection,
     "video-segmentation": video_segmentation,
+    "pack": pack,
     "convert": convert,
     "inspect": inspect,
 }

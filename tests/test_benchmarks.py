@@ -1,6 +1,7 @@
 """Every benchmark runs at a tiny size and says what it promises; no time is asserted."""
 
 import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -94,6 +95,12 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futu
                 "--data=shapes:64",
             ),
             "augment": threads.submit(lambda: (gpu_script(out, "augment"), rows(out))),
+            "data": threads.submit(
+                script,
+                "data",
+                *("--number=8", "--pil-number=2", "--threads", "2", "--rounds=1", "--batch-size=4"),
+                *("--canvas=64", "--global-size=32", "--local-size=16", "--local-number=1"),
+            ),
         }
         if not TORCH:
             del runs["peer_torch"]
@@ -236,6 +243,19 @@ def test_gpu_script_runs_a_stage_and_prints_its_table(started: dict[str, Future]
     assert "0 failures" in done.stdout
 
 
+def test_data(started: dict[str, Future]) -> None:
+    result = started["data"].result()
+    assert result["benchmark"] == "data"
+    assert result["images"] == 8
+    assert list(result["images_per_s"]) == ["folder", "records", "pil"]
+    for rates in (*result["images_per_s"].values(), *result["over_pil"].values()):
+        assert list(rates) == ["2"]
+        assert rates["2"] > 0
+    stages = result["ms_per_batch"]
+    assert list(stages) == ["read", "decode", "shrink", "pack", "copy", "transfer"]
+    assert min(stages.values()) > 0
+
+
 @pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install 'dino_jax[torch]'")
 def test_knn_of_both_sides_agrees() -> None:
     sizes = ("--queries=60", "--bank=600", "--width=16", "--classes=7", "--ks", "1", "9", "50")
@@ -259,6 +279,36 @@ def test_gpu_script_names_its_stages(tmp_path: Path) -> None:
     done = gpu_script(tmp_path, "speed")
     assert done.returncode == 2
     assert "unknown stage 'speed': choose from check, step" in done.stderr
+
+
+def test_decode(tmp_path: Path) -> None:
+    from jpeg_folder import write_pictures
+
+    write_pictures(tmp_path, 2)
+    result = script("decode", f"--folder={tmp_path}", "--threads", "2", "--rounds=1")
+    assert (result["benchmark"], result["images"]) == ("decode", 2)
+    cases = ["512 px, 2 threads", "224 px, 2 threads"]
+    assert list(result["images_per_s"]["pillow"]) == cases
+    assert min(result["images_per_s"]["pillow"].values()) > 0
+    for apart in result["grey_levels_apart"].values():  # of the others, where they are installed
+        assert max(most for most, _ in apart.values()) <= 1
+
+
+def test_decoders_are_compared_with_pillow() -> None:
+    from decode import fitting, grey_levels_apart, hard_cases, with_pillow
+
+    assert grey_levels_apart(with_pillow, 224, hard_cases()) == (0, 0.0)
+    brighter = lambda content, side: with_pillow(content, side) ^ 1  # noqa: E731
+    assert grey_levels_apart(brighter, 224, hard_cases()) == (1, 1.0)
+    for size in ((500, 375), (900, 4000), (100, 30), (449, 448)):
+        image = Image.new("L", size)
+        file = io.BytesIO()
+        image.save(file, "JPEG")
+        width, height, scale = fitting(size, 224)
+        assert with_pillow(file.getvalue(), 224).shape == (height, width, 3)
+        image = Image.open(file)
+        image.draft(None, (width, height))
+        assert image.size == tuple(-(-side // scale) for side in size)
 
 
 def test_generated_pictures(tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ Dims: `h, w` pixels of one picture, `C` channels (3 RGB, 1 grey), `S` side of th
 import contextlib
 import errno
 import functools
+import io
 import struct
 import warnings
 import zlib
 from collections.abc import Iterator
 from os import PathLike
+from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -82,6 +84,23 @@ def open_image(file: str | PathLike | IO[bytes]) -> Image.Image:
     """
     with _unreadable_if_broken():
         return Image.open(file)
+
+
+def read_file(path: str | PathLike) -> bytes:
+    """The bytes of an image file, whatever they are.
+
+    Raises:
+      UnreadableImage: there is no such file, or no right to read it.
+    """
+    with _unreadable_if_broken():
+        return Path(path).read_bytes()
+
+
+def to_png(image: Image.Image) -> bytes:
+    """A file of the same pixels."""
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return file.getvalue()
 
 
 def decode(image: Image.Image, max_side: int | None = None, channels: int = 3) -> np.ndarray:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dino_jax.data.decode import open_image
+from dino_jax.data.decode import open_image, read_file
 from dino_jax.data.files import file_stamp
+from dino_jax.data.names import Names
 from dino_jax.errors import UsageError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -25,33 +26,28 @@ class FolderSource:
     def __init__(self, root: Path, spec: str) -> None:
         self.spec = spec
         self._root = os.fsencode(root)
-        # One block of bytes: a list of a million strings would take four times the memory.
-        self._paths, self._ends, classes = bytearray(), array("q"), array("i")
-        number: dict[bytes, int] = {}
-        for path in map(os.fsencode, image_paths(str(root))):
-            self._paths += path
-            self._ends.append(len(self._paths))
-            top, _, rest = path.partition(os.fsencode(os.sep))
-            classes.append(number.setdefault(top, len(number)) if rest else -1)
-        if not self._ends:
+        self._paths = Names.of(map(os.fsencode, image_paths(str(root))))
+        if not self._paths:
             raise UsageError(
                 f"source {spec!r}: no image in {root} or its sub-folders; "
                 f"looked for files named *{', *'.join(EXTENSIONS)} in any case"
             )
-        self.class_names, self.labels = _sorted_classes(number, np.array(classes, np.int32))
+        self.class_names, self.labels = _classes(self._paths)
 
     def __len__(self) -> int:
-        return len(self._ends)
+        return len(self._paths)
 
     def image(self, index: int) -> Image.Image:
         return open_image(self.name(index))
+
+    def encoded(self, index: int) -> bytes:
+        return read_file(self.name(index))
 
     def label(self, index: int) -> int:
         return -1 if self.labels is None else int(self.labels[index])
 
     def name(self, index: int) -> str:
-        start = self._ends[index - 1] if index else 0
-        return os.fsdecode(os.path.join(self._root, bytes(self._paths[start : self._ends[index]])))
+        return os.fsdecode(os.path.join(self._root, self._paths[index]))
 
     def stamp(self, index: int) -> str:
         return file_stamp(self.name(index))
@@ -112,16 +108,14 @@ def _sorted_names(entries: Iterable[os.DirEntry]) -> tuple[list[str], list[str]]
     return sorted(folders), sorted(files)
 
 
-def _sorted_classes(
-    number: dict[bytes, int], classes: np.ndarray
-) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
-    """Class names, and [len] int32 classes numbered in sorted order; None, None without.
-
-    Args:
-      number: of each first-level sub-folder.
-      classes: [len] int32, the number of each image, -1 for one that is in no sub-folder.
-    """
-    if len(number) < 2 or (classes < 0).any():
+def _classes(paths: Names) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
+    """Class names, and [len] int32 classes, by first-level sub-folder; None, None without."""
+    number: dict[bytes, int] = {}
+    classes = array("i")
+    for path in paths:
+        top, _, rest = path.partition(os.fsencode(os.sep))
+        classes.append(number.setdefault(top, len(number)) if rest else -1)
+    if len(number) < 2 or min(classes) < 0:
         return None, None
     names = sorted(number)
     rank = np.empty(len(names), np.int32)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from dino_jax.data.decode import to_png
 from dino_jax.errors import UsageError
 
 _PREFIX = {"train": "train", "test": "t10k"}  # split: how its files begin
@@ -32,6 +33,9 @@ class IdxSource:
 
     def image(self, index: int) -> Image.Image:
         return Image.fromarray(self._images[index])
+
+    def encoded(self, index: int) -> bytes:
+        return to_png(self.image(index))
 
     def label(self, index: int) -> int:
         return int(self.labels[index])

@@ -7,12 +7,14 @@ Dims: `B` images of the global batch, `b` of this process's share, `S` side of t
 channels.
 """
 
+import collections
 import functools
 import itertools
 import logging
 import math
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import grain
@@ -168,7 +170,8 @@ def train_batches(
         pixels, index = records.read_or_next(index, load)
         return {"pixels": pixels, "index": index, "label": records.source.label(index)}
 
-    return in_batches(order, read, local_size, (canvas_size, canvas_size), num_threads)
+    shape = canvas_size, canvas_size, records.channels
+    return in_batches(order, read, local_size, shape, num_threads)
 
 
 def eval_batches(
@@ -233,7 +236,7 @@ def eval_batches(
 
     order = grain.MapDataset.source(range(math.ceil(count / batch_size) * batch_size))
     order = order[process_index::process_count]
-    return in_batches(order, read, local_size, (canvas_size, canvas_size), num_threads)
+    return in_batches(order, read, local_size, (canvas_size, canvas_size, channels), num_threads)
 
 
 def _local_size(batch_size: int, process_count: int) -> int:
@@ -249,42 +252,54 @@ def in_batches(
     order: grain.MapDataset,
     read: Callable[[int], dict[str, Any]],
     local_size: int,
-    canvas: tuple[int, int],
+    canvas_shape: tuple[int, int, int],
     num_threads: int,
     chunk: int = _CHUNK,
 ) -> Iterator[Batch]:
-    """Batches of what `read` makes of the indices in `order`, read ahead by threads.
+    """Batches of what `read` makes of an order, filled ahead by threads with one copy a picture.
 
     Args:
       order: of the indices; it ends with a whole batch.
       read: makes a record with `pixels [h, w, C]` uint8, and whole numbers or bools.
       local_size: b, records in a batch.
-      canvas: rows and columns of the canvas that every picture fits on.
+      canvas_shape: rows, columns and channels of the canvas that every picture fits on.
       num_threads: that read.
       chunk: records that a thread reads in one go.
     """
-    chunks = order.batch(chunk, batch_fn=list).map(lambda indices: [read(i) for i in indices])
-    ahead = math.ceil(local_size / chunk) + num_threads  # one batch, while threads are at work
-    options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=ahead)
-    iterator = iter(chunks.to_iter_dataset(options))
+    starts = range(0, local_size, chunk)
+    ahead = math.ceil(num_threads / len(starts))  # batches that keep all threads at work
+    pending: collections.deque[tuple[np.ndarray, list[Future]]] = collections.deque()
+
+    def fill(places: np.ndarray, first: int) -> list[dict[str, Any]]:
+        return [_put(read(order[first + i]), place) for i, place in enumerate(places)]
+
+    threads = ThreadPoolExecutor(max(1, num_threads), "read-images")
     try:
-        records = itertools.chain.from_iterable(iterator)
-        while batch := list(itertools.islice(records, local_size)):
-            yield _collate(batch, canvas)
+        for first in range(0, len(order), local_size):
+            # Zeros that nothing is written to cost nothing: the system hands out such pages late.
+            canvas = np.zeros((local_size, *canvas_shape), np.uint8)
+            parts = [threads.submit(fill, canvas[i : i + chunk], first + i) for i in starts]
+            pending.append((canvas, parts))
+            if len(pending) > ahead:
+                yield _collate(*pending.popleft())
+        while pending:
+            yield _collate(*pending.popleft())
     finally:
-        iterator.close()
+        threads.shutdown(cancel_futures=True)
 
 
-def _collate(records: list[dict[str, Any]], canvas_shape: tuple[int, int]) -> Batch:
-    """Records to arrays with a leading batch axis; each picture is copied once."""
-    pixels = [record["pixels"] for record in records]
-    channels = pixels[0].shape[-1]
-    canvas = np.zeros((len(pixels), *canvas_shape, channels), np.uint8)
-    for place, picture in zip(canvas, pixels, strict=True):
-        place[: picture.shape[0], : picture.shape[1]] = picture
-    batch = {"canvas": canvas, "size": np.array([p.shape[:2] for p in pixels], np.int32)}
+def _put(record: dict[str, Any], place: np.ndarray) -> dict[str, Any]:
+    """Moves the pixels of a record to their place, and leaves their size in it."""
+    pixels = record.pop("pixels")
+    place[: pixels.shape[0], : pixels.shape[1]] = pixels
+    return {"size": pixels.shape[:2]} | record
+
+
+def _collate(canvas: np.ndarray, parts: list[Future]) -> Batch:
+    """A batch of filled canvases; waits until they are."""
+    records = [record for part in parts for record in part.result()]
+    batch = {"canvas": canvas}
     for key, first in records[0].items():
-        if key != "pixels":
-            dtype = bool if isinstance(first, bool) else np.int32
-            batch[key] = np.array([record[key] for record in records], dtype)
+        dtype = bool if isinstance(first, bool) else np.int32
+        batch[key] = np.array([record[key] for record in records], dtype)
     return batch

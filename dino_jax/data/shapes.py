@@ -12,6 +12,7 @@ import zlib
 import numpy as np
 from PIL import Image, ImageDraw
 
+from dino_jax.data.decode import to_png
 from dino_jax.errors import UsageError
 
 SIDE = 64  # pixels of a picture
@@ -66,6 +67,9 @@ class ShapesSource:
         shape = _surface(rng, level=rng.uniform(150, 230), contrast=-rng.uniform(0, 60))
         planes = (ground + (shape - ground) * cover).clip(0, 255).astype(np.uint8)
         return Image.fromarray(np.ascontiguousarray(np.moveaxis(planes, 0, -1)))
+
+    def encoded(self, index: int) -> bytes:
+        return to_png(self.image(index))
 
     def label(self, index: int) -> int:
         return int(self.labels[index])

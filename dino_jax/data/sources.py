@@ -10,6 +10,7 @@ from PIL import Image
 
 from dino_jax.data.folder import open_folder
 from dino_jax.data.idx import open_idx
+from dino_jax.data.records import open_records
 from dino_jax.data.shapes import open_shapes
 from dino_jax.data.subset import Subset
 from dino_jax.data.tfds import open_tfds
@@ -48,22 +49,35 @@ class Source(Protocol):
         ...
 
 
+class EncodedSource(Source, Protocol):
+    """A source that can give its pictures as files; `open_source` opens no other."""
+
+    def encoded(self, index: int) -> bytes:
+        """The file of picture `index`, whatever it holds; a PNG where there are bare pixels.
+
+        Raises `UnreadableImage` where there is no such file.
+        """
+        ...
+
+
 _SLICE = re.compile(r"(?P<spec>.+)\[(\d*):(\d*)\]")
-_KINDS: dict[str, Callable[[str, str | None], Source]] = {
+_KINDS: dict[str, Callable[[str, str | None], EncodedSource]] = {
     "folder": open_folder,
     "idx": open_idx,
+    "records": open_records,
     "shapes": open_shapes,
     "tfds": open_tfds,
 }
 
 
-def open_source(spec: str) -> Source:
+def open_source(spec: str) -> EncodedSource:
     """Opens a source of pictures.
 
     Args:
-      spec: `folder:/path`, `idx:/path@train`, `tfds:name@train`, `shapes:4000@train`; a bare path
-        is a folder. For a folder the split is a sub-folder of that name. `[a:b]` at the end takes
-        the records from a, or the first, to b, or the last, of any source.
+      spec: `folder:/path`, `records:/path`, `idx:/path@train`, `tfds:name@train`,
+        `shapes:4000@train`; a bare path is a folder. For folder and records the split is a
+        sub-folder of that name. `[a:b]` at the end takes the images from a, or the first, to b, or
+        the last, of any source.
 
     Returns:
       The source. No picture has been decoded.
@@ -78,7 +92,7 @@ def open_source(spec: str) -> Source:
         raise UsageError(f"source {spec!r} cannot be read: {error.strerror or error}") from error
 
 
-def _open(spec: str) -> Source:
+def _open(spec: str) -> EncodedSource:
     # tfds slices by itself, and in more ways.
     if (part := _SLICE.fullmatch(spec)) and not spec.startswith("tfds:"):
         source = _open(part["spec"])

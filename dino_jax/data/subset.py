@@ -31,6 +31,9 @@ class Subset:
     def image(self, index: int) -> Image.Image:
         return self._source.image(self._records[index])
 
+    def encoded(self, index: int) -> bytes:
+        return self._source.encoded(self._records[index])
+
     def label(self, index: int) -> int:
         return self._source.label(self._records[index])
 

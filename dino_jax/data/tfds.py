@@ -53,13 +53,19 @@ class TfdsSource:
         return len(self._records)
 
     def image(self, index: int) -> Image.Image:
-        return open_image(io.BytesIO(self._read(index)))
+        return open_image(io.BytesIO(self.encoded(index)))
+
+    def encoded(self, index: int) -> bytes:
+        record = self._records[int(index)]
+        if self._labels is not None:
+            self._labels[index] = record["label"]
+        return record[self._picture]
 
     def label(self, index: int) -> int:
         if self._labels is None:
             return -1
         if self._labels[index] == _UNKNOWN:
-            self._read(index)
+            self.encoded(index)
         return int(self._labels[index])
 
     def name(self, index: int) -> str:
@@ -67,12 +73,6 @@ class TfdsSource:
 
     def stamp(self, index: int) -> str:
         return f"{self._folder} {self.spec} {index}"
-
-    def _read(self, index: int) -> bytes:
-        record = self._records[int(index)]
-        if self._labels is not None:
-            self._labels[index] = record["label"]
-        return record[self._picture]
 
 
 def open_tfds(location: str, split: str | None) -> TfdsSource:

@@ -157,6 +157,5 @@ class PicturePass:
 
         order = grain.MapDataset.source(range(math.ceil(count / batch_size) * batch_size))
         order = order[jax.process_index() :: processes]
-        return in_batches(
-            order, read, batch_size // processes, group.canvas, options.num_threads, _CHUNK
-        )
+        shape = *group.canvas, records.channels
+        return in_batches(order, read, batch_size // processes, shape, options.num_threads, _CHUNK)

@@ -9,7 +9,10 @@ from dino_jax.errors import UsageError
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("webdataset:/data", "unknown kind 'webdataset'; the kinds are folder, idx, shapes, tfds"),
+        (
+            "webdataset:/data",
+            "unknown kind 'webdataset'; the kinds are folder, idx, records, shapes, tfds",
+        ),
         ("shapes:", "names no location"),
         ("shapes:@train", "names no location"),
         ("", "names no location"),
@@ -17,6 +20,8 @@ from dino_jax.errors import UsageError
         ("/no/such/place", "/no/such/place is not a folder"),
         ("folder:/no/such/place@train", "/no/such/place is not a folder"),
         ("idx:/no/such/place@train", "/no/such/place is not a folder"),
+        ("records:/no/such/place", "there is no /no/such/place/records.json: give a folder that"),
+        ("records:/no/such/place@val", "no /no/such/place/val/records.json"),
         ("idx:/tmp@validation", "@train and @test"),
         ("idx:/tmp", "@train and @test"),
         ("shapes:many", "number of pictures"),

@@ -86,6 +86,9 @@ def test_reads_pictures_with_their_labels(spec: str) -> None:
             seen[number] = source.label(index)
     assert seen == {i: i % 3 for i in range(20)}
     assert source.name(3) == f"{spec} record 3"
+    with Image.open(io.BytesIO(source.encoded(3))) as picture:  # the file as it was packed
+        assert picture.format == "PNG"
+        np.testing.assert_array_equal(decode(picture), decode(source.image(3)))
 
 
 @pytest.mark.usefixtures("tfds_root")
