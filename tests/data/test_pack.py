@@ -76,6 +76,8 @@ def test_reads_as_the_folder_does(folder: Path, packed: Path) -> None:
     ours, theirs = open_source(f"records:{packed}"), open_source(f"folder:{folder}")
     assert_same(ours, theirs)
     assert ours.class_names == ("ant", "bee")
+    np.testing.assert_array_equal(ours.labels, theirs.labels)
+    assert len({ours.stamp(i) for i in range(NUMBER)}) == NUMBER
     for i in set(range(NUMBER)) - {GONE}:
         assert ours.encoded(i) == Path(theirs.name(i)).read_bytes()
     assert [i for i in range(NUMBER) if pixels_of(ours, i) is None] == [NO_IMAGE, GONE]
