@@ -23,9 +23,6 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Callable
-from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
 from statistics import median
 from typing import Any
 
@@ -33,6 +30,7 @@ import numpy as np
 from config_flag import describe, load, parser
 from ml_collections import ConfigDict
 from peers.task import Side, Task
+from peers.worker import Worker
 
 VARIANTS = ("eager", "modern")
 EXACT, ROUGH = 1e-4, 2e-2  # relative, on losses: float32, and bfloat16 or TF32
@@ -48,32 +46,6 @@ def open_torch(task: Task, variant: str, compiled: bool | None) -> Side:
     from peers.torch_step import TorchSide
 
     return TorchSide(task, variant, compiled)
-
-
-class Worker:
-    """A process that holds one side and calls its methods."""
-
-    _side: Side  # in that process
-
-    def __init__(self, open_side: Callable[..., Side], *args: Any) -> None:
-        self._pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
-        self._pool.submit(Worker._open, open_side, args).result()
-
-    @classmethod
-    def _open(cls, open_side: Callable[..., Side], args: tuple[Any, ...]) -> None:
-        cls._side = open_side(*args)
-
-    @classmethod
-    def _call(cls, method: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return getattr(cls._side, method)(*args, **kwargs)
-
-    def start(self, method: str, *args: Any, **kwargs: Any) -> Future:
-        """Begins a call."""
-        return self._pool.submit(Worker._call, method, args, kwargs)
-
-    def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """What the method returns."""
-        return self.start(method, *args, **kwargs).result()
 
 
 def check(sides: dict[str, Worker], task: Task) -> tuple[dict[str, list[float]], dict[str, str]]:

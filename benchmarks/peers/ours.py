@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -12,7 +13,7 @@ from our_step import STEPS_PER_EPOCH, build, peak_bytes, seconds_per_call
 from peers.task import CHECKED_STEPS, Task
 
 from dino_jax import settings, sharding
-from dino_jax.models.network import split
+from dino_jax.models.network import Network, PyTree, split
 
 
 class OurSide:
@@ -100,8 +101,29 @@ class OurSide:
         self.step = step
         return [float(step(self.batch).meters.interval["loss"]) for _ in range(CHECKED_STEPS)]
 
+    def derivatives(self, task: Task) -> list[np.ndarray]:
+        """Logits, and the gradients of a random projection of them, at full precision."""
+        config = copy.deepcopy(self.config)
+        config.model.dtype = "float32"
+        views = task.views(exact=True)
+        model = nnx.eval_shape(lambda: settings.build_model(config, nnx.Rngs(0)))
+        graphdef, _, batch_stats = split(model)
+
+        def project(params: PyTree, views: PyTree) -> tuple[jax.Array, jax.Array]:
+            logits, _ = Network(graphdef)(params, batch_stats, views)
+            direction = jax.random.normal(jax.random.key(2), logits.shape)
+            return jnp.mean(logits * direction), logits
+
+        with jax.default_matmul_precision("highest"):
+            gradients, logits = jax.jit(jax.grad(project, has_aux=True))(self.params, views)
+        return jax.device_get([logits, *jax.tree.leaves(gradients)])
+
     def seconds(self, steps: int) -> float:
         return seconds_per_call(lambda: self.step(self.batch), groups=1, size=steps)[0]
+
+    def temporary_bytes(self) -> int:
+        """What the compiled step needs beside its arguments and results."""
+        return self.step.compiled.memory_analysis().temp_size_in_bytes
 
     def peak_gib(self) -> float | None:
         peak, source = peak_bytes(self.step.compiled, jax.devices()[0])
