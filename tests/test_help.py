@@ -1,0 +1,1 @@
+"""`--help` answers before anything heavy is imported."""
