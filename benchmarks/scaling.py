@@ -27,9 +27,8 @@ import dataclasses
 import json
 import os
 
-DEVICES = 8  # of the compiled step
 os.environ["JAX_PLATFORMS"] = "cpu"  # XLA's partitioner puts the collectives in, on any platform
-os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={DEVICES}"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
 import jax.numpy as jnp
@@ -130,7 +129,7 @@ def main() -> None:
     parameters = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes.params))
     collectives = {"formula": expected_bytes(parameters)}
     if not flags.no_compile:
-        config.train.batch_size = DEVICES  # what is told does not depend on it
+        config.train.batch_size = jax.device_count()  # what is told does not depend on it
         collectives["compiled"] = {mode: compiled_bytes(config, mode) for mode in ONE_WAYS}
         config.train.batch_size = flags.batch_size
     communication = {

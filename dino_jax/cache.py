@@ -37,13 +37,16 @@ def keep_compiled_programs() -> None:
     why. Without `DINO_JAX_CACHE` nothing is kept
 
     * of a run of several processes: the first one writes and all read, so the folder must lie on a
-      file system that all of them share, which no one can see of a home directory;
+      file system that all of them share, which a home directory need not;
+    * on a CPU: programs are made for one kind of CPU, and JAX 0.10 takes some kinds for others,
+      compiles again and says so at length.
     """
     import jax  # here: --help and downloads do without
 
     if not jax.config.jax_enable_compilation_cache or jax.config.jax_compilation_cache_dir:
         return
-    if jax.distributed.is_initialized() and "DINO_JAX_CACHE" not in os.environ:
+    named = "DINO_JAX_CACHE" in os.environ
+    if not named and (jax.distributed.is_initialized() or jax.default_backend() == "cpu"):
         return
     try:
         folder = cache_folder() / "compiled"
@@ -65,5 +68,7 @@ def _problem(folder: Path) -> str:
     if found.st_uid != os.getuid():
         return f"{folder} belongs to another user (uid {found.st_uid})"
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        return f"{folder} can be written to by other users (chmod 700 {folder} if all in it is yours)"
+        return (
+            f"{folder} can be written to by other users (chmod 700 {folder} if all in it is yours)"
+        )
     return ""

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from dino_jax.cache import keep_compiled_programs
 from dino_jax.errors import UsageError
 
 
@@ -16,11 +17,23 @@ class Job(NamedTuple):
 
     module: str
     summary: str
+    computes: bool = True  # on the devices, which the others leave alone
 
     def load(self, name: str) -> Callable[..., Any]:
-        """Imports the function, with all that it needs."""
+        """The function; called, it first sees to processes and programs."""
         module = importlib.import_module(f"dino_jax.{self.module}")
-        return getattr(module, name.replace("-", "_"))
+        function = getattr(module, name.replace("-", "_"))
+
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            from dino_jax.distributed import initialize_if_launched
+
+            initialize_if_launched()
+            if self.computes:
+                keep_compiled_programs()
+            return function(*args, **kwargs)
+
+        return run
 
 
 # By module, so that a command imports what it runs and no more.
@@ -36,8 +49,8 @@ JOBS = {
     "retrieval": Job("evaluate.retrieval_job", "landmarks of Revisited Oxford and Paris"),
     "copy-detection": Job("evaluate.copy_detection_job", "attacked copies of Copydays"),
     "video-segmentation": Job("evaluate.video_segmentation_job", "objects of DAVIS 2017"),
-    "convert": Job("weights.convert", "turn a .pth file of the reference into a checkpoint"),
-    "inspect": Job("inspection", "say what a checkpoint holds"),
+    "convert": Job("weights.convert", "turn a .pth file of the reference into a checkpoint", False),
+    "inspect": Job("inspection", "say what a checkpoint holds", False),
 }
 
 
@@ -63,25 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     import tyro  # the list of jobs does not need it
 
     try:
-        tyro.cli(_begun(JOBS[name].load(name)), prog=f"dino-jax {name}", args=words[1:])
+        tyro.cli(JOBS[name].load(name), prog=f"dino-jax {name}", args=words[1:])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # as shells say it
-
-
-def _begun(job: Callable[..., Any]) -> Callable[..., Any]:
-    """A job that first sees to processes and programs; its --help waits for neither."""
-
-    @functools.wraps(job)
-    def run(*args: Any, **kwargs: Any) -> Any:
-        from dino_jax.cache import keep_compiled_programs
-        from dino_jax.distributed import initialize_if_launched
-
-        initialize_if_launched()
-        keep_compiled_programs()
-        return job(*args, **kwargs)
-
-    return run

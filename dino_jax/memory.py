@@ -34,7 +34,7 @@ def planned_bytes(compiled: jax.stages.Compiled) -> int | None:
 
 
 def device_limit(mesh: Mesh) -> int | None:
-    """Bytes that the smallest local device lends to JAX; None where it does not say, as on a CPU."""
+    """Bytes that the smallest local device lends to JAX; None where it does not say (a CPU)."""
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.local_devices]
     return min((limit for limit in limits if limit), default=None)
 

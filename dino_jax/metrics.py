@@ -172,7 +172,7 @@ class RunLog:
         self.message(f"step {step}{_knn_text(knn)}")
 
     def note_memory(self, planned: int) -> None:
-        """Takes note of the bytes that a run is to take of a device; every interval records them."""
+        """Takes note of the bytes that a run is to take of a device; intervals record them."""
         self._planned = {"planned_memory_gib": planned / 2**30}
 
     def message(self, text: str) -> None:

@@ -5,6 +5,7 @@ whatever the batch (gradients; under fsdp the gathered weights of student and te
 part for each image of a pass, which remat shrinks.
 """
 
+import dataclasses
 import os
 from collections.abc import Iterable, Iterator
 from types import TracebackType
@@ -14,7 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dino_jax.errors import UsageError
-from dino_jax.memory import Need, gib
+from dino_jax.memory import Need
 
 # A step's bytes for an image, as shares of those without remat: ViT-S/16, benchmarks/README.md.
 ACTIVATIONS = {"none": 1.0, "dots": 0.4, "full": 0.25}
@@ -88,6 +89,7 @@ _NOTHING = (
 
 def remedies(config: ConfigDict, need: Need, num_devices: int) -> Iterator[str]:
     """The changes that would fit, each by itself: those that keep the result come first."""
+    need = with_any_step(need)
     room = available(need)
     batch, accumulation = config.train.batch_size, config.optim.accumulation_steps
 
@@ -111,21 +113,28 @@ def remedies(config: ConfigDict, need: Need, num_devices: int) -> Iterator[str]:
         f"{change} (another run: in a new workdir)"
         for change in fitting("train.batch_size", range(batch - multiple, 0, -multiple))
     )
-    larger = need.limit and need.limit * 0.95 / GPU_SHARE
-    if larger and _FRACTION not in os.environ and need.step and need.total <= larger:
+    larger = (need.limit or 0) * 0.95 / GPU_SHARE
+    if _FRACTION not in os.environ and room < need.total <= larger:
         yield f"the environment variable {_FRACTION}=0.95, on a GPU"
 
 
+def with_any_step(need: Need) -> Need:
+    """The need with some bytes for a step that has not been compiled: twice what is left for it.
+
+    What a step takes is not known then, only that half of it may do.
+    """
+    if need.step is not None:
+        return need
+    left = 50 * need.state if need.limit is None else max(need.limit - need.state, 0)
+    return dataclasses.replace(need, step=2 * left)
+
+
 def available(need: Need) -> int:
-    """Bytes that a change has to do with: the limit, or less where the run failed within it."""
-    if need.limit and need.total > need.limit:
-        return need.limit
-    return need.state + (need.step or need.state) // 2
+    """Bytes that a change has to do with: the limit, or half a step where the run was within it."""
+    return need.state + need.step // 2 if need.fits else need.limit
 
 
-def predicted(
-    config: ConfigDict, need: Need, num_devices: int, changes: dict[str, Any]
-) -> float:
+def predicted(config: ConfigDict, need: Need, num_devices: int, changes: dict[str, Any]) -> float:
     """About the bytes that the run would take of each device with other settings.
 
     Args:
@@ -151,7 +160,6 @@ def predicted(
         passes = settings["optim.accumulation_steps"] * num_devices
         return settings["train.batch_size"] / passes * ACTIVATIONS[settings["model.remat"]]
 
-    step = need.step or need.state
-    by_images = max(step - whatever_the_batch(now), 0) * images(then) / images(now)
+    by_images = max(need.step - whatever_the_batch(now), 0) * images(then) / images(now)
     spread = num_devices if (now["train.sharding"], then["train.sharding"]) == ("dp", "fsdp") else 1
     return need.state / spread + whatever_the_batch(then) + by_images

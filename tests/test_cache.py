@@ -80,10 +80,21 @@ def test_what_the_user_has_set_stays(folder: Path, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def test_on_a_cpu_nothing_is_kept_unasked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DINO_JAX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir == str(folder / "dino_jax/compiled")
+
+
 def test_several_processes_need_a_folder_that_they_share(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == str(folder)

@@ -109,7 +109,9 @@ def test_a_gpu_can_lend_more(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lent not in remedies(paper(), need(120), 1)
 
 
-@pytest.mark.parametrize("known", [need(80), need(80, limit=None), need(None), need(None, limit=None)])
+@pytest.mark.parametrize(
+    "known", [need(80), need(80, limit=None), need(None), need(None, limit=None)]
+)
 def test_a_run_that_fails_within_its_plan_is_to_take_half(known: Need) -> None:
     """Another process may hold the memory, or the backend tells neither limit nor plan."""
     found = list(remedies(paper(), known, 1))
@@ -140,9 +142,9 @@ def test_a_plan_that_cannot_fit_is_refused_before_it_runs() -> None:
         def memory_analysis(self) -> "Planned":
             return self
 
-    with MemoryGuard(paper(), need(None), 8) as guard:
-        with pytest.raises(UsageError, match=r"200\.00 GiB more in a step, of 100\.00 GiB"):
-            guard.plan(Planned())
+    guard = MemoryGuard(paper(), need(None), 8)
+    with guard, pytest.raises(UsageError, match=r"200\.00 GiB more in a step, of 100\.00 GiB"):
+        guard.plan(Planned())
     with (
         pytest.raises(UsageError, match=r"per device 101\.00 GiB of state, of 100\.00 GiB"),
         MemoryGuard(paper(), need(None, state=101), 8),
@@ -184,8 +186,11 @@ def test_a_run_that_runs_out_of_memory(
         if when == "making the state":
             patch.setattr(Plan, "first_state", fail)
         patch.setattr(train, "train_loop", loop)
-        with pytest.raises(UsageError, match=r"does not do: per device .*--config\.model\.remat=dots"):
+        with pytest.raises(
+            UsageError, match=r"does not do: per device .*--config\.model\.remat=dots"
+        ):
             runs.train_here(config, tmp_path)
     assert runs.steps(tmp_path) == kept
-    runs.train_here(config, tmp_path)
-    runs.assert_equal(tmp_path, runs.whole())
+    if kept:
+        runs.train_here(config, tmp_path)
+        runs.assert_equal(tmp_path, runs.whole())

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from benchmarks.collectives import moved_bytes
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
+from benchmarks.collectives import moved_bytes
 from dino_jax import optim, schedules, sharding
 from dino_jax.data.augment import CropSettings
 from dino_jax.models import DINOHead, VisionTransformer, create_model
@@ -212,6 +212,7 @@ def test_the_step_donates_its_state(mode: str, request: pytest.FixtureRequest) -
 
 
 # What the devices tell each other
+
 
 def test_one_device_tells_itself_nothing(single: Run) -> None:
     assert not moved_bytes(single.program)

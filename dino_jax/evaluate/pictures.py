@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dino_jax import sharding
-from dino_jax.data.pipeline import Records, in_batches
+from dino_jax.data.pipeline import Records, counted, in_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.backbone import PlacedBackbone
@@ -150,7 +149,7 @@ class PicturePass:
                 "valid": pixels is not None,
             }
 
-        order = grain.MapDataset.source(range(math.ceil(count / batch_size) * batch_size))
+        order = counted(math.ceil(count / batch_size) * batch_size)
         order = order[jax.process_index() :: processes]
         return in_batches(
             order, read, batch_size // processes, group.canvas, options.num_threads, _CHUNK
