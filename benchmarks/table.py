@@ -60,6 +60,15 @@ COLUMNS = {
         "convert GiB": "convert_peak_gib",
         "convert / file": "convert_peak_over_file",
     },
+    "activations": {
+        "config": "config",
+        "dtype": "dtype",
+        "MB an image, remat none": "kept_mb.none",
+        "dots": "kept_mb.dots",
+        "full": "kept_mb.full",
+        "share, dots": "share.dots",
+        "share, full": "share.full",
+    },
     "startup": {
         "config": "config",
         "batch": "batch_size",

@@ -1,8 +1,8 @@
 """Answers a device that is out of memory with the settings that would fit.
 
-What a change saves is an estimate. The bytes of a step are taken for a part that every device has
-whatever the batch (gradients; under fsdp the gathered weights of student and teacher too), and a
-part for each image of a pass, which remat shrinks.
+What a change saves is an estimate, rather too small than too large. The bytes of a step are taken
+for a part that does not depend on the batch, a few times the weights, and for a part for each image
+of a pass, which remat shrinks. benchmarks/README.md has the figures behind both.
 """
 
 import dataclasses
@@ -17,8 +17,10 @@ from ml_collections import ConfigDict
 from dino_jax.errors import UsageError
 from dino_jax.memory import Need
 
-# A step's bytes for an image, as shares of those without remat: ViT-S/16, benchmarks/README.md.
+# What the backward pass finds of each image, as shares of all activations. A ViT keeps 0.22 and
+# 0.04, a ResNet 0.31 and 0.17; the rest is room for what is computed again.
 ACTIVATIONS = {"none": 1.0, "dots": 0.4, "full": 0.25}
+WEIGHTS = {"dp": 2, "fsdp": 3}  # copies in a step: gradients, results; what fsdp gathers
 MARGIN = 1.05  # of an estimate
 GPU_SHARE = 0.75  # of a GPU's memory that JAX takes unless told otherwise
 _FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
@@ -153,8 +155,7 @@ def predicted(config: ConfigDict, need: Need, num_devices: int, changes: dict[st
     then = now | changes
 
     def whatever_the_batch(settings: dict[str, Any]) -> int:
-        copies = 3 if settings["train.sharding"] == "fsdp" else 1
-        return need.weights * (copies + (settings["optim.accumulation_steps"] > 1))
+        return WEIGHTS[settings["train.sharding"]] * need.weights
 
     def images(settings: dict[str, Any]) -> float:
         passes = settings["optim.accumulation_steps"] * num_devices

@@ -124,6 +124,8 @@ def started(
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     environment |= {name.upper(): str(value) for name, value in COMPILATION.items()}
+    del environment["JAX_COMPILATION_CACHE_DIR"]  # the command's own cache is that folder
+    environment["DINO_JAX_CACHE"] = _folders.name
     with subprocess.Popen(
         [sys.executable, "main.py", "--config", CONFIG, "--workdir", str(workdir), *settings],
         cwd=ROOT,

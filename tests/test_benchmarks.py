@@ -18,6 +18,7 @@ from flax import nnx
 from PIL import Image
 
 from dino_jax.models import create_model
+from dino_jax.out_of_memory import ACTIVATIONS
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
@@ -265,14 +266,27 @@ def test_scaling_counts_what_the_formula_says(started: dict[str, Future]) -> Non
     assert result["benchmark"] == "scaling"
     formula, compiled = (result["collectives_mb"][side] for side in ("formula", "compiled"))
     p = result["parameter_mb"]
-    assert formula == {"dp": {"all-reduce": p}, "fsdp": {"all-gather": 2 * p, "all-reduce": p}}
+    assert formula["dp"]["all-reduce"] == formula["fsdp"]["all-reduce"] == p
+    assert formula["fsdp"]["all-gather"] == pytest.approx(2 * p, abs=0.01)
     assert list(compiled["dp"]) == ["all-reduce"]
     assert p <= compiled["dp"]["all-reduce"] < 2 * p
-    assert compiled["fsdp"]["all-gather"] == pytest.approx(2 * p, rel=0.1)
+    # Small arrays stay whole, and this model has many.
+    assert 1.5 * p < compiled["fsdp"]["all-gather"] < 2.1 * p
     for mode in ("dp", "fsdp"):
         shares = [result["efficiency"][mode][n] for n in ("8", "64", "512")]
         assert all(0 < s["none"] < s["full"] <= 1 for s in shares)
         assert shares[0]["none"] > shares[1]["none"] > shares[2]["none"]
+
+
+def test_activations_are_below_what_the_advice_reckons_with() -> None:
+    depth = "--config.model.overrides.depth=4"
+    result = script("activations", SMALL[0], depth, "--config.model.dtype=bfloat16")
+    assert result["benchmark"] == "activations"
+    kept, share = result["kept_mb"], result["share"]
+    assert kept["none"] > kept["dots"] > kept["full"] > 0
+    assert share["dots"] == pytest.approx(kept["dots"] / kept["none"], abs=0.01)
+    assert share["none"] == 1
+    assert all(share[policy] <= ACTIVATIONS[policy] for policy in ACTIVATIONS)
 
 
 def test_seconds_of_a_collective() -> None:

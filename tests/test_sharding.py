@@ -214,6 +214,20 @@ def test_the_step_donates_its_state(mode: str, request: pytest.FixtureRequest) -
 # What the devices tell each other
 
 
+def test_the_first_state_is_made_where_it_lies() -> None:
+    """Under fsdp no device computes, holds or is sent a whole large array."""
+    shardings = sharding.state_shardings(SHAPES, sharding.make_mesh(), "fsdp")
+    program = jax.jit(INIT, out_shardings=shardings).lower(jax.random.key(0)).compile().as_text()
+    pairs = zip(jax.tree.leaves(SHAPES), jax.tree.leaves(shardings), strict=True)
+    parts = {array.shape: where.shard_shape(array.shape) for array, where in pairs}
+    spread = {whole: part for whole, part in parts.items() if whole != part}
+    assert (64, 256) in spread
+    for whole, part in spread.items():
+        assert f"[{','.join(map(str, part))}]" in program
+        assert f"[{','.join(map(str, whole))}]" not in program
+    assert not moved_bytes(program)
+
+
 def test_one_device_tells_itself_nothing(single: Run) -> None:
     assert not moved_bytes(single.program)
 
