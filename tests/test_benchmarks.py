@@ -267,7 +267,7 @@ def test_scaling_counts_what_the_formula_says(started: dict[str, Future]) -> Non
     formula, compiled = (result["collectives_mb"][side] for side in ("formula", "compiled"))
     p = result["parameter_mb"]
     assert formula["dp"]["all-reduce"] == formula["fsdp"]["all-reduce"] == p
-    assert formula["fsdp"]["all-gather"] == pytest.approx(2 * p, abs=0.01)
+    assert formula["fsdp"]["all-gather"] == pytest.approx(2 * p, abs=0.02)  # both are rounded
     assert list(compiled["dp"]) == ["all-reduce"]
     assert p <= compiled["dp"]["all-reduce"] < 2 * p
     # Small arrays stay whole, and this model has many.
