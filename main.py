@@ -28,6 +28,7 @@ def main() -> int:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax speaks of its own affairs
     # Imported here, since --help need not wait for JAX.
+    from dino_jax.cache import keep_compiled_programs
     from dino_jax.config_file import override, read_config
     from dino_jax.distributed import initialize_if_launched
 
@@ -35,6 +36,7 @@ def main() -> int:
         config = read_config(arguments.config)
         override(config, settings)
         initialize_if_launched()
+        keep_compiled_programs()
         from dino_jax import train
         from dino_jax.loop import TrainingDiverged
 

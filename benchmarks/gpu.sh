@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Checks the package on a GPU and measures it: one command for a machine with a GPU.
 #
-#   benchmarks/gpu.sh [check | step | peer | augment | data | knn | all] ...      (default: all)
+#   benchmarks/gpu.sh [check | step | peer | augment | data | knn | startup | all] ...
 #
 #   check    numbers of the reference implementation, on the GPU at full matmul precision
 #   step     the training step: ViT-S/16 at two batch sizes, ViT-B/16
@@ -10,6 +10,8 @@
 #   data     ViT-S/16 behind the real pipeline, reading generated JPEG files; the pipeline alone,
 #            beside one of 2021, and the decoders that are installed
 #   knn      k-NN with ImageNet's numbers of images; beside PyTorch at a tenth of both
+#   startup  seconds until a run has made its first step, and until --help has answered
+#   all      every stage, as without arguments
 #
 # Adds one JSON line for each result to ${OUT:-benchmarks/results}/gpu.jsonl and prints tables of
 # that file at the end; whatever the commands wrote is in gpu.log beside it. A stage that fails or runs
@@ -27,9 +29,9 @@ stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=(all)
 for stage in "${stages[@]}"; do
   case $stage in
-    check | step | peer | augment | data | knn) ;;
-    all) stages=(check step peer augment data knn) ;;
-    *) die "unknown stage '$stage': choose from check, step, peer, augment, data, knn, all" ;;
+    check | step | peer | augment | data | knn | startup) ;;
+    all) stages=(check step peer augment data knn startup) ;;
+    *) die "unknown stage '$stage': choose from check, step, peer, augment, data, knn, startup, all" ;;
   esac
 done
 
@@ -183,6 +185,15 @@ knn() {
   fi
   measure 120 knn --queries=50000 --bank=1281167 --memory-budget=8589934592 --no-reference
   measure 120 knn --queries=5000 --bank=128000
+}
+
+startup() {
+  if [ -n "$tiny" ]; then
+    measure 400 startup --config=configs/default.py:debug --batch-size=8 --rounds=1 --jobs knn
+    return
+  fi
+  measure 240 startup --config=configs/vit_small.py --batch-size=64 --rounds=1 \
+    --config.model.dtype=bfloat16
 }
 
 for stage in "${stages[@]}"; do "$stage"; done

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
+from dino_jax.memory import planned_bytes
 from dino_jax.plan import make_plan
 from dino_jax.step import Batch, MakeViews, compile_step
 from dino_jax.train_state import TrainState
@@ -66,6 +67,4 @@ def peak_bytes(compiled: jax.stages.Compiled, device: jax.Device) -> tuple[int, 
     stats = device.memory_stats() or {}
     if "peak_bytes_in_use" in stats:
         return stats["peak_bytes_in_use"], "device"
-    plan = compiled.memory_analysis()
-    outputs = plan.output_size_in_bytes - plan.alias_size_in_bytes  # donated inputs are reused
-    return plan.argument_size_in_bytes + outputs + plan.temp_size_in_bytes, "compiler"
+    return planned_bytes(compiled), "compiler"

@@ -80,6 +80,39 @@ COLUMNS = {
         "convert GiB": "convert_peak_gib",
         "convert / file": "convert_peak_over_file",
     },
+    "activations": {
+        "config": "config",
+        "dtype": "dtype",
+        "MB an image, remat none": "kept_mb.none",
+        "dots": "kept_mb.dots",
+        "full": "kept_mb.full",
+        "share, dots": "share.dots",
+        "share, full": "share.full",
+    },
+    "startup": {
+        "config": "config",
+        "batch": "batch_size",
+        "device": "device",
+        "first step, cold s": "first_step_s.cold",
+        "warm s": "first_step_s.warm",
+        "warm / cold": "warm_share",
+        "cache MiB": "cache_mib",
+        "main.py --help s": "help_s.main",
+        "slowest --help s": "help_s_max",
+    },
+    "scaling": {
+        "config": "config",
+        "batch a GPU": "batch_size",
+        "step ms": "step_ms",
+        "from": "step_ms_from",
+        "parameters MB": "parameter_mb",
+        **{
+            f"{mode} {gpus}, {overlap} overlap": f"efficiency.{mode}.{gpus}.{overlap}"
+            for mode in ("dp", "fsdp")
+            for gpus in (8, 64, 512)
+            for overlap in ("none", "full")
+        },
+    },
     "knn": {
         "queries": "queries",
         "bank": "bank",

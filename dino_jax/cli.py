@@ -1,43 +1,57 @@
 """python -m dino_jax JOB: every job but training. Each is a typed function, run by its name."""
 
+import argparse
+import functools
+import importlib
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
-import tyro
-
-from dino_jax.data.pack import pack
-from dino_jax.distributed import initialize_if_launched
+from dino_jax.cache import keep_compiled_programs
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.copy_detection_job import copy_detection
-from dino_jax.evaluate.embed_job import embed
-from dino_jax.evaluate.knn_job import knn
-from dino_jax.evaluate.linear_job import linear
-from dino_jax.evaluate.logistic_job import logistic
-from dino_jax.evaluate.retrieval_job import retrieval
-from dino_jax.evaluate.video_segmentation_job import video_segmentation
-from dino_jax.inspection import inspect
-from dino_jax.visualize.attention_job import attention
-from dino_jax.visualize.pca_job import pca
-from dino_jax.visualize.score_job import attention_score
-from dino_jax.visualize.video_job import attention_video
-from dino_jax.weights.convert import convert
 
+
+class Job(NamedTuple):
+    """A function that has the job's name, and what it does in a few words."""
+
+    module: str
+    summary: str
+    computes: bool = True  # on the devices, which the others leave alone
+
+    def load(self, name: str) -> Callable[..., Any]:
+        """The function; called, it first sees to processes and programs."""
+        module = importlib.import_module(f"dino_jax.{self.module}")
+        function = getattr(module, name.replace("-", "_"))
+
+        @functools.wraps(function)
+        def run(*args: Any, **kwargs: Any) -> Any:
+            from dino_jax.distributed import initialize_if_launched
+
+            initialize_if_launched()
+            if self.computes:
+                keep_compiled_programs()
+            return function(*args, **kwargs)
+
+        return run
+
+
+# By module, so that a command imports what it runs and no more.
 JOBS = {
-    "knn": knn,
-    "linear": linear,
-    "logistic": logistic,
-    "embed": embed,
-    "attention": attention,
-    "attention-score": attention_score,
-    "attention-video": attention_video,
-    "pca": pca,
-    "retrieval": retrieval,
-    "copy-detection": copy_detection,
-    "video-segmentation": video_segmentation,
-    "pack": pack,
-    "convert": convert,
-    "inspect": inspect,
+    "knn": Job("evaluate.knn_job", "classify images by their nearest neighbours"),
+    "linear": Job("evaluate.linear_job", "train linear classifiers on frozen features"),
+    "logistic": Job("evaluate.logistic_job", "logistic regression, also few-shot"),
+    "embed": Job("evaluate.embed_job", "write the features of images to a file"),
+    "attention": Job("visualize.attention_job", "draw where a ViT looks in pictures"),
+    "attention-score": Job("visualize.score_job", "compare attention with true masks"),
+    "attention-video": Job("visualize.video_job", "draw where a ViT looks in a video"),
+    "pca": Job("visualize.pca_job", "draw principal components of patch tokens"),
+    "retrieval": Job("evaluate.retrieval_job", "landmarks of Revisited Oxford and Paris"),
+    "copy-detection": Job("evaluate.copy_detection_job", "attacked copies of Copydays"),
+    "video-segmentation": Job("evaluate.video_segmentation_job", "objects of DAVIS 2017"),
+    "pack": Job("data.pack", "write images to a few large files", False),
+    "convert": Job("weights.convert", "turn a .pth file of the reference into a checkpoint", False),
+    "inspect": Job("inspection", "say what a checkpoint holds", False),
 }
 
 
@@ -47,13 +61,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
       arguments: of the command line; unset, those of this process.
     """
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    parser = argparse.ArgumentParser(
+        prog="dino-jax",
+        usage="dino-jax JOB [--help] ...",
+        description="Jobs on trained DINO models:",
+        epilog="\n".join(f"  {name:19} {job.summary}" for name, job in JOBS.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("job", choices=JOBS, help=argparse.SUPPRESS)
+    name = parser.parse_args(words[:1]).job
+
     logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax speaks of its own affairs
+    import tyro  # the list of jobs does not need it
+
     try:
-        initialize_if_launched()
-        tyro.extras.subcommand_cli_from_dict(
-            JOBS, prog="dino-jax", description="Jobs on trained DINO models.", args=arguments
-        )
+        tyro.cli(JOBS[name].load(name), prog=f"dino-jax {name}", args=words[1:])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

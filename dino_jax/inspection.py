@@ -8,7 +8,6 @@ from typing import Any, Literal
 import jax
 from tyro.conf import Positional
 
-from dino_jax import checkpoint
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.results import table
 from dino_jax.settings import flatten
@@ -85,6 +84,8 @@ def _architecture(found: TorchCheckpoint) -> Rows:
 
 
 def _folder(name: str) -> tuple[Rows, dict[str, Any]]:
+    from dino_jax import checkpoint  # here: Orbax is slow to import, and --help needs none
+
     folder, step = folder_and_step(name)
     manager = checkpoint.open_for_reading(folder)
     try:

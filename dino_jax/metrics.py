@@ -63,6 +63,7 @@ class RunLog:
         self.batch_size = batch_size
         self.is_main = is_main
         self._step = resume_step
+        self._planned: dict[str, float] = {}
         self._bar: tqdm | None = None
         self._next_plain_line = time.monotonic()
 
@@ -128,7 +129,8 @@ class RunLog:
             "images_per_second": steps * self.batch_size / seconds,
             "data_wait": data_seconds / seconds,
             "seconds": seconds,
-        } | _peak_device_memory()
+        }
+        speed |= self._planned | _peak_device_memory()
         self._write_interval(step, values | speed | ({"health": health} if health else {}))
         self._add_scalars("train", values, step)
         self._add_scalars("speed", speed, step)
@@ -168,6 +170,10 @@ class RunLog:
         self._write_interval(step, values)
         self._add_scalars("epoch", values, step)
         self.message(f"step {step}{_knn_text(knn)}")
+
+    def note_memory(self, planned: int) -> None:
+        """Takes note of the bytes that a run is to take of a device; intervals record them."""
+        self._planned = {"planned_memory_gib": planned / 2**30}
 
     def message(self, text: str) -> None:
         """Shows a line to the user, above the progress bar where there is one."""

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from dino_jax import health, settings, sharding
@@ -19,7 +18,9 @@ from dino_jax.errors import UsageError
 from dino_jax.evaluate.online import OnlineKnn
 from dino_jax.interrupt import StopRequest
 from dino_jax.loop import Cadence, train_loop
+from dino_jax.memory import Need
 from dino_jax.metrics import RunLog, is_logged
+from dino_jax.out_of_memory import MemoryGuard
 from dino_jax.plan import make_plan
 from dino_jax.resume import check_same_run
 from dino_jax.step import compile_step
@@ -37,7 +38,8 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     Returns: {step, total_steps, finished, metrics, health, knn}, the last three of the last
       interval and epoch that had them.
     Raises:
-      UsageError: config, data or folder cannot be used; raised before the step compiles.
+      UsageError: config, data or folder cannot be used, which is said before the step compiles; or
+        the devices have too little memory.
       TrainingDiverged: three steps in a row were not finite.
     """
     workdir = Path(workdir)
@@ -62,6 +64,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
     with (
         StopRequest() as stop,  # outermost: a signal must not cut off the last save
+        MemoryGuard(config, Need.of(plan.shapes, plan.shardings, mesh), mesh.size) as memory,
         RunCheckpoints(
             workdir,
             about={"config": json.loads(config.to_json()), "num_images": len(source)},
@@ -117,7 +120,9 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             if not has_center:
                 state = state.replace(center=plan.center_of(state, first))
             step_fn = compile_step(plan.step, state, first, plan.shardings)
-            log.message(memory_line(step_fn, state))
+            memory.plan(step_fn)
+            log.message(size_line(plan.shapes, memory.need))
+            log.note_memory(memory.need.total)
             score = lambda state: knn(state.teacher_params, state.teacher_batch_stats)  # noqa: E731
             if knn and config.eval.knn_at_start and start == 0:
                 log.scores(0, score(state))
@@ -163,14 +168,10 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     return result | {"total_steps": total_steps, "finished": result["step"] == total_steps}
 
 
-def memory_line(step_fn: jax.stages.Compiled, state: TrainState) -> str:
-    """What the state and a step take of a device's memory, in a sentence."""
-    arrays = jax.tree.leaves(state)
-    parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    stored = sum(np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in arrays)
-    analysis = step_fn.memory_analysis()
+def size_line(shapes: TrainState, need: Need) -> str:
+    """How large a run is, in a sentence."""
+    parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
     return (
         f"{jax.process_count()} processes with {jax.local_device_count()} devices each; "
-        f"{parameters / 1e6:.1f} M parameters; per device {stored / 2**30:.2f} GiB of state, and "
-        f"{analysis.temp_size_in_bytes / 2**30:.2f} GiB more in a step"
+        f"{parameters / 1e6:.1f} M parameters; {need}"
     )

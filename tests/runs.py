@@ -49,10 +49,11 @@ KEYS = {
     "eval.resize": 16,
     "eval.crop": 16,
 }
-SPEED = ("seconds", "images_per_second", "data_wait", "device_memory_gib")
+SPEED = ("seconds", "images_per_second", "data_wait", "device_memory_gib", "planned_memory_gib")
 _compiled: dict[str, jax.stages.Compiled] = {}
 _folders = tempfile.TemporaryDirectory(prefix="dino_jax_runs_")
 COMPILATION = {
+    "jax_enable_compilation_cache": True,
     "jax_disable_most_optimizations": True,
     "jax_compilation_cache_dir": f"{_folders.name}/compiled",
     "jax_persistent_cache_min_compile_time_secs": 0.0,
@@ -123,6 +124,8 @@ def started(
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     environment |= {name.upper(): str(value) for name, value in COMPILATION.items()}
+    del environment["JAX_COMPILATION_CACHE_DIR"]  # the command's own cache is that folder
+    environment["DINO_JAX_CACHE"] = _folders.name
     with subprocess.Popen(
         [sys.executable, "main.py", "--config", CONFIG, "--workdir", str(workdir), *settings],
         cwd=ROOT,

@@ -19,20 +19,22 @@ from flax import nnx
 from PIL import Image
 
 from dino_jax.models import create_model
+from dino_jax.out_of_memory import ACTIVATIONS
 
 ROOT = Path(__file__).parent.parent
 BENCHMARKS = ROOT / "benchmarks"
 TORCH = importlib.util.find_spec("torch") is not None
 VARIANTS = ["eager", "modern"]
-TINY = [
+SMALL = [
     "--config=configs/default.py:debug",
     "--batch-size=4",
-    "--steps=1",
     "--config.model.overrides.depth=1",
 ]
+TINY = [*SMALL, "--steps=1"]
 # Compiling is most of the time here; and these processes need no virtual devices.
 ENVIRONMENT = os.environ | {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PLATFORMS": "cpu",
     "XLA_FLAGS": "",
     "PYTHONPATH": str(ROOT),
@@ -101,6 +103,8 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futu
                 *("--number=8", "--pil-number=2", "--threads", "2", "--rounds=1", "--batch-size=4"),
                 *("--canvas=64", "--global-size=32", "--local-size=16", "--local-number=1"),
             ),
+            "startup": threads.submit(script, "startup", *SMALL, "--rounds=1", "--jobs", "inspect"),
+            "scaling": threads.submit(script, "scaling", *SMALL, "--step-ms=1"),
         }
         if not TORCH:
             del runs["peer_torch"]
@@ -264,6 +268,68 @@ def test_knn_of_both_sides_agrees() -> None:
     assert min(result["seconds"].values()) > 0
     assert result["ratio"] > 0
     assert 100 / 7 < result["top1"]["9"] < 100
+
+
+def test_startup(started: dict[str, Future]) -> None:
+    result = started["startup"].result()
+    assert result["benchmark"] == "startup"
+    seconds = result["first_step_s"]
+    assert min(seconds.values()) > 0
+    assert result["warm_share"] == pytest.approx(seconds["warm"] / seconds["cold"], abs=0.01)
+    assert result["cache_mib"] > 0, "a cold start leaves its programs"
+    assert list(result["help_s"]) == ["main", "jobs", "inspect"]
+    assert result["help_s_max"] == max(result["help_s"].values()) > 0
+
+
+def test_scaling_counts_what_the_formula_says(started: dict[str, Future]) -> None:
+    result = started["scaling"].result()
+    assert result["benchmark"] == "scaling"
+    formula, compiled = (result["collectives_mb"][side] for side in ("formula", "compiled"))
+    p = result["parameter_mb"]
+    assert formula["dp"]["all-reduce"] == formula["fsdp"]["all-reduce"] == p
+    assert formula["fsdp"]["all-gather"] == pytest.approx(2 * p, abs=0.02)  # both are rounded
+    assert list(compiled["dp"]) == ["all-reduce"]
+    assert p <= compiled["dp"]["all-reduce"] < 2 * p
+    # Small arrays stay whole, and this model has many.
+    assert 1.5 * p < compiled["fsdp"]["all-gather"] < 2.1 * p
+    for mode in ("dp", "fsdp"):
+        shares = [result["efficiency"][mode][n] for n in ("8", "64", "512")]
+        assert all(0 < s["none"] < s["full"] <= 1 for s in shares)
+        assert shares[0]["none"] > shares[1]["none"] > shares[2]["none"]
+
+
+def test_activations_are_below_what_the_advice_reckons_with() -> None:
+    depth = "--config.model.overrides.depth=4"
+    result = script("activations", SMALL[0], depth, "--config.model.dtype=bfloat16")
+    assert result["benchmark"] == "activations"
+    kept, share = result["kept_mb"], result["share"]
+    assert kept["none"] > kept["dots"] > kept["full"] > 0
+    assert share["dots"] == pytest.approx(kept["dots"] / kept["none"], abs=0.01)
+    assert share["none"] == 1
+    assert all(share[policy] <= ACTIVATIONS[policy] for policy in ACTIVATIONS)
+
+
+def test_seconds_of_a_collective() -> None:
+    """64 GB over two nodes of four: 48 GB arrive by links, and 8 of a quarter by the network."""
+    from scaling import Cluster, efficiency
+
+    cluster = Cluster(node=4, link=12e9, network=1e9)
+    assert cluster.one_way_seconds(64e9, 8) == pytest.approx(48 / 12 + 16 / 2)
+    assert cluster.one_way_seconds(64e9, 4) == pytest.approx(48 / 12)
+    assert efficiency(30, 10) == {"none": 0.75, "full": 1}
+    assert efficiency(10, 40) == {"none": 0.2, "full": 0.25}
+
+
+def test_bytes_of_collectives() -> None:
+    from collectives import moved_bytes
+
+    program = """
+      %a = (f32[2,3]{1,0}, s32[]) all-reduce(%x, %y), replica_groups={}
+      %b = bf16[10]{0} all-gather(%z), dimensions={0}
+      %c = f32[5]{0} add(%p, %q)
+      ROOT %d = pred[7]{0} all-reduce(%e)
+    """
+    assert moved_bytes(program) == {"all-reduce": 24 + 4 + 7, "all-gather": 20}
 
 
 def test_gpu_script_goes_on_after_a_failure(tmp_path: Path) -> None:

@@ -88,8 +88,9 @@ def test_log_txt_is_what_users_of_the_reference_parse(tmp_path: Path) -> None:
 
 
 def test_intervals_hold_metrics_and_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_peak_device_memory", lambda: {"device_memory_gib": 1.5})
+    monkeypatch.setattr(metrics, "_peak_device_memory", lambda: {"device_memory_gib": 1.25})
     with open_log(tmp_path, resume_step=2) as log:
+        log.note_memory(3 << 29)
         log.interval(4, {"loss": 3.0, "lr": 0.1}, seconds=0.5, data_seconds=0.1)
         line = (tmp_path / "metrics.jsonl").read_text()  # there before the run ends
         log.interval(10, {"loss": 2.0, "lr": 0.2}, seconds=2.0, data_seconds=0.0)
@@ -101,7 +102,8 @@ def test_intervals_hold_metrics_and_speed(tmp_path: Path, monkeypatch: pytest.Mo
         "images_per_second": 2 * BATCH / 0.5,
         "data_wait": 0.2,
         "seconds": 0.5,
-        "device_memory_gib": 1.5,
+        "planned_memory_gib": 1.5,
+        "device_memory_gib": 1.25,
     }
     assert records(tmp_path / "metrics.jsonl")[1]["images_per_second"] == 6 * BATCH / 2.0
 

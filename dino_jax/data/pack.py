@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import grain
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from tqdm import tqdm
@@ -58,6 +57,8 @@ def pack(
             f"out={out}: {part} is what a packing has left that did not come to its end, or is "
             "still at work; remove it, or give another folder"
         )
+    import grain  # here: it is slow to import, and --help needs none
+
     opened = open_source(source)
     missing: list[int] = []
 

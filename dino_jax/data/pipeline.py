@@ -15,15 +15,17 @@ import math
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import grain
 import numpy as np
 from PIL import Image
 
 from dino_jax.data.decode import UnreadableImage, decode, resize_and_crop
 from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
+
+if TYPE_CHECKING:
+    import grain
 
 Batch = dict[str, np.ndarray]
 T = TypeVar("T")
@@ -161,7 +163,7 @@ def train_batches(
             f"{records.source.spec}, so an epoch has no step; choose a smaller batch"
         )
     # `repeat` after the cut, so that batches end with the epoch; grain reshuffles at each repeat.
-    order = grain.MapDataset.source(range(len(records))).seed(seed).shuffle()
+    order = counted(len(records)).seed(seed).shuffle()
     order = order[: steps_per_epoch * batch_size].repeat()
     order = order[process_index::process_count][start_step * local_size :]
     load = functools.partial(decode, max_side=canvas_size, channels=records.channels)
@@ -234,7 +236,7 @@ def eval_batches(
             "valid": loaded is not None,
         }
 
-    order = grain.MapDataset.source(range(math.ceil(count / batch_size) * batch_size))
+    order = counted(math.ceil(count / batch_size) * batch_size)
     order = order[process_index::process_count]
     return in_batches(order, read, local_size, (canvas_size, canvas_size, channels), num_threads)
 
@@ -248,8 +250,15 @@ def _local_size(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
+def counted(number: int) -> "grain.MapDataset":
+    """The whole numbers below `number`, to be shuffled, cut and handed to `in_batches`."""
+    import grain  # here: it is slow to import, and --help needs none
+
+    return grain.MapDataset.source(range(number))
+
+
 def in_batches(
-    order: grain.MapDataset,
+    order: "grain.MapDataset",
     read: Callable[[int], dict[str, Any]],
     local_size: int,
     canvas_shape: tuple[int, int, int],

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
-import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from dino_jax import sharding
-from dino_jax.data.pipeline import Records, in_batches
+from dino_jax.data.pipeline import Records, counted, in_batches
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.backbone import PlacedBackbone
 from dino_jax.evaluate.features import Features, join, one_ahead
@@ -155,7 +154,7 @@ class PicturePass:
                 "valid": pixels is not None,
             }
 
-        order = grain.MapDataset.source(range(math.ceil(count / batch_size) * batch_size))
+        order = counted(math.ceil(count / batch_size) * batch_size)
         order = order[jax.process_index() :: processes]
         shape = *group.canvas, records.channels
         return in_batches(order, read, batch_size // processes, shape, options.num_threads, _CHUNK)

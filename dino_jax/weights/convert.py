@@ -11,7 +11,6 @@ import jax
 import jax.numpy as jnp
 from tyro.conf import Positional
 
-from dino_jax.checkpoint import FOLDER, RunCheckpoints, to_items
 from dino_jax.errors import UsageError, about
 from dino_jax.weights.load import from_torch, without_head
 from dino_jax.weights.locate import find_file, full_if_released
@@ -64,6 +63,8 @@ def _converted(
 
     On return the file's own tensors are no longer in memory.
     """
+    from dino_jax.checkpoint import to_items  # here: Orbax is slow to import
+
     found = read_torch_checkpoint(path)
     if found.kind == "linear":
         raise UsageError(f"{file} is a linear classifier: `dino_jax.load` reads it as it is")
@@ -96,6 +97,8 @@ def _file_hash(path: Path) -> str:
 
 def _write(out: Path, items: dict[str, PyTree], facts: dict[str, Any]) -> None:
     """Writes a new folder beside the old one first, so that nothing is lost when that fails."""
+    from dino_jax.checkpoint import FOLDER, RunCheckpoints
+
     new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)

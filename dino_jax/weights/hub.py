@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+from dino_jax.cache import cache_folder, make_private
 from dino_jax.errors import UsageError
 from dino_jax.weights.download import DownloadError, download, forget, is_safe
 
@@ -100,8 +101,8 @@ def find(name: str) -> Released:
 def fetch(name: str, what: Kind = "backbone") -> Path:
     """The file of a released model on this machine, downloaded if it is not there yet.
 
-    Files are kept in `$XDG_CACHE_HOME/dino_jax` (`~/.cache/dino_jax`), private to the user. Once a
-    file is there nothing is asked of the network. One that was put there by hand serves as well.
+    Files are kept in `cache.cache_folder()`, private to the user. Once a file is there nothing is
+    asked of the network. One that was put there by hand serves as well.
 
     The published files come without checksums, so the first copy is trusted, as far as https
     vouches for its sender. Its SHA-256 is written beside it (`FILE.sha256`, in the format of
@@ -124,7 +125,7 @@ def fetch(name: str, what: Kind = "backbone") -> Path:
     if what not in model.kinds:
         raise UsageError(f"{name} has no file {what!r}: choose one of {', '.join(model.kinds)}")
     mirror = _mirror()
-    path = (mirror if isinstance(mirror, Path) else _cache_folder()) / model.path(what)
+    path = (mirror if isinstance(mirror, Path) else cache_folder()) / model.path(what)
     try:
         if isinstance(mirror, Path):
             _check_mirrored(path, model.url(what))
@@ -140,7 +141,7 @@ def fetch(name: str, what: Kind = "backbone") -> Path:
         ) from error
     except OSError as error:
         raise UsageError(
-            f"{error}; XDG_CACHE_HOME names another place for caches, DINO_JAX_HUB another mirror"
+            f"{error}; DINO_JAX_CACHE names another folder for caches, DINO_JAX_HUB another mirror"
         ) from error
     return path
 
@@ -191,16 +192,9 @@ def _check_mirrored(path: Path, url: str) -> None:
         _check_hash(path)
 
 
-def _cache_folder() -> Path:
-    base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # A relative path there is to be ignored (XDG base directory specification).
-    return (base if base.is_absolute() else Path.home() / ".cache") / "dino_jax"
-
-
 def _admit(path: Path, url: str, *, limit: int) -> None:
     """Brings a file with its hash into the cache; one process at a time."""
-    for folder in (path.parent.parent, path.parent):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(path.parent)
     with _locked(path):
         if not path.exists():
             part = Path(f"{path}.part")

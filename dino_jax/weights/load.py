@@ -15,7 +15,7 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from dino_jax import checkpoint, settings
+from dino_jax import settings
 from dino_jax.errors import UsageError, about
 from dino_jax.models import MODELS, default_settings
 from dino_jax.models.network import abstract, split
@@ -218,6 +218,8 @@ def read_folder(
     Raises:
       UsageError: there is no such checkpoint, or it cannot be read.
     """
+    from dino_jax import checkpoint  # here: Orbax is slow to import, and --help needs none
+
     folder, step = folder_and_step(weights)
     manager = checkpoint.open_for_reading(folder)
     try:

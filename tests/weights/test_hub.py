@@ -189,7 +189,7 @@ def test_a_cache_that_cannot_be_written(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    with pytest.raises(UsageError, match=r"Not a directory.*XDG_CACHE_HOME names another"):
+    with pytest.raises(UsageError, match=r"Not a directory.*DINO_JAX_CACHE names another"):
         hub.fetch("dino_vits16")
     assert not server.asked
 

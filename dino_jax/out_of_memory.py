@@ -1,0 +1,166 @@
+"""Answers a device that is out of memory with the settings that would fit.
+
+What a change saves is an estimate, rather too small than too large. The bytes of a step are taken
+for a part that does not depend on the batch, a few times the weights, and for a part for each image
+of a pass, which remat shrinks. benchmarks/README.md has the figures behind both.
+"""
+
+import dataclasses
+import os
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import jax
+from ml_collections import ConfigDict
+
+from dino_jax.errors import UsageError
+from dino_jax.memory import Need
+
+# What the backward pass finds of each image, as shares of all activations. A ViT keeps 0.22 and
+# 0.04, a ResNet 0.31 and 0.17; the rest is room for what is computed again.
+ACTIVATIONS = {"none": 1.0, "dots": 0.4, "full": 0.25}
+WEIGHTS = {"dp": 2, "fsdp": 3}  # copies in a step: gradients, results; what fsdp gathers
+MARGIN = 1.05  # of an estimate
+GPU_SHARE = 0.75  # of a GPU's memory that JAX takes unless told otherwise
+_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+_SIGNS = ("resource_exhausted", "out of memory", "out_of_memory")  # in what JAX raises
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether JAX raised this because the memory of a device is exhausted."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(
+        sign in str(error).lower() for sign in _SIGNS
+    )
+
+
+class MemoryGuard:
+    """While entered, what JAX raises of exhausted memory becomes advice on what would fit.
+
+    Args:
+      config: of the run.
+      need: what the run takes, as far as shapes tell.
+      num_devices: that share the batch.
+    Raises:
+      UsageError: on entering or in `plan`, where the device's memory is known not to do; on
+        leaving, where it did not.
+    """
+
+    def __init__(self, config: ConfigDict, need: Need, num_devices: int) -> None:
+        self._config, self.need, self._num_devices = config, need, num_devices
+
+    def __enter__(self) -> Self:
+        self._check()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if is_out_of_memory(error):
+            raise UsageError(answer(self._config, self.need, self._num_devices)) from error
+
+    def plan(self, step: jax.stages.Compiled) -> None:
+        """Takes note of what the compiled step adds."""
+        self.need = self.need.with_step(step)
+        self._check()
+
+    def _check(self) -> None:
+        if not self.need.fits:
+            raise UsageError(answer(self._config, self.need, self._num_devices))
+
+
+def answer(config: ConfigDict, need: Need, num_devices: int) -> str:
+    """What is needed, what there is, and the changes that would fit, in a sentence or two."""
+    changes = list(remedies(config, need, num_devices))
+    return (
+        f"the memory of a device does not do: {need}. "
+        + (f"Each of these would fit, by estimate: {'; '.join(changes)}" if changes else _NOTHING)
+        + ". Checkpoints are as the last save left them"
+    )
+
+
+_NOTHING = (
+    "No single change would fit: combine --config.model.remat=full, --config.train.sharding=fsdp "
+    "(several devices), --config.train.batch_size and --config.head.out_dim, or take a smaller "
+    "model.name or larger devices"
+)
+
+
+def remedies(config: ConfigDict, need: Need, num_devices: int) -> Iterator[str]:
+    """The changes that would fit, each by itself: those that keep the result come first."""
+    need = with_any_step(need)
+    room = available(need)
+    batch, accumulation = config.train.batch_size, config.optim.accumulation_steps
+
+    def fitting(key: str, values: Iterable[Any]) -> Iterator[str]:
+        for value in values:
+            if MARGIN * predicted(config, need, num_devices, {key: value}) <= room:
+                yield f"--config.{key}={value}"
+                return
+
+    policies = list(ACTIVATIONS)
+    yield from fitting("model.remat", policies[policies.index(config.model.remat) + 1 :])
+    if num_devices > 1:
+        yield from fitting("train.sharding", {"dp": ["fsdp"]}.get(config.train.sharding, []))
+    images = batch // num_devices
+    yield from fitting(
+        "optim.accumulation_steps",
+        (n for n in range(accumulation + 1, images + 1) if images % n == 0),
+    )
+    multiple = num_devices * accumulation
+    yield from (
+        f"{change} (another run: in a new workdir)"
+        for change in fitting("train.batch_size", range(batch - multiple, 0, -multiple))
+    )
+    larger = (need.limit or 0) * 0.95 / GPU_SHARE
+    if _FRACTION not in os.environ and room < need.total <= larger:
+        yield f"the environment variable {_FRACTION}=0.95, on a GPU"
+
+
+def with_any_step(need: Need) -> Need:
+    """The need with some bytes for a step that has not been compiled: twice what is left for it.
+
+    What a step takes is not known then, only that half of it may do.
+    """
+    if need.step is not None:
+        return need
+    left = 50 * need.state if need.limit is None else max(need.limit - need.state, 0)
+    return dataclasses.replace(need, step=2 * left)
+
+
+def available(need: Need) -> int:
+    """Bytes that a change has to do with: the limit, or half a step where the run was within it."""
+    return need.state + need.step // 2 if need.fits else need.limit
+
+
+def predicted(config: ConfigDict, need: Need, num_devices: int, changes: dict[str, Any]) -> float:
+    """About the bytes that the run would take of each device with other settings.
+
+    Args:
+      config: the settings that `need` was found for.
+      need: of those.
+      num_devices: that share the batch.
+      changes: {key: value} of model.remat, train.sharding, train.batch_size and
+        optim.accumulation_steps.
+    """
+    now = {
+        "model.remat": config.model.remat,
+        "train.sharding": config.train.sharding,
+        "train.batch_size": config.train.batch_size,
+        "optim.accumulation_steps": config.optim.accumulation_steps,
+    }
+    then = now | changes
+
+    def whatever_the_batch(settings: dict[str, Any]) -> int:
+        return WEIGHTS[settings["train.sharding"]] * need.weights
+
+    def images(settings: dict[str, Any]) -> float:
+        passes = settings["optim.accumulation_steps"] * num_devices
+        return settings["train.batch_size"] / passes * ACTIVATIONS[settings["model.remat"]]
+
+    by_images = max(need.step - whatever_the_batch(now), 0) * images(then) / images(now)
+    spread = num_devices if (now["train.sharding"], then["train.sharding"]) == ("dp", "fsdp") else 1
+    return need.state / spread + whatever_the_batch(then) + by_images

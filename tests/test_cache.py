@@ -1,0 +1,136 @@
+"""Where compiled programs are kept, and when they are not."""
+
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from dino_jax.cache import cache_folder, keep_compiled_programs
+
+SETTINGS = (
+    "jax_enable_compilation_cache",
+    "jax_compilation_cache_dir",
+    "jax_persistent_cache_min_compile_time_secs",
+)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The folder of compiled programs of this test; JAX is as it is outside of tests."""
+    before = {name: jax.config.values[name] for name in SETTINGS}
+    monkeypatch.setenv("DINO_JAX_CACHE", str(tmp_path / "cache"))
+    jax.config.update("jax_enable_compilation_cache", True)
+    compilation_cache.reset_cache()
+    yield tmp_path / "cache/compiled"
+    for name, value in before.items():
+        jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+
+def mode(folder: Path) -> int:
+    return stat.S_IMODE(folder.stat().st_mode)
+
+
+def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert cache_folder() == tmp_path / "cache"
+    monkeypatch.delenv("DINO_JAX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "dino_jax"
+    for unusable in ("", "relative"):
+        monkeypatch.setenv("XDG_CACHE_HOME", unusable)
+        assert cache_folder() == Path.home() / ".cache/dino_jax"
+
+
+def test_programs_are_kept_in_private(folder: Path) -> None:
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+    assert mode(folder) == mode(folder.parent) == 0o700
+
+
+def compiled(offset: float) -> jax.Array:
+    """The result of a program that is compiled for this call."""
+    jax.clear_caches()
+    compilation_cache.reset_cache()
+    return jax.jit(lambda x: jnp.sin(x) + offset)(jnp.ones(3))
+
+
+def test_a_damaged_entry_is_compiled_again(folder: Path) -> None:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    keep_compiled_programs()
+    expected = compiled(2.0)
+    (entry,) = folder.glob("jit__lambda*")
+    entry.write_bytes(entry.read_bytes()[:-20])  # as a process that was killed leaves it
+    with pytest.warns(UserWarning, match="Error reading persistent compilation cache entry"):
+        assert (compiled(2.0) == expected).all()
+
+
+def test_what_the_user_has_set_stays(folder: Path, tmp_path: Path) -> None:
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_enable_compilation_cache", False)
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert not folder.exists()
+
+
+def test_on_a_cpu_nothing_is_kept_unasked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DINO_JAX_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir == str(folder / "dino_jax/compiled")
+
+
+def test_several_processes_need_a_folder_that_they_share(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir == str(folder)
+    jax.config.update("jax_compilation_cache_dir", None)
+    monkeypatch.delenv("DINO_JAX_CACHE")
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+@pytest.mark.parametrize("permissions", [0o770, 0o702])
+def test_a_folder_that_others_can_write_to_is_not_used(
+    permissions: int, folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.mkdir(parents=True)
+    folder.chmod(permissions)
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert f"{folder} can be written to by other users (chmod 700 {folder}" in caplog.text
+    assert "DINO_JAX_CACHE names another folder" in caplog.text
+
+
+def test_a_folder_of_another_user_is_not_used(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.mkdir(parents=True, mode=0o700)
+    monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert f"compiled programs are not kept: {folder} belongs to another user" in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_no_hindrance(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder.parent.touch()
+    keep_compiled_programs()
+    assert jax.config.jax_compilation_cache_dir is None
+    assert "compiled programs are not kept" in caplog.text
+    assert "Not a directory" in caplog.text

@@ -1,0 +1,58 @@
+"""`--help` answers without what only a running job needs."""
+
+import subprocess
+import sys
+
+import pytest
+import runs
+
+from dino_jax.cli import JOBS
+
+# Each takes a tenth of a second or more to import.
+HEAVY = (
+    "grain",
+    "matplotlib",
+    "orbax",
+    "pyarrow",
+    "sklearn",
+    "tensorboardX",
+    "tensorflow_datasets",
+)
+COMPUTING = ("flax", "jax", "numpy", "optax", "tyro")
+
+
+def imported(code: str) -> set[str]:
+    """The modules that some code has imported when it ends, however it does."""
+    code = (
+        f"import atexit, sys\natexit.register(lambda: print(*sys.modules, file=sys.stderr))\n{code}"
+    )
+    command = [sys.executable, "-W", "error", "-c", code]
+    done = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "--help" in done.stdout
+    return set(done.stderr.split())
+
+
+@pytest.mark.parametrize("module", ["main", "dino_jax.cli"])
+def test_help_of_the_commands_imports_nothing_heavy(module: str) -> None:
+    code = f"import sys; sys.argv = ['command', '--help']; from {module} import main; main()"
+    assert not imported(code) & {*HEAVY, *COMPUTING}
+
+
+def test_help_of_the_jobs_imports_nothing_that_runs_them() -> None:
+    """All in one process, so that whatever one of them imports is seen."""
+    code = f"""
+from contextlib import suppress
+from dino_jax.cli import main
+for job in {list(JOBS)}:
+    with suppress(SystemExit):
+        main([job, "--help"])
+"""
+    assert not imported(code) & set(HEAVY)
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_job_is_there(name: str) -> None:
+    function = JOBS[name].load(name)
+    assert function.__name__ == name.replace("-", "_")
+    assert function.__doc__

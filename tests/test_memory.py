@@ -1,0 +1,87 @@
+"""What a run takes of its devices' memory, counted by hand."""
+
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import pytest
+import runs
+from jax.sharding import NamedSharding, PartitionSpec
+
+from dino_jax import sharding
+from dino_jax.memory import Need, device_limit, planned_bytes, stored_bytes
+from dino_jax.plan import make_plan
+
+
+def test_bytes_of_arrays_on_each_device() -> None:
+    mesh = sharding.make_mesh()
+    arrays = {
+        "spread": jax.ShapeDtypeStruct((16, 3), jnp.float32),
+        "whole": jax.ShapeDtypeStruct((5,), jnp.int8),
+    }
+    shardings = {
+        "spread": NamedSharding(mesh, PartitionSpec("data")),
+        "whole": sharding.replicated(mesh),
+    }
+    assert stored_bytes(arrays, shardings) == 16 * 3 * 4 / 8 + 5
+
+
+def test_bytes_of_a_compiled_function() -> None:
+    """A result that takes its argument's place counts once."""
+
+    def update(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return state + 1, x[:10] * 2
+
+    shapes = [jax.ShapeDtypeStruct((n,), jnp.float32) for n in (1000, 300)]
+    compiled = jax.jit(update, donate_argnums=0).lower(*shapes).compile()
+    without = jax.jit(update).lower(*shapes).compile()
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    results = compiled.memory_analysis().output_size_in_bytes - 4000 - 40  # a table of the two
+    assert planned_bytes(compiled) == 4000 + 1200 + 40 + results + temporary
+    assert planned_bytes(without) == planned_bytes(compiled) + 4000
+
+
+def test_a_backend_that_does_not_plan() -> None:
+    silent = SimpleNamespace(memory_analysis=lambda: None)
+    assert planned_bytes(silent) is None
+    need = Need(state=3 << 29, weights=1 << 29, limit=None).with_step(silent)
+    assert need.step is None
+    assert need.fits
+    assert str(need) == "per device 1.50 GiB of state"
+
+
+def test_the_smallest_device_sets_the_limit() -> None:
+    def mesh(*limits: int | None) -> SimpleNamespace:
+        stats = [None if n is None else {"bytes_limit": n} for n in limits]
+        devices = [SimpleNamespace(memory_stats=lambda s=s: s) for s in stats]
+        return SimpleNamespace(local_devices=devices)
+
+    assert device_limit(mesh(30, 20, 25)) == 20
+    assert device_limit(mesh(None)) is None
+    assert device_limit(sharding.make_mesh()) is None, "a CPU does not say"
+
+
+@pytest.mark.parametrize(("limit", "fits"), [(10 << 30, True), ((10 << 30) - 1, False)])
+def test_whether_it_fits(limit: int, fits: bool) -> None:
+    need = Need(state=3 << 30, weights=1 << 30, limit=limit, step=7 << 30)
+    assert need.fits == fits
+    assert str(need) == "per device 3.00 GiB of state and 7.00 GiB more in a step, of 10.00 GiB"
+
+
+@pytest.mark.parametrize("mode", sharding.MODES)
+def test_the_state_takes_what_shapes_foretell(mode: str) -> None:
+    mesh = sharding.make_mesh()
+    config = runs.tiny_config(train__sharding=mode, head__hidden_dim=256)
+    plan = make_plan(config, mesh, steps_per_epoch=5)
+    need = Need.of(plan.shapes, plan.shardings, mesh)
+    with runs.quick_compilation():
+        state = plan.first_state(0)
+    for device in mesh.devices:
+        held = [
+            shard.data.nbytes
+            for array in jax.tree.leaves(state)
+            for shard in array.addressable_shards
+            if shard.device == device
+        ]
+        assert sum(held) == need.state
+    assert need.weights == sum(array.nbytes for array in jax.tree.leaves(state.params))
