@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
 # Checks the package on a GPU and measures it: one command for a machine with a GPU.
 #
-#   benchmarks/gpu.sh [check | step | peer | augment | data | knn | startup | all] ...
+#   benchmarks/gpu.sh [check | step | peer | augment | data | knn | startup | variants | all] ...
 #
 #   check    numbers of the reference implementation, on the GPU at full matmul precision
 #   step     the training step: ViT-S/16 at two batch sizes, ViT-B/16
-#   peer     the same step in PyTorch, as of 2021 and as of today
+#   peer     the same step in PyTorch, as of 2021 and as of today; features of images likewise
 #   augment  all crops on the GPU, and by PIL on one core
 #   data     ViT-S/16 behind the real pipeline, reading generated JPEG files; the pipeline alone,
 #            beside one of 2021, and the decoders that are installed
 #   knn      k-NN with ImageNet's numbers of images; beside PyTorch at a tenth of both
 #   startup  seconds until a run has made its first step, and until --help has answered
-#   all      every stage, as without arguments
+#   variants other ways to compute the step, each checked, then timed beside the package's
+#   all      every stage but the last, as without arguments
 #
 # Adds one JSON line for each result to ${OUT:-benchmarks/results}/gpu.jsonl and prints tables of
 # that file at the end; whatever the commands wrote is in gpu.log beside it. A stage that fails or runs
@@ -29,9 +30,10 @@ stages=("$@")
 [ ${#stages[@]} -gt 0 ] || stages=(all)
 for stage in "${stages[@]}"; do
   case $stage in
-    check | step | peer | augment | data | knn | startup) ;;
+    check | step | peer | augment | data | knn | startup | variants) ;;
     all) stages=(check step peer augment data knn startup) ;;
-    *) die "unknown stage '$stage': choose from check, step, peer, augment, data, knn, startup, all" ;;
+    *) die "unknown stage '$stage': choose from check, step, peer, augment, data, knn, startup," \
+      "variants, all" ;;
   esac
 done
 
@@ -144,10 +146,13 @@ peer() {
   if [ -n "$tiny" ]; then
     measure 400 peer_torch --config=configs/default.py:debug --batch-size=8 --steps=1 --rounds=2 \
       --variant eager modern
+    measure 400 features --config=configs/default.py:debug --batch-size=8 --steps=1 --rounds=2
     return
   fi
   measure 300 peer_torch --config=configs/vit_small.py --batch-size=64 --steps=10 --rounds=5 \
     --variant eager modern --config.model.dtype=bfloat16
+  measure 60 features --config=configs/vit_small.py --batch-size=256 --steps=10 \
+    --config.model.dtype=bfloat16
 }
 
 augment() {
@@ -194,6 +199,22 @@ startup() {
   fi
   measure 240 startup --config=configs/vit_small.py --batch-size=64 --rounds=1 \
     --config.model.dtype=bfloat16
+}
+
+variants() {
+  if [ -n "$tiny" ]; then
+    measure 400 variants --config=configs/default.py:debug --batch-size=8 --steps=1 --rounds=1 \
+      --variant scan both-from-input
+    return
+  fi
+  # A process each, so a few at a time: they share the memory of the GPU.
+  local group
+  for group in "attention-xla attention-cudnn" "both-from-input half-logits" "scan barriers" \
+    "no-triton-gemm rbg" "remat-dots remat-full"; do
+    # shellcheck disable=SC2086
+    measure 200 variants --config=configs/vit_small.py --batch-size=64 --steps=10 --rounds=5 \
+      --config.model.dtype=bfloat16 --variant $group
+  done
 }
 
 for stage in "${stages[@]}"; do "$stage"; done

@@ -104,10 +104,14 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futu
                 *("--canvas=64", "--global-size=32", "--local-size=16", "--local-number=1"),
             ),
             "startup": threads.submit(script, "startup", *SMALL, "--rounds=1", "--jobs", "inspect"),
+            "variants": threads.submit(
+                script, "variants", *SMALL, "--rounds=1", "--steps=1", "--variant", "both-from-input"
+            ),
+            "features": threads.submit(script, "features", *TINY, "--rounds=1", "--steps=1"),
             "scaling": threads.submit(script, "scaling", *SMALL, "--step-ms=1"),
         }
         if not TORCH:
-            del runs["peer_torch"]
+            del runs["peer_torch"], runs["features"]
         yield runs
 
 
@@ -151,6 +155,29 @@ def test_peer_torch_computes_the_same(started: dict[str, Future]) -> None:
     assert len(set(ours)) == len(ours) == 3, "the steps changed nothing"
     for variant in VARIANTS:
         np.testing.assert_allclose(result["losses"][variant], ours, rtol=1e-5)
+
+
+def test_variants_compute_the_same(started: dict[str, Future]) -> None:
+    result = started["variants"].result()
+    assert result["refused"] == {}
+    assert list(result["ratio"]) == ["ours", "both-from-input"]
+    assert min(result["step_ms"].values()) > 0
+    assert min(result["mb_per_image"].values()) > 0
+
+
+def test_a_variant_that_computes_something_else_is_seen() -> None:
+    from variants import difference
+
+    ours = [np.array([1.0, 4.0]), np.array([2.0])]
+    assert difference(ours, ours) == 0
+    assert difference(ours, [np.array([1.0, 5.0]), np.array([2.0])]) == 0.25
+
+
+@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install 'dino_jax[torch]'")
+def test_features_agree_with_torch(started: dict[str, Future]) -> None:
+    result = started["features"].result()
+    assert result["apart"] < 1e-3
+    assert result["ratio"] > 0
 
 
 class Answers:

@@ -1,0 +1,65 @@
+"""Features of images: our backbone beside PyTorch's, in turns; prints one JSON line.
+
+python benchmarks/features.py --config=configs/vit_small.py --batch-size=32
+
+Both sides have the same weights and images of the global crops' size, on the device from the start;
+their features must agree before anything is timed, within 1e-3 of the largest in float32 and 0.1
+in bfloat16, else the exit code is 1.
+"""
+
+import json
+import sys
+from statistics import median
+
+import numpy as np
+from config_flag import describe, load, parser
+from ml_collections import ConfigDict
+from peers.task import Task
+from peers.worker import Worker
+
+
+def open_ours(config: ConfigDict) -> object:
+    from peers.forward import OurForward  # here and below: in the process of that side
+
+    return OurForward(config)
+
+
+def open_torch(task: Task) -> object:
+    from peers.forward import TorchForward
+
+    return TorchForward(task)
+
+
+def main() -> int:
+    flags = parser(__doc__)
+    flags.add_argument("--rounds", type=int, default=5, help="turns of each side")
+    flags.add_argument("--steps", type=int, default=4, help="batches in a turn")
+    flags, overrides = flags.parse_known_args()
+    config = load(flags, overrides)
+    ours = Worker(open_ours, config)
+    task = ours.call("task")
+    sides = {"ours": ours, "torch": Worker(open_torch, task)}
+
+    side = config.crops.global_size
+    shape = flags.batch_size, side, side, task.sizes["in_channels"]
+    images = np.random.default_rng(1).standard_normal(shape, np.float32)
+    features = {name: worker.call("features", images) for name, worker in sides.items()}
+    apart = float(np.abs(features["ours"] - features["torch"]).max() / features["torch"].max())
+    result = {"benchmark": "features", "apart": apart}
+    equal = apart < (1e-3 if task.dtype == "float32" else 0.1)
+    if equal:
+        times = [
+            {name: worker.call("seconds", flags.steps) for name, worker in sides.items()}
+            for _ in range(flags.rounds)
+        ]
+        result["images_per_s"] = {
+            name: round(flags.batch_size / median(t[name] for t in times), 1) for name in sides
+        }
+        result["ratio"] = round(median(t["torch"] / t["ours"] for t in times), 3)
+    result["sides"] = {name: worker.call("about") for name, worker in sides.items()}
+    print(json.dumps(result | describe(flags, config) | {"image_size": side}))
+    return 0 if equal else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
