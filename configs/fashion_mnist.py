@@ -3,7 +3,8 @@
 python main.py --config=configs/fashion_mnist.py --workdir=runs/fashion_mnist
 
 k-NN (first 10,000 training images as the bank, first 2,000 test images) with k = 10 / 20: 62.6 / 62.2
-untrained, 82.2 / 80.9 after 10 of the 15 epochs, which take 35 minutes. Raw pixels give 81.1 (k = 20).
+untrained, 81.1 / 81.3 after the 15 epochs, half an hour; raw pixels give 81.1 (k = 20). With all
+60,000 / 10,000 images 84.4 / 84.2, and 85.4 by logistic regression on the features.
 """
 
 from pathlib import Path
