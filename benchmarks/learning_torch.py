@@ -88,7 +88,7 @@ def all_views(kind: str, seed: int) -> Iterator[list[torch.Tensor]]:
     if kind == "ours":
         make = jax.jit(crop_maker(CONFIG))
         for batch in batches:
-            groups, _ = make({k: v for k, v in batch.items() if k != "label"}, np.int32(0))
+            groups, _ = make(batch, np.int32(0))
             planes = [np.array(group).transpose(1, 0, 4, 2, 3) for group in groups]
             yield [torch.from_numpy(view) for group in planes for view in group]
     make = partial(pil_views, settings=settings.crop_settings(CONFIG))

@@ -87,7 +87,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.train = config_dict.placeholder(str)  # KIND:LOCATION[@SPLIT], or a folder
     config.data.canvas_size = 512  # pixels; larger images are shrunk to fit when decoded
     config.data.num_threads = 16  # that decode images
-    config.data.max_unreadable = 0.05  # share of images; with more, and more than ten, a run stops
+    # Share of all images that each process may find unreadable, or ten, before the run stops.
+    config.data.max_unreadable = 0.05
 
     config.train = ConfigDict()
     config.train.batch_size = 512  # images a step over all devices

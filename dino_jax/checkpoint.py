@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
+from dino_jax import run_lock
 from dino_jax.errors import UsageError
 from dino_jax.train_state import TrainState
 
@@ -68,12 +69,14 @@ def _text_checksum(about: dict[str, Any]) -> int:
 
 
 class RunCheckpoints:
-    """The checkpoints of one run; use as a context manager.
+    """The checkpoints of one run, whose folder is locked meanwhile; use as a context manager.
 
     Args:
       workdir: the run's folder.
       about: JSON-able facts stored in every checkpoint, such as the config.
       keep_every_steps: checkpoints at multiples of this step are kept for good; 0 for none.
+    Raises:
+      UsageError: the folder cannot be written, or another process is at work in it.
     """
 
     def __init__(self, workdir: Path, *, about: dict[str, Any], keep_every_steps: int) -> None:
@@ -85,6 +88,8 @@ class RunCheckpoints:
         try:
             (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=workdir / FOLDER).close()
+            # Before the manager, which removes what looks like the rest of a killed run.
+            self._lock = run_lock.take(workdir) if jax.process_index() == 0 else None
         except OSError as error:
             raise UsageError(
                 f"workdir={workdir} cannot be written ({error.strerror}): choose another folder"
@@ -102,6 +107,8 @@ class RunCheckpoints:
 
     def __exit__(self, *_: object) -> None:
         self._manager.close()  # waits for a save that is under way
+        if self._lock:
+            self._lock.close()
 
     def save(self, step: int, state: TrainState) -> None:
         """Copies the state to the host and writes it in the background; once a step."""

@@ -42,15 +42,15 @@ class StopRequest:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
-    def agreed(self, step: int, every: int) -> bool:
+    def agreed(self, step: int, *, every: tuple[int, ...]) -> bool:
         """Whether to stop after this step, the same on every host.
 
         Args:
           step: steps finished.
-          every: several hosts confer at multiples of this step only, since that makes them wait.
+          every: several hosts confer at multiples of these only, since that makes them wait.
         """
         if jax.process_count() == 1:
             return self.signal_name is not None
-        if step % every:
+        if all(step % number for number in every):
             return False
         return bool(multihost_utils.process_allgather(np.asarray(bool(self.signal_name))).any())

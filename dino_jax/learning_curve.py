@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 EPOCHS_FILE, INTERVALS_FILE = "log.txt", "metrics.jsonl"
+POSITION = {EPOCHS_FILE: ("epoch",), INTERVALS_FILE: ("step", "epoch")}  # keys of every record
 PANELS = {  # metric -> label of its axis in the learning curve
     "loss": "loss (nats)",
     "lr": "learning rate",
@@ -85,16 +86,28 @@ def _draw(axis: "Axes", records: list[dict], name: str, shift: float, **style: o
 
 
 def read_records(path: Path) -> list[dict]:
-    """The records of a log file; of a missing one none."""
+    """The records of a log file of `POSITION`; of a missing one none.
+
+    Raises:
+      UsageError: a line is not JSON, or is not such a record.
+    """
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     records = []
     for number, line in enumerate(lines, 1):
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise UsageError(
                     f"{path}, line {number} is not JSON ({error}); mend the line or delete it"
                 ) from error
             # A run that was killed while writing leaves half a line, which it will write again.
+            continue
+        for key in POSITION[path.name]:
+            if not (isinstance(record, dict) and isinstance(record.get(key), int | float)):
+                raise UsageError(
+                    f"{path}, line {number} has no number {key!r}, as every line of a run's log "
+                    "has; mend the line or delete it"
+                )
+        records.append(record)
     return records

@@ -12,6 +12,7 @@ import numpy as np
 
 from dino_jax import health
 from dino_jax.checkpoint import RunCheckpoints
+from dino_jax.errors import UsageError
 from dino_jax.evaluate.online import Table
 from dino_jax.interrupt import StopRequest
 from dino_jax.metrics import RunLog
@@ -23,6 +24,7 @@ Batch = dict[str, jax.Array]
 
 
 STEPS_AHEAD = 2
+CONFER_STEPS = 10  # after which several hosts ask each other at the latest whether to stop
 
 
 class TrainingDiverged(RuntimeError):
@@ -38,6 +40,11 @@ class Cadence:
     log_every: int
     save_every: int  # 0: at the end of epochs only
     knn_every_epochs: int  # 0: never
+
+    @property
+    def confer_every(self) -> tuple[int, int]:
+        """At multiples of these steps several hosts agree on whether to stop."""
+        return min(self.log_every, CONFER_STEPS), self.steps_per_epoch
 
     def scores(self, epoch: int) -> bool:
         """Whether this epoch, counted from 0, ends with k-NN scores; the last one does."""
@@ -74,6 +81,7 @@ def train_loop(
     *,
     data_seconds: Callable[[], float],
     start: int,
+    owes_epoch: bool,
     cadence: Cadence,
     schedules: dict[str, Schedule],
     assess: Callable[..., health.Verdict],
@@ -94,6 +102,7 @@ def train_loop(
       batches: from step `start` on.
       data_seconds: seconds that `next(batches)` has waited in all.
       start: steps finished.
+      owes_epoch: an epoch ends there, and the log lacks its line.
       cadence: when to log, save and evaluate.
       schedules: by the names that the log gives their values.
       assess: (metrics, step=) to a verdict on the run's health.
@@ -104,13 +113,17 @@ def train_loop(
     Returns: the state, and {step, metrics, health, knn} of its end, as far as there are any.
     Raises:
       TrainingDiverged: too many steps in a row were not finite; nothing was saved since.
+      UsageError, OSError: of the data; a run of one process has saved the steps before.
     """
-    clock = IntervalClock(data_seconds)
     result: dict[str, Any] = {"step": start}
     pending: tuple[int, dict[str, jax.Array]] | None = None
     under_way: deque[jax.Array] = deque()
 
-    def report(step: int, summary: dict[str, jax.Array]) -> None:
+    def report() -> None:
+        nonlocal pending
+        if pending is None:
+            return
+        (step, summary), pending = pending, None
         metrics = {name: float(value) for name, value in jax.device_get(summary).items()}
         _stop_if_diverged(metrics, step)
         del metrics["epoch_loss"]
@@ -128,35 +141,41 @@ def train_loop(
             table = result["knn"] = score(state)
         log.epoch(epoch, _epoch_metrics(epoch, _summary(state), schedules, cadence), table)
 
-    # An epoch's scores can take minutes: they come after its checkpoint, and a run that was stopped
-    # between the two writes them when it continues.
-    if start and start % cadence.steps_per_epoch == 0 and float(state.meters.epoch["steps"]):
-        finish_epoch(start, state)
-    for step in range(start + 1, cadence.total_steps + 1):
-        state = step_fn(state, next(batches))
-        under_way.append(state.step + 0)  # a copy, since the next step takes the state's arrays
-        if len(under_way) > STEPS_AHEAD:
-            jax.block_until_ready(under_way.popleft())
-        if pending:
-            report(*pending)
-            pending = None
-        if step % cadence.log_every == 0:
-            rates = {name: schedule(step - 1) for name, schedule in schedules.items()}
-            pending = step, health.summarize(state) | rates
-        stopping = stop.agreed(step, cadence.log_every)
-        ends_epoch = step % cadence.steps_per_epoch == 0
-        saves = cadence.save_every and step % cadence.save_every == 0
-        if not (stopping or ends_epoch or saves):
-            continue
-        if pending:
-            report(*pending)
-            pending = None
+    def save(step: int, state: TrainState) -> None:
+        report()
         jax.block_until_ready(state.step)  # what was computed so far belongs to the interval
         with clock.excluded():
             _stop_if_diverged(_summary(state), step)
             checkpoints.save(step, state)
-            result["step"] = step
-            if ends_epoch and not stopping:
+        result["step"] = step
+
+    # An epoch's scores can take minutes: they come after its checkpoint, and a run that was stopped
+    # between the two writes them when it continues.
+    if owes_epoch and float(state.meters.epoch["steps"]):
+        finish_epoch(start, state)
+    clock = IntervalClock(data_seconds)
+    for step in range(start + 1, cadence.total_steps + 1):
+        try:
+            state = step_fn(state, next(batches))
+        except (UsageError, OSError):  # of the data: the steps so far are good
+            if step > start + 1 and jax.process_count() == 1:  # other hosts would not join in
+                save(step - 1, state)
+            raise
+        under_way.append(state.step + 0)  # a copy, since the next step takes the state's arrays
+        if len(under_way) > STEPS_AHEAD:
+            jax.block_until_ready(under_way.popleft())
+        report()
+        if step % cadence.log_every == 0 or step == cadence.total_steps:
+            rates = {name: schedule(step - 1) for name, schedule in schedules.items()}
+            pending = step, health.summarize(state) | rates
+        stopping = stop.agreed(step, every=cadence.confer_every)
+        ends_epoch = step % cadence.steps_per_epoch == 0
+        saves = cadence.save_every and step % cadence.save_every == 0
+        if not (stopping or ends_epoch or saves):
+            continue
+        save(step, state)
+        if ends_epoch and not stopping:
+            with clock.excluded():
                 finish_epoch(step, state)
         if stopping:
             break

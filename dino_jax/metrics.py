@@ -9,17 +9,22 @@ In the run's folder (workdir):
 A number that is not finite is written as null, since JSON has no other way to say it.
 """
 
+import itertools
 import json
 import math
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from os import fsync
 from pathlib import Path
 from typing import Self, TextIO
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from dino_jax.learning_curve import (
     EPOCHS_FILE,
@@ -27,6 +32,7 @@ from dino_jax.learning_curve import (
     plot_learning_curve,
     read_records,
 )
+from dino_jax.tensorboard import ScalarWriter
 
 PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
 
@@ -35,7 +41,8 @@ class RunLog:
     """The log of a run, as a context manager.
 
     Entered at step s, it first drops what a former run in the same folder wrote about later steps,
-    since that will be written again. Leaving it draws the learning curve.
+    since that will be written again. A new run sets the logs of one that finished an epoch there
+    aside, as `log.txt.1` and `metrics.jsonl.1`. Leaving it draws the learning curve.
 
     Args:
       workdir: the run's folder; made if missing.
@@ -70,35 +77,41 @@ class RunLog:
     def __enter__(self) -> Self:
         if not self.is_main:
             return self
-        from tensorboardX import SummaryWriter  # here: it imports torch where that is installed
-
         start = self._step
-        done = max(start - 1, 0) // self.steps_per_epoch  # the last line of them is written again
+        done = start // self.steps_per_epoch
         self.workdir.mkdir(parents=True, exist_ok=True)
-        self._epochs = _reopen(self.workdir / EPOCHS_FILE, lambda r: r["epoch"] < done)
-        # A run from step 0 also repeats the scores of the untrained network.
-        self._intervals = _reopen(self.workdir / INTERVALS_FILE, lambda r: r["step"] <= start > 0)
-        self._tensorboard = SummaryWriter(
-            str(self.workdir / "tensorboard"), purge_step=start + 1, flush_secs=30
-        )
-        if sys.stderr.isatty():
-            self._bar = tqdm(
-                total=self.total_steps,
-                initial=start,
-                dynamic_ncols=True,
-                bar_format="{percentage:3.0f}%|{bar}| {desc}",
+        set_aside = [] if start else _set_aside(self.workdir)
+        with ExitStack() as opened:  # closes the first ones where another cannot be opened
+            self._epochs = opened.enter_context(
+                _reopen(self.workdir / EPOCHS_FILE, lambda r: r["epoch"] < done)
             )
+            # A run from step 0 also repeats the scores of the untrained network.
+            self._intervals = opened.enter_context(
+                _reopen(self.workdir / INTERVALS_FILE, lambda r: r["step"] <= start > 0)
+            )
+            self._tensorboard = opened.enter_context(
+                ScalarWriter(self.workdir / "tensorboard", purge_step=start + 1)
+            )
+            if sys.stderr.isatty():
+                self._bar = opened.enter_context(
+                    tqdm(
+                        total=self.total_steps,
+                        initial=start,
+                        dynamic_ncols=True,
+                        bar_format="{percentage:3.0f}%|{bar}| {desc}",
+                    )
+                )
+                opened.enter_context(logging_redirect_tqdm())  # warnings go above the bar
+            self._opened = opened.pop_all()
+        if set_aside:
+            self.message(f"the logs of a former run are now {' and '.join(map(str, set_aside))}")
         return self
 
     def __exit__(self, *exception: object) -> None:
         if not self.is_main:
             return
-        if self._bar is not None:
-            self._bar.close()
         written = self._epochs.tell() + self._intervals.tell()
-        self._epochs.close()
-        self._intervals.close()
-        self._tensorboard.close()
+        self._opened.close()
         if written:
             plot_learning_curve(self.workdir)
 
@@ -132,8 +145,8 @@ class RunLog:
         }
         speed |= self._planned | _peak_device_memory()
         self._write_interval(step, values | speed | ({"health": health} if health else {}))
-        self._add_scalars("train", values, step)
-        self._add_scalars("speed", speed, step)
+        self._tensorboard.write("train", values, step)
+        self._tensorboard.write("speed", speed, step)
         self._show(values, speed, eta=(self.total_steps - step) * seconds / steps)
 
     def epoch(
@@ -143,9 +156,6 @@ class RunLog:
         knn: Mapping[int, Mapping[str, float]] | None = None,
     ) -> None:
         """Records a finished epoch.
-
-        A run that resumes from the checkpoint of the epoch's last step writes the line again, since
-        it cannot know whether the former one came so far.
 
         Args:
           epoch: counted from 0.
@@ -157,8 +167,8 @@ class RunLog:
         names = {"weight_decay": "wd"}  # as in the reference's log
         values = {f"train_{names.get(n, n)}": float(value) for n, value in metrics.items()}
         scores = _knn_columns(knn or {})
+        self._tensorboard.write("epoch", values | scores, (epoch + 1) * self.steps_per_epoch)
         self._epochs.write(_line(values | {"epoch": epoch} | scores))
-        self._add_scalars("epoch", values | scores, (epoch + 1) * self.steps_per_epoch)
         loss = f"loss {values['train_loss']:.4f}"
         self.message(f"epoch {epoch + 1} finished  {loss}{_knn_text(knn or {})}")
 
@@ -168,7 +178,7 @@ class RunLog:
             return
         values = _knn_columns(knn)
         self._write_interval(step, values)
-        self._add_scalars("epoch", values, step)
+        self._tensorboard.write("epoch", values, step)
         self.message(f"step {step}{_knn_text(knn)}")
 
     def note_memory(self, planned: int) -> None:
@@ -203,15 +213,15 @@ class RunLog:
             self._next_plain_line = time.monotonic() + PLAIN_LINE_SECONDS
             self.message("  ".join(parts))
 
-    def _add_scalars(self, group: str, values: Mapping[str, float], step: int) -> None:
-        for name, value in values.items():
-            if math.isfinite(value):
-                self._tensorboard.add_scalar(f"{group}/{name}", value, step)
-
 
 def is_logged(workdir: Path, epoch: int) -> bool:
-    """Whether a run's log has the line of this epoch, or of a later one."""
-    return any(r["epoch"] >= epoch for r in read_records(workdir / EPOCHS_FILE))
+    """Whether a run's log has the line of this epoch, or of a later one.
+
+    The first process looks, and all hosts learn what it saw, since it may soon write.
+    """
+    is_main = jax.process_index() == 0
+    logged = is_main and any(r["epoch"] >= epoch for r in read_records(workdir / EPOCHS_FILE))
+    return bool(multihost_utils.broadcast_one_to_all(np.int32(logged)))
 
 
 def _knn_columns(knn: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
@@ -228,6 +238,20 @@ def _line(record: Mapping[str, float | str | None]) -> str:
 
     finite = {name: value if is_writable(value) else None for name, value in record.items()}
     return json.dumps(finite, allow_nan=False) + "\n"
+
+
+def _set_aside(workdir: Path) -> list[Path]:
+    """Renames the logs of a run that finished an epoch; their new names, where there are any.
+
+    What a run wrote that did not come so far is dropped: it is most often the same run, killed
+    before its first checkpoint.
+    """
+    paths = [workdir / EPOCHS_FILE, workdir / INTERVALS_FILE]
+    if not (paths[0].exists() and paths[0].stat().st_size):
+        return []
+    taken = lambda number: any(Path(f"{path}.{number}").exists() for path in paths)  # noqa: E731
+    number = next(number for number in itertools.count(1) if not taken(number))
+    return [path.replace(f"{path}.{number}") for path in paths if path.exists()]
 
 
 def _reopen(path: Path, keep: Callable[[dict], bool]) -> TextIO:

@@ -56,6 +56,22 @@ def check_same_run(
         )
 
 
+def advice(former: dict[str, Any], config: ConfigDict) -> list[str]:
+    """What may change but had better be checked, a sentence each.
+
+    Args:
+      former: as `check_same_run` takes it.
+      config: the settings now.
+    """
+    before, now = flatten(former["config"]).get("data.train"), config.data.train
+    if before in (None, now):
+        return []
+    return [
+        f"data.train={now} was {before} before: the images must be the same in the same order, of "
+        "which only their number has been compared"
+    ]
+
+
 def _is_free(key: str, config: ConfigDict) -> bool:
     """Whether a key may change: without BatchNorm the passes of a step are rounding alone."""
     if key == "optim.accumulation_steps":

@@ -105,7 +105,13 @@ def check(config: ConfigDict, num_devices: int) -> None:
             f"train.sharding={config.train.sharding!r} is unknown: choose one of "
             f"{', '.join(sharding.MODES)}"
         )
-    if config.eval.knn_every_epochs and config.eval.knn_test is None:
+    if config.eval.knn_every_epochs:
+        _check_knn(config)
+    crop_settings(config)
+
+
+def _check_knn(config: ConfigDict) -> None:
+    if config.eval.knn_test is None:
         raise UsageError(
             f"eval.knn_every_epochs={config.eval.knn_every_epochs} asks for k-NN scores, but "
             "eval.knn_test is not set: give a labelled source, or set eval.knn_every_epochs=0"
@@ -115,7 +121,6 @@ def check(config: ConfigDict, num_devices: int) -> None:
             f"eval.crop={config.eval.crop} must be at most eval.resize={config.eval.resize} and "
             f"eval.canvas_size={config.eval.canvas_size}"
         )
-    crop_settings(config)
 
 
 def _check_patches(config: ConfigDict) -> None:
@@ -124,9 +129,12 @@ def _check_patches(config: ConfigDict) -> None:
     if backbone.family != "vit":
         return  # convolutions take any size
     flat = flatten(config)
+    used = {
+        "crops.local_size": config.crops.local_number,
+        "eval.crop": config.eval.knn_every_epochs,
+    }
     for key in ("crops.global_size", "crops.local_size", "eval.crop"):
-        unused = key == "crops.local_size" and not config.crops.local_number
-        if flat[key] % backbone.patch_size and not unused:
+        if used.get(key, True) and flat[key] % backbone.patch_size:
             raise UsageError(
                 f"{key}={flat[key]} is not a multiple of model.patch_size={backbone.patch_size}: "
                 "part of every image would be cut off; change one"
@@ -179,7 +187,7 @@ def _check_numbers(config: ConfigDict) -> None:
         for key in keys:
             if flat[key] is not None and not (math.isfinite(flat[key]) and holds(flat[key])):
                 raise UsageError(f"{key}={flat[key]} must {rule}")
-    if not config.eval.knn_ks or any(k < 1 or k != int(k) for k in config.eval.knn_ks):
+    if not config.eval.knn_ks or any(type(k) is not int or k < 1 for k in config.eval.knn_ks):
         raise UsageError(f"eval.knn_ks={config.eval.knn_ks} must be whole numbers of at least 1")
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dino_jax import health, settings, sharding
+from dino_jax import health, resume, settings, sharding
 from dino_jax.checkpoint import RunCheckpoints
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
@@ -22,7 +22,6 @@ from dino_jax.memory import Need
 from dino_jax.metrics import RunLog, is_logged
 from dino_jax.out_of_memory import MemoryGuard
 from dino_jax.plan import make_plan
-from dino_jax.resume import check_same_run
 from dino_jax.step import compile_step
 from dino_jax.train_state import TrainState
 from dino_jax.visualize.run_sheet import RunSheet
@@ -56,7 +55,10 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             f"train.batch_size={batch_size}: choose a smaller batch or more images"
         )
     total_steps = config.train.epochs * steps_per_epoch
-    knn = OnlineKnn(config, mesh) if config.eval.knn_every_epochs else None
+    records = Records(
+        source, max_unreadable=config.data.max_unreadable, channels=len(config.crops.mean)
+    )
+    knn = OnlineKnn(config, mesh, records) if config.eval.knn_every_epochs else None
     draw_sheet = RunSheet(config, source, mesh) if config.log.attention_sheet else None
 
     # Shapes, then shardings, then arrays: the state never lies on one device alone.
@@ -71,10 +73,11 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             keep_every_steps=config.checkpoint.keep_every_epochs * steps_per_epoch,
         ) as checkpoints,
     ):
-        if former := checkpoints.latest_about():
-            check_same_run(former, config, num_images=len(source), workdir=workdir)
-        state = checkpoints.restore_latest(sharding.with_shardings(plan.shapes, plan.shardings))
         notes, has_center = settings.advice(config), True
+        if former := checkpoints.latest_about():
+            resume.check_same_run(former, config, num_images=len(source), workdir=workdir)
+            notes += resume.advice(former, config)
+        state = checkpoints.restore_latest(sharding.with_shardings(plan.shapes, plan.shardings))
         if state is None:
             state = plan.first_state(config.seed)
             if config.init_from:
@@ -84,15 +87,12 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             # It counts epochs only: how many steps they have follows from the data.
             state = state.replace(step=state.step + converted["epoch"] * steps_per_epoch)
         start = int(state.step)
-        if start >= total_steps and is_logged(workdir, config.train.epochs - 1):
+        epoch, rest = divmod(start, steps_per_epoch)
+        owes_epoch = start > 0 and not rest and not is_logged(workdir, epoch - 1)
+        if start >= total_steps and not owes_epoch:
             print(f"{workdir} is finished: all {total_steps} steps are done")
             return {"step": start, "total_steps": total_steps, "finished": True}
 
-        records = Records(
-            source,
-            max_unreadable=config.data.max_unreadable,
-            channels=len(config.crops.mean),
-        )
         numpy_batches = train_batches(
             records,
             batch_size=batch_size,
@@ -123,15 +123,19 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             memory.plan(step_fn)
             log.message(size_line(plan.shapes, memory.need))
             log.note_memory(memory.need.total)
+            # Nothing here may hold the first batch: once used, it would only take memory.
+            all_batches = itertools.chain(iter([first]), batches)
+            del first
             score = lambda state: knn(state.teacher_params, state.teacher_batch_stats)  # noqa: E731
             if knn and config.eval.knn_at_start and start == 0:
                 log.scores(0, score(state))
             state, result = train_loop(
                 state,
                 step_fn,
-                itertools.chain([first], batches),
+                all_batches,
                 data_seconds=lambda: batches.wait_seconds,
                 start=start,
+                owes_epoch=owes_epoch,
                 cadence=Cadence(
                     steps_per_epoch=steps_per_epoch,
                     total_steps=total_steps,

@@ -105,7 +105,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futu
             ),
             "startup": threads.submit(script, "startup", *SMALL, "--rounds=1", "--jobs", "inspect"),
             "variants": threads.submit(
-                script, "variants", *SMALL, "--rounds=1", "--steps=1", "--variant", "both-from-input"
+                script, "variants", *TINY, "--rounds=1", "--variant", "both-from-input"
             ),
             "features": threads.submit(script, "features", *TINY, "--rounds=1", "--steps=1"),
             "scaling": threads.submit(script, "scaling", *SMALL, "--step-ms=1"),

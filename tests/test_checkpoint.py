@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 from jax.sharding import SingleDeviceSharding
 
@@ -185,6 +186,15 @@ def test_unfinished_folders_do_not_count(run: Path) -> None:
         checkpoints.save(4, state_at(4))  # in its place
     with open_run(run) as checkpoints:
         assert int(checkpoints.restore_latest(abstract()).step) == 4
+
+
+def test_a_folder_in_use_is_left_as_it_is(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for _ in range(2):
+        with open_run(run), monkeypatch.context() as patch:
+            # It would remove the folder of a step that the other one is writing.
+            patch.delattr(ocp, "CheckpointManager")
+            with pytest.raises(UsageError, match=f"workdir={run} is in use by process"):
+                open_run(run)
 
 
 def test_memory_trouble_is_not_taken_for_damage(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ def test_config_passes_the_checks(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_debug_is_small(path: Path) -> None:
-    """All shrink to the same data, and the ViTs to one network, which test_resume trains."""
+    """All shrink to the same data, and the ViTs to one network; test_train steps each kind."""
     config, small = read_config(f"{path}:debug"), read_config(runs.CONFIG)
     settings.check(config, num_devices=8)
     if config.model.name.startswith("vit"):

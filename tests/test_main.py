@@ -14,10 +14,9 @@ import runs
 from PIL import Image
 
 import main
-from dino_jax import step, train
+from dino_jax import run_lock, train
 from dino_jax.config_file import override, read_config
 from dino_jax.errors import UsageError
-from dino_jax.step import train_step
 from dino_jax.visualize import run_sheet
 
 Command = Callable[..., tuple[int, str]]
@@ -133,6 +132,10 @@ def test_refuses_workdirs(whole: Path, refused: Callable[..., str], tmp_path: Pa
     assert "train.batch_size" not in said
     assert runs.steps(other) == runs.steps(whole)
 
+    with run_lock.take(other):
+        said = refused(workdir=other)
+    assert re.search(f"workdir={other} is in use by process .*: wait for its end, stop it", said)
+
 
 @pytest.mark.parametrize(
     ("text", "message"),
@@ -226,15 +229,20 @@ def test_second_ctrl_c_ends_without_traceback(
 def test_unreadable_images_are_replaced_until_too_many(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    images = junk(pictures(tmp_path / "images", 82), 3)
+    images, broken = pictures(tmp_path / "images" / "a", 82), junk(tmp_path / "images" / "b", 3)
     workdir = tmp_path / "run"
-    config = runs.tiny_config(data__train=images, train__epochs=3)
+    config = runs.tiny_config(
+        data__train=images.parent,
+        eval__knn_train=None,
+        eval__knn_test=images.parent,
+        eval__knn_every_epochs=1,
+    )
     assert runs.train_here(config, workdir, stop_after=10)["step"] == 10
     warnings = [r.getMessage() for r in caplog.records if "unreadable image" in r.getMessage()]
     assert sorted(warning.split()[2] for warning in warnings) == [
-        f"{images}/junk{i}.jpg:" for i in range(3)
+        f"{broken}/junk{i}.jpg:" for i in range(3)
     ]
-    for path in sorted(images.glob("*.png"))[:20]:
+    for path in sorted(images.glob("*.png"))[-20:]:
         path.write_text("gone")
     with pytest.raises(UsageError, match=r"1\d of the 85 .* max_unreadable=0.05 allows; the last"):
         runs.train_here(config, workdir)
@@ -254,16 +262,7 @@ def test_run_ends_with_its_sheet_of_attention(
     assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_diverging_run_stops_with_code_1(
-    command: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    traces = []
-
-    def counted(*args: Any, **settings: Any) -> Any:
-        traces.append(1)
-        return train_step(*args, **settings)
-
-    monkeypatch.setattr(step, "train_step", counted)
+def test_diverging_run_stops_with_code_1(command: Command, tmp_path: Path) -> None:
     with runs.quick_compilation():
         code, said = command(
             "--config.optim.lr=1e25",
@@ -271,7 +270,6 @@ def test_diverging_run_stops_with_code_1(
             "--config.checkpoint.every_steps=1",
         )
     assert code == 1
-    assert len(traces) == 1  # a run traces its step once
     last = said.splitlines()[-1]
     assert last.startswith("stopped: loss or gradients were not finite in 3 steps in a row")
     assert "Try a lower optim.lr" in last

@@ -2,6 +2,7 @@
 
 import io
 import json
+import logging
 import math
 import struct
 import sys
@@ -19,7 +20,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from dino_jax import metrics
 from dino_jax.errors import UsageError
 from dino_jax.learning_curve import plot_learning_curve
-from dino_jax.metrics import RunLog
+from dino_jax.metrics import RunLog, is_logged
 
 STEPS_PER_EPOCH, EPOCHS, BATCH = 10, 4, 32
 
@@ -39,7 +40,7 @@ def train(workdir: Path, resume_step: int = 0, stop_step: int = EPOCHS * STEPS_P
     with open_log(workdir, resume_step) as log:
         if resume_step == 0:
             log.scores(0, {20: {"top1": 40.0, "top5": 80.0}})
-        first = resume_step or 1  # the line of an epoch that ends there is written again
+        first = resume_step or 1  # the line of an epoch that ends there may be lacking
         for step in range(first, stop_step + 1):
             loss, lr = jnp.float32(6 - step / 7), np.float64(0.1 / step)
             if step > resume_step and (step % 4 == 0 or step % STEPS_PER_EPOCH == 0):
@@ -51,6 +52,8 @@ def train(workdir: Path, resume_step: int = 0, stop_step: int = EPOCHS * STEPS_P
                 )
             if step % STEPS_PER_EPOCH == 0:
                 epoch = step // STEPS_PER_EPOCH - 1
+                if step == resume_step and is_logged(workdir, epoch):
+                    continue
                 knn = {20: {"top1": 50.0 + step, "top5": 90.0}} if epoch % 2 else None
                 log.epoch(epoch, {"loss": loss, "lr": lr, "weight_decay": 0.04, "kl": 0.5}, knn)
 
@@ -147,7 +150,7 @@ def test_a_resumed_run_leaves_the_same_log(
 def test_resume_keeps_only_what_is_not_written_again(tmp_path: Path) -> None:
     train(tmp_path)
     with open_log(tmp_path, resume_step=20):
-        assert [r["epoch"] for r in records(tmp_path / "log.txt")] == [0]  # the loop adds 1
+        assert [r["epoch"] for r in records(tmp_path / "log.txt")] == [0, 1]
         assert [r["step"] for r in records(tmp_path / "metrics.jsonl")][-1] == 20
     with open_log(tmp_path, resume_step=19):
         assert [r["epoch"] for r in records(tmp_path / "log.txt")] == [0]
@@ -175,6 +178,40 @@ def test_a_broken_line_before_the_last_is_named(tmp_path: Path) -> None:
         train(tmp_path, resume_step=30)
 
 
+@pytest.mark.parametrize(
+    ("name", "line", "key"),
+    [
+        ("log.txt", '{"train_loss": 6.0}', "epoch"),
+        ("log.txt", '{"epoch": null}', "epoch"),
+        ("metrics.jsonl", '{"epoch": 0.5, "loss": 6.0}', "step"),
+        ("metrics.jsonl", '{"step": 5, "loss": 6.0}', "epoch"),
+        ("metrics.jsonl", "[1, 2]", "step"),
+    ],
+)
+def test_a_line_of_something_else_is_named(name: str, line: str, key: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(f'{{"step": 1, "epoch": 0}}\n{line}\n')
+    message = rf"{name}, line 2 has no number '{key}', as every .* mend the line or delete it"
+    with pytest.raises(UsageError, match=message):
+        train(tmp_path, resume_step=30)
+    with pytest.raises(UsageError, match=message):
+        plot_learning_curve(tmp_path)
+
+
+def test_a_new_run_sets_the_logs_of_another_aside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setattr(metrics, "plot_learning_curve", lambda workdir: None)  # slow
+    for stop_step in (8, 10, 20, 40):
+        train(tmp_path, stop_step=stop_step)
+    # The first one finished no epoch.
+    said = f"logs of a former run are now {tmp_path}/log.txt.1 and {tmp_path}/metrics.jsonl.1"
+    assert said in capfd.readouterr().err
+    for suffix, stop_step in (("", 40), (".1", 10), (".2", 20)):
+        assert len(records(tmp_path / f"log.txt{suffix}")) == stop_step // 10
+        assert records(tmp_path / f"metrics.jsonl{suffix}")[-1]["step"] == stop_step
+    assert not (tmp_path / "log.txt.3").exists()
+
+
 def test_tensorboard_has_the_scalars_of_both_files(tmp_path: Path) -> None:
     train(tmp_path, resume_step=10)
     found = scalars(tmp_path)
@@ -184,6 +221,12 @@ def test_tensorboard_has_the_scalars_of_both_files(tmp_path: Path) -> None:
     assert found["epoch/knn_20_top1", 40] == pytest.approx(90.0)
     starts = [e.step for e in events(tmp_path) if e.session_log.status == SessionLog.START]
     assert starts == [11]  # TensorBoard hides what a former run wrote from this step on
+
+
+def test_tensorboard_holds_an_epoch_whose_line_is_written(tmp_path: Path) -> None:
+    with open_log(tmp_path) as log:
+        log.epoch(0, {"loss": 6.0, "lr": 0.1})
+        assert scalars(tmp_path)["epoch/train_loss", 10] == 6.0
 
 
 def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
@@ -241,8 +284,10 @@ def test_a_terminal_gets_a_bar_with_messages_above(
 ) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(logging.root, "handlers", [logging.StreamHandler()])
     with open_log(tmp_path, resume_step=10) as log:
         log.interval(20, {"loss": 6.5, "lr": 3e-4}, seconds=1.0, data_seconds=0.25)
+        logging.warning("a picture")
         log.message("a warning")
         log.epoch(1, {"loss": 6.25}, {20: {"top1": 55.04, "top5": 90.0}})
     text = terminal.getvalue()
@@ -250,10 +295,11 @@ def test_a_terminal_gets_a_bar_with_messages_above(
     assert " 25%|" in text  # where the resumed run starts
     assert " 50%|" in text
     # The message starts on a cleared line, and the bar is drawn again below it.
-    before, after = text.split("a warning\n")
-    assert bar in before
-    assert before.endswith("\r")
-    assert bar in after
+    for message in ("a picture\n", "a warning\n"):
+        before, after = text.split(message)
+        assert bar in before
+        assert before.endswith("\r")
+        assert bar in after
     assert "epoch 2 finished  loss 6.2500  k-NN (k=20) 55.0 %\n" in after
 
 

@@ -13,9 +13,10 @@ import runs
 from ml_collections import ConfigDict
 
 from configs import default
+from dino_jax import sharding
 from dino_jax.errors import UsageError
 from dino_jax.metrics import RunLog
-from dino_jax.resume import check_same_run
+from dino_jax.resume import advice, check_same_run
 
 WORKDIR = Path("runs/here")
 
@@ -107,7 +108,10 @@ def test_finished_run_stays_as_it_is(tmp_path: Path) -> None:
     runs.assert_equal(tmp_path, runs.whole())
 
 
-def test_another_number_of_devices_and_sharding(tmp_path: Path) -> None:
+def test_another_number_of_devices_and_sharding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 256)  # so small a network would stay whole
     config = runs.tiny_config()
     runs.train_here(config, tmp_path, devices=8, stop_after=4)
     config.train.sharding = "fsdp"
@@ -210,6 +214,14 @@ def test_keys_that_change_numbers_are_not(changes: dict[str, Any]) -> None:
         check_same_run(
             stored(config_with()), config_with(**changes), num_images=256, workdir=WORKDIR
         )
+
+
+def test_a_source_of_another_name_is_spoken_of() -> None:
+    before, moved = stored(config_with()), config_with(data__train="folder:/moved")
+    assert advice(before, config_with()) == []
+    (sentence,) = advice(before, moved)
+    assert sentence.startswith("data.train=folder:/moved was shapes:256@train before: the images ")
+    assert advice(converted(), moved) == []  # it knows nothing of its data
 
 
 def test_accumulation_is_not_free_with_batch_norm() -> None:

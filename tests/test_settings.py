@@ -1,7 +1,6 @@
 """What is said of a config before anything runs."""
 
 import re
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,9 +12,6 @@ from ml_collections import ConfigDict
 from configs import default
 from dino_jax import settings
 from dino_jax.errors import UsageError
-
-WORKDIR = Path("runs/here")
-
 
 RESNET = {
     "name": "resnet18",
@@ -91,6 +87,7 @@ def test_the_configs_themselves_can_run() -> None:
         ({"eval__knn_ks": (10, 0)}, r"eval.knn_ks=\(10, 0\) must be whole numbers of at least 1"),
         ({"eval__knn_ks": ()}, r"eval.knn_ks=\(\) must be"),
         ({"eval__knn_ks": (10, 2.5)}, r"eval.knn_ks=\(10, 2.5\) must be whole numbers"),
+        ({"eval__knn_ks": (20.0,)}, r"eval.knn_ks=\(20.0,\) must be whole numbers"),
         (
             {"eval__knn_test": None},
             r"eval.knn_every_epochs=1 asks .*eval.knn_test is not set: give .* or set .*=0$",
@@ -120,6 +117,11 @@ def test_what_cannot_run_is_refused_with_value_rule_and_way_out(
 
 def test_the_size_of_local_crops_is_free_where_there_are_none() -> None:
     settings.check(config_with(crops__local_number=0, crops__local_size=100), 1)
+
+
+@pytest.mark.parametrize("crop", [36, 40], ids=["not of whole patches", "larger than resize"])
+def test_the_crop_of_the_k_nn_is_free_where_there_is_none(crop: int) -> None:
+    settings.check(config_with(eval__knn_every_epochs=0, eval__crop=crop), 1)
 
 
 def test_convolutions_take_images_of_any_size() -> None:

@@ -18,6 +18,8 @@ from typing import IO
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from dino_jax.errors import UsageError
+
 # What Pillow complains about (damaged EXIF, odd palettes, large pictures) is either harmless or
 # said by `UnreadableImage`. One filter for good, since `catch_warnings` is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
@@ -59,13 +61,16 @@ class UnreadableImage(ValueError):
 def _unreadable_if_broken() -> Iterator[None]:
     try:
         yield
-    except UnreadableImage:
+    except (UnreadableImage, UsageError):
         raise
     except UnidentifiedImageError as error:
         raise UnreadableImage("the content is in no image format that Pillow knows") from error
     except _BROKEN_FILE as error:
         if getattr(error, "errno", None) in _MACHINE_TROUBLE:
-            raise
+            raise UsageError(
+                f"pictures cannot be read now ({error}): see to the file system, or to this "
+                "machine's memory and limit of open files, and run the same command again"
+            ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(reason) from error
 
@@ -81,6 +86,7 @@ def open_image(file: str | PathLike | IO[bytes]) -> Image.Image:
 
     Raises:
       UnreadableImage: the file is missing or is no image.
+      UsageError: the machine cannot read files now.
     """
     with _unreadable_if_broken():
         return Image.open(file)

@@ -150,7 +150,7 @@ def train_batches(
 
     Returns:
       Iterator of `canvas [b, S, S, C]` uint8 (the picture in the top left corner, then zeros),
-      `size [b, 2]` int32 (height, width), `index [b]` int32, `label [b]` int32 (-1 for none).
+      `size [b, 2]` int32 (height, width), `index [b]` int32.
 
     Raises:
       UsageError: the source is smaller than a batch, or processes do not divide the batch.
@@ -170,7 +170,7 @@ def train_batches(
 
     def read(index: int) -> dict[str, Any]:
         pixels, index = records.read_or_next(index, load)
-        return {"pixels": pixels, "index": index, "label": records.source.label(index)}
+        return {"pixels": pixels, "index": index}
 
     shape = canvas_size, canvas_size, records.channels
     return in_batches(order, read, local_size, shape, num_threads)
@@ -203,9 +203,9 @@ def eval_batches(
       process_count: processes that share each batch.
 
     Returns:
-      Iterator of the entries of `train_batches`, and `done [b]` bool, True where the canvas holds
-      the finished crop, and `valid [b]` bool, False for a picture that cannot be read (black) and
-      for the filling of the last batch (black, index -1).
+      Iterator of the entries of `train_batches`, and `label [b]` int32 (-1 for none), `done [b]`
+      bool, True where the canvas holds the finished crop, and `valid [b]` bool, False for a picture
+      that cannot be read (black) and for the filling of the last batch (black, index -1).
 
     Raises:
       UsageError: the crop does not fit on the canvas or in the resized picture, or processes do

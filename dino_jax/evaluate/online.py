@@ -19,18 +19,25 @@ Table = dict[int, dict[str, float]]
 class OnlineKnn:
     """Scores backbones of one architecture on the sources of a config; opens them at once.
 
+    Args:
+      config: checked.
+      mesh: the devices.
+      train_records: of `data.train`; used for the bank too where that is the same source, so that
+        an image that cannot be read is named once.
     Raises:
       UsageError: a source cannot be opened or has no labels.
     """
 
-    def __init__(self, config: ConfigDict, mesh: Mesh) -> None:
+    def __init__(self, config: ConfigDict, mesh: Mesh, train_records: Records) -> None:
         self._config = config
         self._mesh = mesh
         self._sources = open_labelled(
             config.eval.knn_train or config.data.train, config.eval.knn_test
         )
         self._records = [
-            Records(
+            train_records
+            if source.spec == train_records.source.spec
+            else Records(
                 source,
                 max_unreadable=config.data.max_unreadable,
                 channels=len(config.crops.mean),

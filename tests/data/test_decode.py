@@ -22,6 +22,7 @@ from dino_jax.data.decode import (
     resize_and_crop,
     squash,
 )
+from dino_jax.errors import UsageError
 
 # pytest turns warnings into errors again after `decode` has silenced Pillow's.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL")
@@ -289,18 +290,27 @@ def test_mutated_files_raise_nothing_else(photo: Image.Image) -> None:
 
 
 @pytest.mark.parametrize(
-    "error", [MemoryError(), KeyboardInterrupt(), OSError(errno.EMFILE, "Too many open files")]
+    ("error", "becomes", "message"),
+    [
+        (MemoryError(), MemoryError, None),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+        (OSError(errno.EMFILE, "Too many open files"), UsageError, r"cannot be read now .*Too m"),
+        (OSError(errno.EIO, "Input/output error"), UsageError, r"run the same command again$"),
+    ],
+    ids=str,
 )
 def test_the_machines_trouble_is_not_the_files(
-    monkeypatch: pytest.MonkeyPatch, error: BaseException
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    becomes: type[BaseException],
+    message: str | None,
 ) -> None:
     def fail(*_: object) -> None:
         raise error
 
     monkeypatch.setattr(Image, "open", fail)
-    with pytest.raises(type(error)) as caught:
+    with pytest.raises(becomes, match=message):
         open_image("picture.jpg")
-    assert caught.value is error
 
 
 def test_nothing_is_printed(tmp_path: Path, photo: Image.Image) -> None:

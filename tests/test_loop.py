@@ -1,0 +1,131 @@
+"""What the loop writes between steps, and what it keeps where a run breaks off."""
+
+import errno
+import json
+import time
+import weakref
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import pytest
+import runs
+
+from dino_jax import loop, train
+from dino_jax.checkpoint import RunCheckpoints
+from dino_jax.data.prefetch import DevicePrefetch
+from dino_jax.evaluate.online import OnlineKnn
+from dino_jax.loop import TrainingDiverged
+from dino_jax.metrics import RunLog
+from dino_jax.train_state import TrainState
+
+SCORES = {5: {"top1": 40.0, "top5": 80.0}}
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_the_last_interval_is_reported_however_short(tmp_path: Path) -> None:
+    config = runs.tiny_config(train__epochs=1, log__every_steps=50, model__overrides__depth=1)
+    runs.train_here(config, tmp_path, stop_after=4)
+    assert not runs.records(tmp_path)  # the interval goes on after the stop
+    result = runs.train_here(config, tmp_path)
+    (interval,), (epoch,) = runs.records(tmp_path), runs.records(tmp_path, "log.txt")
+    assert interval["step"] == runs.STEPS_PER_EPOCH
+    assert interval["loss"] == epoch["train_loss"]  # means over the same steps
+    assert result["health"] == interval["health"]
+
+
+def test_scores_owed_by_a_stopped_run_are_no_time_of_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed = []
+
+    def score(*_: Any) -> dict[int, dict[str, float]]:
+        passed.append(1000.0)
+        return SCORES
+
+    def clock() -> float:
+        return time.perf_counter() + sum(passed)
+
+    config = runs.tiny_config(eval__knn_every_epochs=1, checkpoint__every_steps=0)
+    runs.train_here(config, tmp_path, stop_after=runs.STEPS_PER_EPOCH)
+    monkeypatch.setattr(OnlineKnn, "__call__", score)
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=clock))
+    runs.train_here(config, tmp_path)
+    assert [record["knn_5_top1"] for record in runs.records(tmp_path, "log.txt")] == [40.0] * 3
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert max(json.loads(line)["seconds"] for line in lines) < 1000
+
+
+def test_an_epoch_that_is_logged_is_not_scored_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interval(self: RunLog, step: int, *args: Any, **values: Any) -> None:
+        if step > runs.STEPS_PER_EPOCH:
+            raise KilledError
+        write(self, step, *args, **values)
+
+    write = RunLog.interval
+    monkeypatch.setattr(OnlineKnn, "__call__", lambda *_: SCORES)
+    config = runs.tiny_config(eval__knn_every_epochs=1, checkpoint__every_steps=0)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunLog, "interval", interval)
+        with pytest.raises(KilledError):
+            runs.train_here(config, tmp_path)
+    assert runs.steps(tmp_path)[-1] == runs.STEPS_PER_EPOCH
+    (line,) = (tmp_path / "log.txt").read_text().splitlines()
+    assert json.loads(line)["knn_5_top1"] == 40.0
+
+    config.eval.knn_every_epochs = 0
+    runs.train_here(config, tmp_path)
+    after = (tmp_path / "log.txt").read_text().splitlines()
+    assert len(after) == 3
+    assert after[0] == line
+
+
+def test_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The batches of its steps have left the device, and TensorBoard shows all its intervals."""
+    taken, alive, intervals = [], [], {}
+
+    class Watched(DevicePrefetch):
+        def __next__(self) -> dict[str, jax.Array]:
+            batch = super().__next__()
+            taken.append(weakref.ref(batch["canvas"]))
+            return batch
+
+    def save(self: RunCheckpoints, step: int, state: TrainState) -> None:
+        alive.append([number for number, canvas in enumerate(taken, 1) if canvas() is not None])
+        files = (tmp_path / "tensorboard").iterdir()
+        intervals[step] = sum(path.read_bytes().count(b"train/kl") for path in files)
+
+    monkeypatch.setattr(train, "DevicePrefetch", Watched)
+    monkeypatch.setattr(RunCheckpoints, "save", save)
+    runs.train_here(runs.tiny_config(), tmp_path)
+    assert len(taken) == runs.TOTAL_STEPS
+    assert alive == [[]] * 6
+    assert intervals == {4: 2, 5: 2, 8: 4, 10: 5, 12: 6, 15: 8}
+
+
+@pytest.mark.parametrize("diverged", [False, True])
+def test_data_that_breaks_off_costs_no_step(
+    diverged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Breaking(DevicePrefetch):
+        taken = 0
+
+        def __next__(self) -> dict[str, jax.Array]:
+            self.taken += 1
+            if self.taken == 7:
+                if diverged:
+                    monkeypatch.setattr(loop, "_summary", lambda _: {"skipped_in_a_row": 3.0})
+                raise OSError(errno.EIO, "Input/output error")
+            return super().__next__()
+
+    monkeypatch.setattr(train, "DevicePrefetch", Breaking)
+    with pytest.raises(TrainingDiverged if diverged else OSError):
+        runs.train_here(runs.tiny_config(), tmp_path)
+    assert runs.steps(tmp_path)[-1] == (runs.STEPS_PER_EPOCH if diverged else 6)
+    assert [record["step"] for record in runs.records(tmp_path)] == [2, 4, 6]
