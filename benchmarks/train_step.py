@@ -58,6 +58,7 @@ def random_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Batch:
         "canvas": np.random.default_rng(0).integers(0, 256, shape, np.uint8),
         "size": np.full((size, 2), side, np.int32),
         "index": np.arange(size, dtype=np.int32),
+        "label": np.full(size, -1, np.int32),
     }
     return jax.device_put(batch, sharding.batch_sharded(mesh))
 

@@ -16,7 +16,8 @@ from PIL import Image
 from tqdm import tqdm
 
 from dino_jax import sharding
-from dino_jax.data.pipeline import Records, counted, in_batches
+from dino_jax.data.batches import counted, in_batches
+from dino_jax.data.pipeline import Records
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.backbone import PlacedBackbone
 from dino_jax.evaluate.features import Features, join, one_ahead

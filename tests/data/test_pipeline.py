@@ -69,9 +69,10 @@ def test_batch_entries() -> None:
         "canvas": ("uint8", (8, 5, 5, 3)),
         "size": ("int32", (8, 2)),
         "index": ("int32", (8,)),
+        "label": ("int32", (8,)),
     }
-    for canvas, (height, width), index in zip(*batch.values(), strict=True):
-        assert (height, width) == (2 + index % 3, 3 + index % 2)
+    for canvas, (height, width), index, label in zip(*batch.values(), strict=True):
+        assert (height, width, label) == (2 + index % 3, 3 + index % 2, index % 7)
         expected = np.zeros((5, 5, 3), np.uint8)
         expected[:height, :width] = index
         np.testing.assert_array_equal(canvas, expected)
@@ -190,6 +191,7 @@ def test_the_next_readable_record_stands_in() -> None:
     for expected, batch in zip(clean, train(records), strict=False):
         replaced = [{5: 8, 6: 8, 7: 8, 49: 0}.get(i, i) for i in expected.tolist()]
         np.testing.assert_array_equal(batch["index"], replaced)
+        np.testing.assert_array_equal(batch["label"], batch["index"] % 7)
         np.testing.assert_array_equal(batch["canvas"][:, 0, 0, 0], batch["index"])
     assert records.num_unreadable == 4
 
