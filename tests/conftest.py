@@ -11,7 +11,13 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # no test writes to the us
 import jax
 import pytest
 
+LONGEST = ("test_train_parity.py", "test_benchmarks.py", "test_resume.py")  # of all files
 GOLDENS = Path(os.environ.get("DINO_JAX_GOLDENS", Path(__file__).parent / "goldens"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that in the end no worker waits for another's."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -363,9 +363,9 @@ def test_gpu_script_goes_on_after_a_failure(tmp_path: Path) -> None:
     done = gpu_script(tmp_path, "check", "augment", "peer", DINO_JAX_BENCH_SECONDS="0")
     assert done.returncode == 1
     commands = [row["command"].split()[0] for row in rows(tmp_path)]
-    assert commands == ["check", "augment", "peer_torch"]
+    assert commands == ["check", "augment", "peer_torch", "features"]
     assert all(row["why"] == "no time left of 0 s" for row in rows(tmp_path))
-    assert "3 failures" in done.stdout
+    assert "4 failures" in done.stdout
 
 
 def test_gpu_script_names_its_stages(tmp_path: Path) -> None:

@@ -176,7 +176,8 @@ def test_commands_of_the_readme(command: str, monkeypatch: pytest.MonkeyPatch) -
 
         return record
 
-    monkeypatch.setattr(cli, "JOBS", {name: recorded(name, job) for name, job in cli.JOBS.items()})
+    load = cli.Job.load
+    monkeypatch.setattr(cli.Job, "load", lambda job, name: recorded(name, load(job, name)))
     job, *words = shlex.split(command, comments=True)
     cli.main([job, *words])
     ((called, settings),) = calls
