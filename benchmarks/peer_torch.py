@@ -98,6 +98,14 @@ def compare(
     }
 
 
+def make_comparable(config: ConfigDict) -> None:
+    """Nothing random, and no learning rate of 0: the losses of all sides must agree step by step."""
+    config.model.drop_path_rate = 0.0
+    config.optim.update(name="adamw", warmup_epochs=0, freeze_last_layer=0, accumulation_steps=1)
+    config.head.use_bn = False
+    config.log.every_steps = 1
+
+
 def main() -> int:
     flags = parser(__doc__)
     flags.add_argument("--variant", nargs="+", choices=VARIANTS, default=["eager"])
@@ -111,11 +119,7 @@ def main() -> int:
     flags.add_argument("--steps", type=int, default=4, help="in a turn")
     flags, overrides = flags.parse_known_args()
     config = load(flags, overrides)
-    # Nothing random, and no learning rate of 0: the losses of all sides must agree step by step.
-    config.model.drop_path_rate = 0.0
-    config.optim.update(name="adamw", warmup_epochs=0, freeze_last_layer=0, accumulation_steps=1)
-    config.head.use_bn = False
-    config.log.every_steps = 1
+    make_comparable(config)
     cores = sorted(os.sched_getaffinity(0))[: flags.threads]
     os.sched_setaffinity(0, cores)  # the sides' processes inherit it, and the variables below
     os.environ["OMP_NUM_THREADS"] = str(len(cores))

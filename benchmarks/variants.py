@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from config_flag import describe, load, parser
 from ml_collections import ConfigDict
-from peer_torch import check, open_ours
+from peer_torch import check, make_comparable, open_ours
 from peers.task import Side
 from peers.worker import Worker
 
@@ -87,11 +87,7 @@ def main() -> None:
     flags.add_argument("--steps", type=int, default=4, help="in a turn")
     flags, overrides = flags.parse_known_args()
     config = load(flags, overrides)
-    # As for `peer_torch.py`: nothing random, and no learning rate of 0.
-    config.model.drop_path_rate = 0.0
-    config.optim.update(name="adamw", warmup_epochs=0, freeze_last_layer=0, accumulation_steps=1)
-    config.head.use_bn = False
-    config.log.every_steps = 1
+    make_comparable(config)
     result = compare(config, flags.variant, rounds=flags.rounds, steps=flags.steps)
     about = {"rounds": flags.rounds, "steps": flags.steps}
     print(json.dumps({"benchmark": "variants"} | result | describe(flags, config) | about))
