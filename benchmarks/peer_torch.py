@@ -99,7 +99,7 @@ def compare(
 
 
 def make_comparable(config: ConfigDict) -> None:
-    """Nothing random, and no learning rate of 0: the losses of all sides must agree step by step."""
+    """Nothing random, and no learning rate of 0: all sides must give the same losses."""
     config.model.drop_path_rate = 0.0
     config.optim.update(name="adamw", warmup_epochs=0, freeze_last_layer=0, accumulation_steps=1)
     config.head.use_bn = False
