@@ -24,6 +24,8 @@ TWO_STEPS = {
     "train.epochs": 1,
     "optim.warmup_epochs": 0,
     "optim.freeze_last_layer": 0,
+    "optim.clip_grad": 0,
+    "model.drop_path_rate": 0,
     "log.every_steps": 1,
     "eval.knn_every_epochs": 0,
 }
@@ -52,7 +54,8 @@ def two_steps(name: str, **changes: object) -> ConfigDict:
 
 @pytest.mark.parametrize("name", ["default", "xcit_small_12", "resnet50"])
 def test_networks_of_every_kind_train_on_eight_devices(name: str, tmp_path: Path) -> None:
-    assert runs.train_here(two_steps(name), tmp_path, devices=8)["finished"]
+    config = two_steps(name, optim__name="sgd")
+    assert runs.train_here(config, tmp_path, devices=8)["finished"]
     first, second = runs.records(tmp_path)
     assert second["skipped_steps"] == 0
     for key in ("loss", "grad_norm", "teacher_entropy", "center_norm"):
