@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-import runs
 from flax import nnx
 
+import runs
 from configs import fashion_mnist
 from dino_jax import settings
 from dino_jax.config_file import read_config

@@ -10,8 +10,8 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-import runs
 
+import runs
 from dino_jax.distributed import EXPLICIT, initialize_if_launched
 from dino_jax.errors import UsageError
 

@@ -4,8 +4,8 @@ import subprocess
 import sys
 
 import pytest
-import runs
 
+import runs
 from dino_jax.cli import JOBS
 
 # Each takes a tenth of a second or more to import.

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 import runs
 from conftest import GOLDENS
-
 from dino_jax.errors import UsageError
 from dino_jax.inspection import inspect
 from dino_jax.weights.convert import convert

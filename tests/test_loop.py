@@ -10,8 +10,8 @@ from typing import Any
 
 import jax
 import pytest
-import runs
 
+import runs
 from dino_jax import loop, train
 from dino_jax.checkpoint import RunCheckpoints
 from dino_jax.data.prefetch import DevicePrefetch

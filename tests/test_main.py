@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import runs
 from PIL import Image
 
 import main
+import runs
 from dino_jax import run_lock, train
 from dino_jax.config_file import override, read_config
 from dino_jax.errors import UsageError

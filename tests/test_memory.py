@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import jax
 import jax.numpy as jnp
 import pytest
-import runs
 from jax.sharding import NamedSharding, PartitionSpec
 
+import runs
 from dino_jax import sharding
 from dino_jax.memory import Need, device_limit, planned_bytes, stored_bytes
 from dino_jax.plan import make_plan

@@ -6,9 +6,9 @@ from typing import Any
 
 import jax
 import pytest
-import runs
 from ml_collections import ConfigDict
 
+import runs
 from dino_jax import train
 from dino_jax.config_file import override, read_config
 from dino_jax.errors import UsageError

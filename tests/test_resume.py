@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import runs
 from ml_collections import ConfigDict
 
+import runs
 from configs import default
 from dino_jax import sharding
 from dino_jax.errors import UsageError

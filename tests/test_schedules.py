@@ -3,8 +3,8 @@
 import jax
 import numpy as np
 import pytest
-from conftest import GOLDENS
 
+from conftest import GOLDENS
 from dino_jax import schedules
 from dino_jax.schedules import Schedule
 

@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import runs
 from ml_collections import ConfigDict
 
+import runs
 from dino_jax import train
 from dino_jax.checkpoint import RunCheckpoints
 from dino_jax.config_file import override, read_config

@@ -8,16 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDENS
 from flax import nnx
-from reference import recipe_images, recipe_trees
 
+from conftest import GOLDENS
 from dino_jax import optim, schedules
 from dino_jax.models import DINOHead, VisionTransformer, create_model
 from dino_jax.models.network import MultiCropModel, Network, split
 from dino_jax.step import StepSettings, train_step
 from dino_jax.train_state import start_state
 from dino_jax.weights.mapping import to_torch
+from reference import recipe_images, recipe_trees
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 PyTree = Any

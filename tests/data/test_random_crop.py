@@ -5,9 +5,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
-import runs
 from PIL import Image
 
+import runs
 from dino_jax.data.augment import BOX_DRAWS, sample_boxes
 from dino_jax.data.random_crop import random_crop
 

@@ -8,12 +8,11 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-import runs
 from flax import nnx
-from photographs import photographs
 from PIL import Image, ImageEnhance, ImageFilter
 
 import dino_jax
+import runs
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import backbone
 from dino_jax.evaluate.backbone import Pass
@@ -24,6 +23,7 @@ from dino_jax.evaluate.feature_store import FeatureCache
 from dino_jax.evaluate.pictures import PicturePass
 from dino_jax.evaluate.retrieval import average_precision
 from dino_jax.evaluate.whitening import learn_whitening
+from photographs import photographs
 
 SIDE = 64
 CHANCE = (1 + sum(1 / (2 * place) for place in range(2, 9))) / 8  # of one original among eight

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import runs
 from PIL import Image
 
+import runs
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import embed_job, embedding_files

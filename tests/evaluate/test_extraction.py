@@ -5,9 +5,9 @@ from unittest import mock
 
 import numpy as np
 import pytest
-import runs
 from PIL import Image
 
+import runs
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import extraction

@@ -8,10 +8,9 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-import runs
 from PIL import Image
-from torch_files import storage, tensor, zip_file
 
+import runs
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import linear_training
@@ -19,6 +18,7 @@ from dino_jax.evaluate.extraction import Extraction, Extractor
 from dino_jax.evaluate.linear_files import LinearHead, read_head, write_head
 from dino_jax.evaluate.linear_job import linear, probed_feature
 from dino_jax.evaluate.tokens import ClassToken, ClassTokens
+from torch_files import storage, tensor, zip_file
 
 OPTIONS = Extraction(resize=16, crop=16, canvas_size=32, batch_size=32, num_threads=2)
 TRAIN = {"train": "shapes:80@train", "epochs": 4, "train_batch_size": 32, "options": OPTIONS}

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-import runs
 from PIL import Image
 
+import runs
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.extraction import Extraction
 from dino_jax.evaluate.feature_store import FeatureCache

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
 from flax import nnx
 from PIL import Image
 
+import runs
 from dino_jax import sharding
 from dino_jax.data.decode import decode
 from dino_jax.data.files import Files

@@ -10,11 +10,10 @@ from unittest import mock
 import jax
 import numpy as np
 import pytest
-import runs
-from photographs import photographs
 from PIL import Image
 
 import dino_jax
+import runs
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import retrieval_job
 from dino_jax.evaluate.backbone import Pass
@@ -23,6 +22,7 @@ from dino_jax.evaluate.features import Features
 from dino_jax.evaluate.pictures import PicturePass
 from dino_jax.evaluate.retrieval import rank, score
 from dino_jax.evaluate.retrieval_job import retrieval
+from photographs import photographs
 
 IMAGES = [f"all_souls_{i:06}" for i in range(8)]
 QUERIES = ["query_000000", "query_000001"]

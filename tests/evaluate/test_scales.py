@@ -6,8 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-import runs
 
+import runs
 from dino_jax import create_model
 from dino_jax.evaluate.scales import SCALES, AtScales, group_by_shape, network_shapes
 

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
 
+import runs
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.video_segmentation import (
     FramePatches,

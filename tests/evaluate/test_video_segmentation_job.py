@@ -7,13 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import runs
-from clips import clip
 from flax import nnx
-from photographs import photographs
 from PIL import Image, ImageDraw
 
 import dino_jax
+import runs
+from clips import clip
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import backbone
 from dino_jax.evaluate.backbone import Pass
@@ -22,6 +21,7 @@ from dino_jax.evaluate.davis_report import MEASURES
 from dino_jax.evaluate.davis_score import object_scores
 from dino_jax.evaluate.video_segmentation_job import video_segmentation
 from dino_jax.visualize.video import open_frames
+from photographs import photographs
 
 HEIGHT, WIDTH, FRAMES, STEP = 64, 128, 6, 8  # pixels; objects move by one patch a frame
 SEQUENCES = {  # the size of each object, and where it begins: top, left

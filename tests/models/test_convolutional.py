@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from reference import recipe_trees
 
 from dino_jax import sharding
 from dino_jax.models import ResNet, create_model
 from dino_jax.models.network import MultiCropModel, Network, abstract, split
+from reference import recipe_trees
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 PyTree = Any

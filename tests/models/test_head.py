@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDENS
 from flax import nnx
-from reference import recipe_trees
 
+from conftest import GOLDENS
 from dino_jax.errors import UsageError
 from dino_jax.models import DINOHead
 from dino_jax.models.network import abstract, split
+from reference import recipe_trees
 
 PyTree = Any
 CASES = sorted(GOLDENS.glob("head_*.npz"))

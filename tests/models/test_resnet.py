@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDENS
 from flax import nnx
-from reference import assert_forward_equals, call, recipe_model
 
+from conftest import GOLDENS
 from dino_jax.errors import UsageError
 from dino_jax.models import ResNet, create_model
 from dino_jax.models.network import split
+from reference import assert_forward_equals, call, recipe_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CASES = sorted(GOLDENS.glob("forward_*res*.npz"))  # wide_resnet and resnext too

@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDENS
 from flax import nnx
-from reference import call, recipe_images, recipe_model, traced
 
+from conftest import GOLDENS
 from dino_jax.errors import UsageError
 from dino_jax.models import VisionTransformer, create_model
 from dino_jax.models.block import drop_path
 from dino_jax.models.network import abstract, split
 from dino_jax.models.vit import resize_pos_embed
+from reference import call, recipe_images, recipe_model, traced
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 PyTree = Any

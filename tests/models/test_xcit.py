@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import GOLDENS
 from flax import nnx
-from reference import assert_forward_equals, call, recipe_model
 
+from conftest import GOLDENS
 from dino_jax.errors import UsageError
 from dino_jax.models import XCiT, create_model
 from dino_jax.models.network import split
 from dino_jax.models.xcit import fourier_positions
+from reference import assert_forward_equals, call, recipe_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CASES = sorted(GOLDENS.glob("forward_xcit*.npz"))

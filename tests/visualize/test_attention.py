@@ -6,11 +6,10 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
+from flax import nnx
+
 import runs
 from conftest import GOLDENS
-from flax import nnx
-from reference import assert_full_precision, call
-
 from dino_jax import create_model, sharding
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
@@ -21,6 +20,7 @@ from dino_jax.visualize.attention import (
     mass_mask,
     to_pixels,
 )
+from reference import assert_full_precision, call
 
 CASES = sorted(GOLDENS.glob("attention_mask*.npz"))
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

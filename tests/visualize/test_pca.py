@@ -7,7 +7,6 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
-from reference import assert_full_precision
 
 import dino_jax
 from dino_jax.errors import UsageError
@@ -15,6 +14,7 @@ from dino_jax.models.network import split
 from dino_jax.visualize import pca_job
 from dino_jax.visualize.pca import is_foreground, principal_components, to_colors
 from dino_jax.visualize.pca_job import pca
+from reference import assert_full_precision
 
 
 def read(path: Path) -> np.ndarray:

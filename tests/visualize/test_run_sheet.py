@@ -4,10 +4,10 @@ from pathlib import Path
 
 import jax
 import pytest
-import runs
 from flax import nnx
 from PIL import Image
 
+import runs
 from dino_jax import settings, sharding
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError

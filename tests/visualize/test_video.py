@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clips import clip
 from PIL import Image
 
+from clips import clip
 from dino_jax.errors import UsageError
 from dino_jax.visualize import video
 from dino_jax.visualize.pictures import fit

@@ -18,6 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from dino_jax.errors import TorchFileError
+from dino_jax.weights.torch_globals import CALLS, STORAGE_DTYPES
+from dino_jax.weights.torch_legacy import LEGACY_MAGIC
 from torch_files import (
     REBUILD,
     Call,
@@ -31,10 +35,6 @@ from torch_files import (
     with_checksums,
     zip_file,
 )
-
-from dino_jax.errors import TorchFileError
-from dino_jax.weights.torch_globals import CALLS, STORAGE_DTYPES
-from dino_jax.weights.torch_legacy import LEGACY_MAGIC
 
 _HARMLESS = {"open", "mmap.__new__", "tempfile.mkstemp", "os.remove", "builtins.id"}
 _EXTREME = [0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63]

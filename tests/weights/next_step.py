@@ -9,11 +9,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from conftest import GOLDENS
 from flax import nnx
 from ml_collections import ConfigDict
-from reference import recipe_images
 
+from conftest import GOLDENS
 from dino_jax import optim
 from dino_jax.models import DINOHead, create_model
 from dino_jax.models.network import MultiCropModel, Network, abstract
@@ -22,6 +21,7 @@ from dino_jax.train_state import TrainState
 from dino_jax.weights.mapping import to_torch
 from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
 from dino_jax.weights.training_state import whole_state
+from reference import recipe_images
 
 FULL = GOLDENS / "pth/full_checkpoint.pth"
 META = json.loads(str(np.load(GOLDENS / "pth/expected.npz")["meta"]))

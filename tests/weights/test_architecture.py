@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import GOLDENS
 from ml_collections import ConfigDict
 
+from conftest import GOLDENS
 from dino_jax import settings
 from dino_jax.errors import UsageError
 from dino_jax.models import MODELS, DINOHead, create_model

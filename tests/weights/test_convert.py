@@ -11,18 +11,18 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-import runs
-from conftest import GOLDENS
 from ml_collections import ConfigDict
-from torch_files import save
 
 import dino_jax
+import runs
+from conftest import GOLDENS
 from dino_jax import checkpoint
 from dino_jax.errors import UsageError
 from dino_jax.weights.convert import convert
 from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
 from dino_jax.weights.torch_file import read_torch_file
 from dino_jax.weights.training_state import whole_state
+from torch_files import save
 
 PTH = GOLDENS / "pth"
 FULL = PTH / "full_checkpoint.pth"

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loopback import FILE, HALF, OTHER, Server, serve
 
 from dino_jax.weights.download import DownloadError, download, forget
+from loopback import FILE, HALF, OTHER, Server, serve
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from loopback import FILE, HALF, OTHER, Server, serve
 
 from dino_jax.errors import UsageError
 from dino_jax.weights import hub
+from loopback import FILE, HALF, OTHER, Server, serve
 
 PATH = "dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"
 ROOT = Path(__file__).parents[2]

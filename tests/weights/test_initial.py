@@ -11,12 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
-from conftest import GOLDENS
 from ml_collections import ConfigDict
-from torch_files import save
 
 import dino_jax
+import runs
+from conftest import GOLDENS
 from dino_jax import checkpoint, sharding
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
@@ -28,6 +27,7 @@ from dino_jax.weights.mapping import to_torch
 from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
 from dino_jax.weights.torch_file import read_torch_file
 from dino_jax.weights.training_state import whole_state
+from torch_files import save
 
 PTH = GOLDENS / "pth"
 FULL = str(PTH / "full_checkpoint.pth")

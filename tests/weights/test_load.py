@@ -9,13 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import runs
-from conftest import GOLDENS
 from flax import nnx
-from reference import recipe_images, recipe_tensor
-from torch_files import save
 
 import dino_jax
+import runs
+from conftest import GOLDENS
 from dino_jax import settings
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.knn_job import knn
@@ -26,6 +24,8 @@ from dino_jax.weights.convert import convert
 from dino_jax.weights.load import from_torch
 from dino_jax.weights.mapping import to_ours, to_torch, torch_shapes
 from dino_jax.weights.torch_checkpoint import TorchNetwork, read_torch_checkpoint
+from reference import recipe_images, recipe_tensor
+from torch_files import save
 
 IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
 PTH = GOLDENS / "pth"

@@ -6,8 +6,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import GOLDENS
 
+from conftest import GOLDENS
 from dino_jax.errors import UsageError
 from dino_jax.models import MODELS, DINOHead, create_model
 from dino_jax.models.network import abstract

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from conftest import GOLDENS
 
+from conftest import GOLDENS
 from dino_jax import optim
 from dino_jax.errors import UsageError
 from dino_jax.weights.load import from_torch

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import GOLDENS
-from torch_files import save
 
+from conftest import GOLDENS
 from dino_jax.errors import UsageError
 from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
+from torch_files import save
 
 ONE = np.ones(1, np.float32)
 LINEAR = {"linear.weight": np.ones((3, 2), np.float32), "linear.bias": np.ones(3, np.float32)}

@@ -11,11 +11,11 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from conftest import GOLDENS
-from torch_files import expect_refusal, legacy_file, read, storage, tensor, zip_file
 
+from conftest import GOLDENS
 from dino_jax.errors import TorchFileError
 from dino_jax.weights.torch_file import read_torch_file
+from torch_files import expect_refusal, legacy_file, read, storage, tensor, zip_file
 
 FIXTURES = sorted((GOLDENS / "pth").glob("*.pth"))
 BAD_NAMES = ("evil", "truncated")

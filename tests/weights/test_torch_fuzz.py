@@ -6,6 +6,7 @@ import fuzz_torch_file as fuzz
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from torch_files import Opcodes, zip_file
 
 QUICK = settings(max_examples=1000, derandomize=True, database=None, deadline=None)

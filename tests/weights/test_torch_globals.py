@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from torch_files import Call, Reference, Type, expect_refusal, read, storage, tensor, zip_file
 
 FOUR = {"0": np.arange(4, dtype=np.float32).tobytes()}

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from torch_files import Call, expect_refusal, legacy_file, pickle_of, read, storage, tensor
 
 SIX = np.arange(6, dtype=np.float32)

@@ -4,6 +4,9 @@ import struct
 
 import numpy as np
 import pytest
+
+from dino_jax.weights import torch_globals, torch_pickle
+from dino_jax.weights.torch_opcodes import MAX_PICKLE_BYTES
 from torch_files import (
     REBUILD,
     Call,
@@ -18,9 +21,6 @@ from torch_files import (
     tensor,
     zip_file,
 )
-
-from dino_jax.weights import torch_globals, torch_pickle
-from dino_jax.weights.torch_opcodes import MAX_PICKLE_BYTES
 
 FOUR = {"0": np.arange(4, dtype=np.float32).tobytes()}
 

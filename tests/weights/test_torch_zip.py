@@ -7,9 +7,9 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from torch_files import archive, expect_refusal, read, storage, tensor, with_checksums, zip_file
 
 from dino_jax.weights import torch_zip
+from torch_files import archive, expect_refusal, read, storage, tensor, with_checksums, zip_file
 
 FOUR = np.arange(4, dtype=np.float32)
 VALUE = {"w": tensor(storage(4), 0, (4,), (1,))}

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 import pytest
 from next_step import FULL, fingerprint, our_step, views
-from torch_files import save
 
 from dino_jax.errors import UsageError
 from dino_jax.settings import flatten
 from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
 from dino_jax.weights.torch_file import read_torch_file
 from dino_jax.weights.training_state import known_settings, whole_state
+from torch_files import save
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 STORED = json.loads((Path(__file__).parent / "next_step.json").read_text())
