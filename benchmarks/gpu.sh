@@ -204,13 +204,14 @@ startup() {
 variants() {
   if [ -n "$tiny" ]; then
     measure 400 variants --config=configs/default.py:debug --batch-size=8 --steps=1 --rounds=1 \
-      --variant scan both-from-input
+      --variant keep-activations bottleneck-loss
     return
   fi
   # A process each, so a few at a time: they share the memory of the GPU.
   local group
-  for group in "attention-xla attention-cudnn" "both-from-input half-logits" "scan barriers" \
-    "no-triton-gemm rbg" "remat-dots remat-full"; do
+  for group in "attention-xla keep-activations" "one-token-batch stacked-optimizer" \
+    "half-logits bottleneck-loss blocked-loss" "scan barriers" "no-triton-gemm rbg" \
+    "remat-dots remat-full"; do
     # shellcheck disable=SC2086
     measure 200 variants --config=configs/vit_small.py --batch-size=64 --steps=10 --rounds=5 \
       --config.model.dtype=bfloat16 --variant $group

@@ -4,9 +4,9 @@ python benchmarks/variants.py --variant remat-dots scan
 python benchmarks/variants.py --config=configs/vit_small.py --batch-size=8
 
 The variants are in `peers/variants.py`; unnamed, all are tried. Each lives in a process of its own.
-Before any timing, the logits of one pass and the gradients of a random projection of them must
-agree in float32 at full matmul precision, and then the losses of the first three steps; a
-variant that differs, or that the machine cannot compile, is refused and not timed.
+Before any timing, the teacher's logits, the loss and all its gradients must agree in float32 at
+full matmul precision, and then the losses of the first three steps; a variant that differs, or
+that the machine cannot compile, is refused and not timed.
 
   step_ms, ratio    median of the rounds; a ratio above 1 says that the variant is faster
   mb_per_image      memory for temporaries, as the compiler planned it, by image of the batch
@@ -25,7 +25,7 @@ from peer_torch import check, make_comparable, open_ours
 from peers.task import Side
 from peers.worker import Worker
 
-TOLERANCE = 1e-4  # on logits and gradients, of the largest value of an array
+TOLERANCE = 1e-4  # on logits, loss and gradients, of the largest value of an array
 
 
 def open_variant(config: ConfigDict, name: str) -> Side:
@@ -56,7 +56,7 @@ def compare(config: ConfigDict, names: list[str], *, rounds: int, steps: int) ->
             refused[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
             continue
         if apart > TOLERANCE:
-            refused[name] = f"logits or gradients are {apart:.1e} apart"
+            refused[name] = f"logits, loss or gradients are {apart:.1e} apart"
             continue
         sides[name] = side
     refused |= check(sides, task)[1]

@@ -26,6 +26,9 @@ def get_config(arg: str = "") -> ConfigDict:
     config.model.patch_size = config_dict.placeholder(int)
     config.model.drop_path_rate = 0.1  # stochastic depth of the student's last block; ResNets: 0
     config.model.dtype = "auto"  # compute: float32, bfloat16; auto is float32 on CPU only
+    # Kernel of a ViT's attention: xla, cudnn (bfloat16 on a GPU); auto takes cudnn where a check at the
+    # start finds that it computes right.
+    config.model.attention = "auto"
     config.model.remat = "none"  # recompute to save memory: none, dots (some), full (most)
     config.model.overrides = ConfigDict()  # of the architecture; unset keeps its own value
     config.model.overrides.image_size = config_dict.placeholder(int)  # pixels, a ViT's positions

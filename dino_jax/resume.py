@@ -14,7 +14,7 @@ from dino_jax.settings import build_model, flatten
 
 # Keys that do not change what a run computes, or only where it reads and writes.
 FREE_ON_RESUME = re.compile(
-    r"(checkpoint|log|eval)\..*|data\.(train|num_threads|max_unreadable)|train\.sharding|model\.remat"
+    r"(checkpoint|log|eval)\..*|data\.(train|num_threads|max_unreadable)|train\.sharding|model\.(attention|remat)"
 )
 
 

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 from dino_jax import optim, schedules, sharding
 from dino_jax.data.augment import CropSettings
 from dino_jax.errors import UsageError
-from dino_jax.models import DINOHead, create_model
+from dino_jax.models import DINOHead, create_model, default_settings, vit
+from dino_jax.models.attention import KernelChoice, choose_kernel
 from dino_jax.models.network import MultiCropModel, abstract
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -30,9 +31,26 @@ def compute_dtype(name: str) -> jnp.dtype:
     return DTYPES[name]
 
 
+def attention_kernel(config: ConfigDict) -> KernelChoice:
+    """The kernel for the attention of a config's ViT, checked at every size of its images."""
+    sizes = default_settings(config.model.name) | _chosen(config.model.overrides)
+    patch_size = config.model.patch_size or sizes["patch_size"]
+    num_heads = max(sizes["num_heads"], 1)
+    sides = (config.crops.get("global_size"), config.crops.get("local_size"), config.eval.crop)
+    return choose_kernel(
+        config.model.get("attention", "auto"),
+        compute_dtype(config.model.dtype),
+        num_heads=num_heads,
+        head_dim=sizes["embed_dim"] // num_heads,
+        lengths=tuple(sorted({1 + (side // patch_size) ** 2 for side in sides if side})),
+    )
+
+
 def build_backbone(config: ConfigDict, rngs: nnx.Rngs) -> nnx.Module:
     """The backbone of a config, with random weights."""
-    overrides = {k: v for k, v in config.model.overrides.items() if v is not None}
+    overrides = _chosen(config.model.overrides)
+    if config.model.name in vit.ARCHITECTURES:
+        overrides["attention"] = attention_kernel(config).kernel
     if config.model.drop_path_rate:  # not every architecture has stochastic depth
         overrides["drop_path_rate"] = config.model.drop_path_rate
     return create_model(
@@ -44,6 +62,11 @@ def build_backbone(config: ConfigDict, rngs: nnx.Rngs) -> nnx.Module:
         rngs=rngs,
         **overrides,
     )
+
+
+def _chosen(settings: ConfigDict) -> dict[str, Any]:
+    """Those that are set."""
+    return {key: value for key, value in settings.items() if value is not None}
 
 
 def build_model(config: ConfigDict, rngs: nnx.Rngs) -> MultiCropModel:
@@ -225,6 +248,8 @@ def advice(config: ConfigDict) -> list[str]:
             "without local crops (crops.local_number=0) the paper advises "
             "crops.global_scale=(0.14, 1.0)"
         )
+    if config.model.name in vit.ARCHITECTURES and (note := attention_kernel(config).note):
+        found.append(note)
     return found
 
 

@@ -105,7 +105,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futu
             ),
             "startup": threads.submit(script, "startup", *SMALL, "--rounds=1", "--jobs", "inspect"),
             "variants": threads.submit(
-                script, "variants", *TINY, "--rounds=1", "--variant", "both-from-input"
+                script, "variants", *TINY, "--rounds=1", "--variant", "blocked-loss"
             ),
             "features": threads.submit(script, "features", *TINY, "--rounds=1", "--steps=1"),
             "scaling": threads.submit(script, "scaling", *SMALL, "--step-ms=1"),
@@ -160,7 +160,7 @@ def test_peer_torch_computes_the_same(started: dict[str, Future]) -> None:
 def test_variants_compute_the_same(started: dict[str, Future]) -> None:
     result = started["variants"].result()
     assert result["refused"] == {}
-    assert list(result["ratio"]) == ["ours", "both-from-input"]
+    assert list(result["ratio"]) == ["ours", "blocked-loss"]
     assert min(result["step_ms"].values()) > 0
     assert min(result["mb_per_image"].values()) > 0
 

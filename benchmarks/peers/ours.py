@@ -13,6 +13,7 @@ from our_step import STEPS_PER_EPOCH, build, peak_bytes, seconds_per_call
 from peers.task import CHECKED_STEPS, Task
 
 from dino_jax import settings, sharding
+from dino_jax import step as training_step
 from dino_jax.models.network import Network, PyTree, split
 
 
@@ -102,21 +103,29 @@ class OurSide:
         return [float(step(self.batch).meters.interval["loss"]) for _ in range(CHECKED_STEPS)]
 
     def derivatives(self, task: Task) -> list[np.ndarray]:
-        """Logits, and the gradients of a random projection of them, at full precision."""
+        """The teacher's logits, the loss and its gradients, at full precision."""
         config = copy.deepcopy(self.config)
         config.model.dtype = "float32"
         views = task.views(exact=True)
         model = nnx.eval_shape(lambda: settings.build_model(config, nnx.Rngs(0)))
         graphdef, _, batch_stats = split(model)
+        network = Network(graphdef)
 
-        def project(params: PyTree, views: PyTree) -> tuple[jax.Array, jax.Array]:
-            logits, _ = Network(graphdef)(params, batch_stats, views)
-            direction = jax.random.normal(jax.random.key(2), logits.shape)
-            return jnp.mean(logits * direction), logits
+        def loss(params: PyTree, views: PyTree) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+            teacher_logits, _ = network(params, batch_stats, views[:1])
+            teacher_logits = jax.lax.stop_gradient(teacher_logits)
+            output = training_step.dino_loss(
+                network(params, batch_stats, views)[0],
+                teacher_logits,
+                jnp.zeros((1, teacher_logits.shape[-1])),
+                student_temp=config.loss.student_temp,
+                teacher_temp=config.loss.teacher_temp,
+            )
+            return output.loss, (teacher_logits, output.loss)
 
         with jax.default_matmul_precision("highest"):
-            gradients, logits = jax.jit(jax.grad(project, has_aux=True))(self.params, views)
-        return jax.device_get([logits, *jax.tree.leaves(gradients)])
+            gradients, values = jax.jit(jax.grad(loss, has_aux=True))(self.params, views)
+        return jax.device_get([*values, *jax.tree.leaves(gradients)])
 
     def seconds(self, steps: int) -> float:
         return seconds_per_call(lambda: self.step(self.batch), groups=1, size=steps)[0]

@@ -11,16 +11,9 @@ from flax import nnx
 from flax.typing import Dtype
 
 from dino_jax.errors import UsageError
+from dino_jax.models.attention import Attention
+from dino_jax.models.initializers import normal_init
 from dino_jax.models.residual import add_branch
-
-# Torch truncates this normal at +-2, a hundred standard deviations: no truncation at all.
-normal_init = nnx.initializers.normal(0.02)
-
-
-def torch_uniform_init(fan_in: int) -> nnx.Initializer:
-    """Torch's default for linear and convolutional layers: uniform in +-1/sqrt(fan_in)."""
-    bound = fan_in**-0.5
-    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def check_transformer(
@@ -84,43 +77,22 @@ def drop_path(branch: jax.Array, draw: jax.Array | None, rate: float) -> jax.Arr
     return jnp.where((draw >= rate)[:, None, None], scaled, 0.0).astype(branch.dtype)
 
 
-def layer_norm(dim: int, *, dtype: Dtype | None, rngs: nnx.Rngs) -> nnx.LayerNorm:
+class LayerNorm(nnx.LayerNorm):
+    """LayerNorm whose backward pass starts from the input, which is kept anyway, and no more."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        return nnx.remat(lambda norm, x: nnx.LayerNorm.__call__(norm, x))(self, x)
+
+
+def layer_norm(dim: int, *, dtype: Dtype | None, rngs: nnx.Rngs) -> LayerNorm:
     """LayerNorm with the reference's epsilon; variance in two passes, as torch computes it."""
-    return nnx.LayerNorm(dim, epsilon=1e-6, use_fast_variance=False, dtype=dtype, rngs=rngs)
+    return LayerNorm(dim, epsilon=1e-6, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
-class Attention(nnx.Module):
-    """Multi-head self-attention; one matrix makes queries, keys and values, in that order."""
-
-    def __init__(self, dim: int, num_heads: int, *, dtype: Dtype | None, rngs: nnx.Rngs) -> None:
-        self.num_heads = num_heads
-        linear = partial(nnx.Linear, kernel_init=normal_init, dtype=dtype, rngs=rngs)
-        self.qkv = linear(dim, 3 * dim)
-        self.proj = linear(dim, dim)
-
-    def _heads(self, x: jax.Array) -> jax.Array:
-        """[B, N, D] -> [B, h, N, d]; heads lead, as batched matrix products want them."""
-        return x.reshape(*x.shape[:2], self.num_heads, -1).swapaxes(1, 2)
-
-    def weights(self, q: jax.Array, k: jax.Array) -> jax.Array:
-        """Softmax over the keys in float32: [B, h, M, d], [B, h, N, d] -> [B, h, M, N]."""
-        logits = jnp.matmul(
-            q * q.shape[-1] ** -0.5,
-            k.swapaxes(-1, -2),
-            preferred_element_type=jnp.promote_types(q.dtype, jnp.float32),
-        )
-        return jax.nn.softmax(logits, axis=-1)
-
-    def queries_keys_values(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        q, k, v = map(self._heads, jnp.split(self.qkv(x), 3, axis=-1))
-        return q, k, v
-
-    def __call__(self, x: jax.Array, *, class_only: bool = False) -> jax.Array:
-        """[B, N, D] -> [B, N, D], or [B, 1, D] for the class token alone."""
-        q, k, v = self.queries_keys_values(x)
-        q = q[:, :, :1] if class_only else q
-        mixed = self.weights(q, k).astype(v.dtype) @ v
-        return self.proj(mixed.swapaxes(1, 2).reshape(x.shape[0], -1, x.shape[-1]))
+@jax.checkpoint
+def gelu(x: jax.Array) -> jax.Array:
+    """The exact (erf) GELU; its backward pass starts from the input alone."""
+    return jax.nn.gelu(x, approximate=False)
 
 
 class Mlp(nnx.Module):
@@ -132,11 +104,21 @@ class Mlp(nnx.Module):
         self.fc2 = linear(hidden_dim, dim)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class Block(nnx.Module):
-    """A pre-norm transformer block with stochastic depth on both residual branches."""
+    """A pre-norm transformer block with stochastic depth on both residual branches.
+
+    Args:
+      dim: width D.
+      num_heads: attention heads; divides D.
+      mlp_ratio: hidden width of the MLP over D.
+      drop_path_rate: share of images that lose a branch.
+      attention: a kernel of `dino_jax.models.attention.KERNELS`.
+      dtype: compute dtype; None computes in the parameters' dtype.
+      rngs: source of the initial weights.
+    """
 
     def __init__(
         self,
@@ -145,12 +127,13 @@ class Block(nnx.Module):
         mlp_ratio: float,
         *,
         drop_path_rate: float,
+        attention: str,
         dtype: Dtype | None,
         rngs: nnx.Rngs,
     ) -> None:
         self.drop_path_rate = drop_path_rate
         self.norm1 = layer_norm(dim, dtype=dtype, rngs=rngs)
-        self.attn = Attention(dim, num_heads, dtype=dtype, rngs=rngs)
+        self.attn = Attention(dim, num_heads, kernel=attention, dtype=dtype, rngs=rngs)
         self.norm2 = layer_norm(dim, dtype=dtype, rngs=rngs)
         self.mlp = Mlp(dim, round(dim * mlp_ratio), dtype=dtype, rngs=rngs)
 

@@ -12,6 +12,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from dino_jax.errors import UsageError
+from dino_jax.models.attention import check_kernel
 from dino_jax.models.block import (
     Block,
     at_least_float32,
@@ -19,9 +20,8 @@ from dino_jax.models.block import (
     check_transformer,
     image_draws,
     layer_norm,
-    normal_init,
-    torch_uniform_init,
 )
+from dino_jax.models.initializers import normal_init, torch_uniform_init
 from dino_jax.models.remat import check_remat, run_block
 
 
@@ -65,6 +65,7 @@ class VisionTransformer(nnx.Module):
       in_channels: channels of the images.
       mlp_ratio: hidden width of the MLP over D.
       drop_path_rate: stochastic depth of the last block, growing linearly from 0 in the first.
+      attention: kernel of the attention: "xla", or "cudnn" for 16-bit dtypes on a GPU.
       remat: what the backward pass recomputes: "none", "dots" or "full".
       dtype: compute dtype; None computes in the parameters' dtype.
       rngs: source of the initial weights.
@@ -86,11 +87,13 @@ class VisionTransformer(nnx.Module):
         in_channels: int = 3,
         mlp_ratio: float = 4.0,
         drop_path_rate: float = 0.0,
+        attention: str = "xla",
         remat: str = "none",
         dtype: Dtype | None = None,
         rngs: nnx.Rngs,
     ) -> None:
         check_transformer(embed_dim, depth, num_heads, mlp_ratio, drop_path_rate)
+        check_kernel(attention, dtype)
         check_remat(remat)
         if patch_size < 1 or image_size < patch_size or image_size % patch_size:
             raise UsageError(
@@ -113,7 +116,15 @@ class VisionTransformer(nnx.Module):
         self.pos_embed = nnx.Param(normal_init(rngs.params(), (1, tokens, embed_dim), jnp.float32))
         rates = [drop_path_rate * i / max(depth - 1, 1) for i in range(depth)]
         self.blocks = nnx.List(
-            Block(embed_dim, num_heads, mlp_ratio, drop_path_rate=rate, dtype=dtype, rngs=rngs)
+            Block(
+                embed_dim,
+                num_heads,
+                mlp_ratio,
+                drop_path_rate=rate,
+                attention=attention,
+                dtype=dtype,
+                rngs=rngs,
+            )
             for rate in rates
         )
         self.norm = layer_norm(embed_dim, dtype=dtype, rngs=rngs)

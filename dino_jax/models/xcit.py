@@ -23,9 +23,9 @@ from dino_jax.models.block import (
     check_transformer,
     image_draws,
     layer_norm,
-    normal_init,
 )
 from dino_jax.models.conv import ConvNorm, conv
+from dino_jax.models.initializers import normal_init
 from dino_jax.models.remat import check_remat, run_block
 from dino_jax.models.xcit_block import ClassAttentionBlock, XCABlock
 

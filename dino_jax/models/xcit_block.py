@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
+from dino_jax.models.attention import Attention
 from dino_jax.models.batch_norm import BatchNorm
-from dino_jax.models.block import Attention, Mlp, at_least_float32, drop_path, layer_norm
+from dino_jax.models.block import Mlp, at_least_float32, drop_path, layer_norm
 from dino_jax.models.conv import conv
 from dino_jax.models.residual import add_branch
 

@@ -61,6 +61,7 @@ def infer(network: TorchNetwork, *, num_heads: int | None = None) -> dict[str, A
             "patch_size": patch_size,
             "drop_path_rate": None,
             "dtype": "float32",
+            "attention": "auto",
             "remat": "none",
             "overrides": dict.fromkeys(OVERRIDES) | overrides,
         },

@@ -27,7 +27,8 @@ from dino_jax.weights.torch_checkpoint import Tensors, TorchNetwork, read_torch_
 PyTree = Any
 
 WHICH = ("teacher", "student", "untrained")
-_OF_TRAINING = ("drop_path_rate", "remat", "dtype")  # no feature, or said beside the hash
+# Of no feature, or of its rounding alone.
+_OF_TRAINING = ("drop_path_rate", "attention", "remat", "dtype")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,154 @@
+"""The kernels of attention, and which of them is chosen.
+
+No GPU is needed: where cuDNN's kernel would be called, XLA's stands in for it.
+"""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import configs.default
+from dino_jax import settings
+from dino_jax.errors import UsageError
+from dino_jax.models import attention, create_model
+from dino_jax.models.attention import KernelChoice, choose_kernel, what_is_wrong
+from dino_jax.models.network import abstract
+from reference import recipe_model
+
+SHAPE = (2, 3, 17, 16)  # images, heads, tokens, channels of a head
+LENGTHS = (17, 5)
+KERNEL = jax.nn.dot_product_attention
+
+
+@pytest.fixture(autouse=True)
+def _forget_choices() -> Iterator[None]:
+    choose_kernel.cache_clear()
+    yield
+    choose_kernel.cache_clear()
+
+
+def stand_in(*arrays: jax.Array, implementation: str) -> jax.Array:
+    """What cuDNN would compute."""
+    assert implementation == "cudnn"
+    return KERNEL(*arrays, implementation="xla")
+
+
+def wrong_at_17(*arrays: jax.Array, implementation: str) -> jax.Array:
+    factor = 1.2 if arrays[0].shape[1] == 17 else 1
+    return stand_in(*arrays, implementation=implementation) * factor
+
+
+def missing(*arrays: jax.Array, implementation: str) -> jax.Array:
+    raise RuntimeError("cuDNN is not here\nand more")
+
+
+def on_a_gpu(monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., jax.Array]) -> None:
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+
+
+choose = partial(choose_kernel, dtype=jnp.bfloat16, num_heads=3, head_dim=16, lengths=LENGTHS)
+
+
+def test_a_kernel_that_computes_right_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_a_gpu(monkeypatch, stand_in)
+    assert choose("auto") == choose("cudnn") == KernelChoice("cudnn")
+    assert choose("xla") == KernelChoice("xla")
+    assert choose("auto", dtype=jnp.float32) == KernelChoice("xla")
+
+
+@pytest.mark.parametrize(
+    ("kernel", "said"),
+    [
+        (wrong_at_17, r"is 0\.\d+ of its largest value off for 17 tokens"),
+        (missing, r"cannot be used for 17 tokens \(cuDNN is not here\)"),
+    ],
+)
+@pytest.mark.parametrize("asked", ["auto", "cudnn"])
+def test_a_kernel_that_does_not_is_left(
+    monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., jax.Array], said: str, asked: str
+) -> None:
+    on_a_gpu(monkeypatch, kernel)
+    chosen, note = choose(asked)
+    assert chosen == "xla"
+    assert re.search(said, note)
+    assert choose(asked, lengths=(5,)).kernel == ("cudnn" if kernel is wrong_at_17 else "xla")
+
+
+def test_without_a_gpu() -> None:
+    assert choose("auto") == KernelChoice("xla")
+    assert "bfloat16 on a GPU" in choose("cudnn").note
+    with pytest.raises(UsageError, match=r"model\.attention='flash' is unknown: choose"):
+        choose("flash")
+
+
+def test_wrong_gradients_are_seen() -> None:
+    """The result may be right all the same."""
+
+    @jax.custom_vjp
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return attention.plain_attention(q, k, v)
+
+    def forward(*arrays: jax.Array) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        return attend(*arrays), arrays
+
+    def backward(arrays: tuple[jax.Array, ...], cotangent: jax.Array) -> tuple[jax.Array, ...]:
+        _, pull_back = jax.vjp(attention.plain_attention, *arrays)
+        dq, dk, dv = pull_back(cotangent)
+        return dq, dk * 1.1, dv
+
+    attend.defvjp(forward, backward)
+    assert "off for 17 tokens" in what_is_wrong(attend, SHAPE, jnp.bfloat16)
+    assert what_is_wrong(attention.plain_attention, SHAPE, jnp.bfloat16) is None
+    not_a_number = lambda q, k, v: attention.plain_attention(q, k, v) * jnp.nan  # noqa: E731
+    assert "nan of its" in what_is_wrong(not_a_number, SHAPE, jnp.bfloat16)
+
+
+def test_a_network_is_the_same_with_either_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel = mock.Mock(wraps=stand_in)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    sizes = {"patch_size": 4, "image_size": 16, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    images = np.random.default_rng(0).standard_normal((2, 16, 16, 3)).astype(np.float32)
+    plain, fused = (
+        recipe_model("vit_tiny", **sizes, dtype=jnp.bfloat16, attention=kernel)(images)
+        for kernel in attention.KERNELS
+    )
+    assert float(jnp.abs(plain - fused).max()) < 0.05  # features are of order 1
+    assert kernel.call_count == 1  # the last block is computed for the class token alone
+
+
+def test_refuses_what_a_network_cannot_have() -> None:
+    with pytest.raises(UsageError, match="attention='flash' is unknown: choose one of xla, cudnn"):
+        create_model("vit_tiny", attention="flash")
+    with pytest.raises(UsageError, match="computes in 16 bits: give dtype"):
+        create_model("vit_tiny", attention="cudnn")
+
+
+def test_a_config_is_checked_at_its_own_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a network in shapes, too: the check has numbers while the network is being traced."""
+    config = configs.default.get_config("debug")
+    config.model.dtype = "bfloat16"
+    lengths = []
+
+    def noting(*arrays: jax.Array, implementation: str) -> jax.Array:
+        lengths.append(arrays[0].shape[1])
+        return stand_in(*arrays, implementation=implementation)
+
+    on_a_gpu(monkeypatch, noting)
+    abstract(partial(settings.build_model, config))
+    sides = config.crops.global_size, config.crops.local_size, config.eval.crop
+    patch_size = settings.build_backbone(config, None).patch_size
+    assert set(lengths) == {1 + (side // patch_size) ** 2 for side in sides}
+    assert settings.attention_kernel(config) == KernelChoice("cudnn")
+    assert not any("attention" in note for note in settings.advice(config))
+
+    choose_kernel.cache_clear()
+    monkeypatch.setattr(jax.nn, "dot_product_attention", missing)
+    assert any("cuDNN is not here" in note for note in settings.advice(config))
+    assert settings.attention_kernel(config).kernel == "xla"
