@@ -210,7 +210,7 @@ variants() {
   # A process each, so a few at a time: they share the memory of the GPU.
   local group
   for group in "attention-xla keep-activations" "one-token-batch stacked-optimizer" \
-    "half-logits bottleneck-loss blocked-loss" "scan barriers" "no-triton-gemm rbg" \
+    "half-logits bottleneck-loss blocked-loss" "scan barriers" "no-triton-gemm" \
     "remat-dots remat-full"; do
     # shellcheck disable=SC2086
     measure 200 variants --config=configs/vit_small.py --batch-size=64 --steps=10 --rounds=5 \

@@ -79,10 +79,6 @@ def barriers(config: ConfigDict) -> None:
     )
 
 
-def random_bits(config: ConfigDict, implementation: str) -> None:
-    jax.config.update("jax_default_prng_impl", implementation)
-
-
 def one_token_batch(config: ConfigDict) -> None:
     """Both sizes of crops go through a block together, apart in the attention alone."""
 
@@ -244,5 +240,4 @@ VARIANTS: dict[str, Callable[[ConfigDict], None]] = {
     "no-options": compiler,
     "no-triton-gemm": partial(compiler, xla_gpu_enable_triton_gemm=False),
     "barriers": barriers,
-    "rbg": partial(random_bits, implementation="rbg"),
 }
