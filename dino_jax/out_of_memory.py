@@ -19,7 +19,7 @@ from dino_jax.memory import Need
 
 # What the backward pass finds of each image, as shares of all activations. A ViT keeps 0.36 and
 # 0.06, an XCiT 0.41 and 0.21; the rest is room for what is computed again.
-ACTIVATIONS = {"none": 1.0, "dots": 0.6, "full": 0.35}
+ACTIVATIONS = {"none": 1.0, "dots": 0.5, "full": 0.3}
 WEIGHTS = {"dp": 2, "fsdp": 3}  # copies in a step: gradients, results; what fsdp gathers
 MARGIN = 1.05  # of an estimate
 GPU_SHARE = 0.75  # of a GPU's memory that JAX takes unless told otherwise

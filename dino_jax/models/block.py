@@ -127,7 +127,7 @@ class Block(nnx.Module):
         mlp_ratio: float,
         *,
         drop_path_rate: float,
-        attention: str,
+        attention: str = "xla",
         dtype: Dtype | None,
         rngs: nnx.Rngs,
     ) -> None:

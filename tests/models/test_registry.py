@@ -94,7 +94,7 @@ def test_patch_size() -> None:
             {"image_size": 224, "drop_path_rate": 0.1},
             r"resnet50 has no drop_path_rate and no image_size: leave it unset, or at 0",
         ),
-        ("vit_tiny", {"groups": 2}, r"vit_tiny has no groups: .* settings are depth, "),
+        ("vit_tiny", {"groups": 2}, r"vit_tiny has no groups: .* settings are attention, depth, "),
     ],
 )
 def test_settings_that_there_are_not_are_refused(
