@@ -1,4 +1,4 @@
-"""DINO on generated pictures of shapes: about four minutes on two CPU cores.
+"""DINO on generated pictures of shapes: about three minutes on two CPU cores.
 
 python main.py --config=configs/quickstart.py --workdir=runs/quickstart
 

@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from flax.typing import Dtype
 
 from dino_jax.errors import UsageError
 from dino_jax.models.initializers import normal_init
+from dino_jax.sharding import batch_sharded, make_mesh
 
 KERNELS = ("xla", "cudnn")  # products and a softmax by the compiler; one kernel for GPUs
 TOLERANCE = 0.03  # of a kernel's results, as a share of the largest; bfloat16 itself costs 0.01
@@ -129,21 +131,23 @@ def choose_kernel(
             f"{jax.default_backend()}: attention is left to XLA",
         )
     for length in lengths:
-        if wrong := what_is_wrong(cudnn_attention, (2, num_heads, length, head_dim), dtype):
+        if wrong := what_is_wrong(cudnn_attention, (num_heads, length, head_dim), dtype):
             return KernelChoice("xla", f"cuDNN's attention {wrong}: it is left to XLA")
     return KernelChoice("cudnn")
 
 
 def what_is_wrong(
     attend: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    shape: tuple[int, int, int, int],
+    shape: tuple[int, int, int],
     dtype: Any,
 ) -> str | None:
     """Compares a kernel's result and gradients with those of `plain_attention` in float32.
 
+    Every device of this process takes two images, as a batch is spread in training.
+
     Args:
       attend: the kernel: queries, keys and values [B, h, N, d] -> [B, h, N, d].
-      shape: B, h, N, d to try it with.
+      shape: h, N, d to try it with.
       dtype: of what it is given.
     Returns: what is wrong with it, None for nothing.
     """
@@ -155,18 +159,18 @@ def what_is_wrong(
     # This may be called while a network is being traced; the check itself has numbers.
     with jax.ensure_compile_time_eval():
         keys = jax.random.split(jax.random.key(0), 4)
-        arrays = [jax.random.normal(key, shape, dtype) for key in keys]
+        mesh = make_mesh(jax.local_devices())
+        arrays = [jax.random.normal(key, (2 * mesh.size, *shape), dtype) for key in keys]
+        arrays = jax.device_put(arrays, batch_sharded(mesh))
         with jax.default_matmul_precision("highest"):
             wide = [x.astype(jnp.float32) for x in arrays]
             expected = jax.jit(partial(results, plain_attention))(*wide)
         try:
             computed = jax.jit(partial(results, attend))(*arrays)
-            apart = max(
-                float(jnp.abs(a - b).max() / jnp.abs(b).max())
-                for a, b in zip(computed, expected, strict=True)
-            )
+            pairs = zip(*jax.device_get((computed, expected)), strict=True)
         except (RuntimeError, ValueError, NotImplementedError) as error:
-            return f"cannot be used for {shape[2]} tokens ({str(error).strip().splitlines()[0]})"
-    if not apart <= TOLERANCE:  # a NaN is neither
-        return f"is {apart:.2g} of its largest value off for {shape[2]} tokens"
+            return f"cannot be used for {shape[1]} tokens ({str(error).strip().splitlines()[0]})"
+    apart = np.max([np.abs(a - b).max() / np.abs(b).max() for a, b in pairs])
+    if not apart <= TOLERANCE:  # nor a NaN
+        return f"is {apart:.2g} of its largest value off for {shape[1]} tokens"
     return None

@@ -28,6 +28,9 @@ def open_pictures(names: Sequence[str]) -> list[Source]:
     """
     if not names:
         raise UsageError("no image was given: name files, folders or other sources")
+    for name in names:
+        if Path(name).suffix and ":" not in name and not Path(name).exists():
+            raise UsageError(f"there is no image {name}: check the path")
     sources: list[Source] = []
     for is_file, group in itertools.groupby(names, key=lambda name: Path(name).is_file()):
         if is_file:

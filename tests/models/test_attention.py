@@ -21,7 +21,7 @@ from dino_jax.models.attention import KernelChoice, choose_kernel, what_is_wrong
 from dino_jax.models.network import abstract
 from reference import recipe_model
 
-SHAPE = (2, 3, 17, 16)  # images, heads, tokens, channels of a head
+SHAPE = (3, 17, 16)  # heads, tokens, channels of a head
 LENGTHS = (17, 5)
 KERNEL = jax.nn.dot_product_attention
 

@@ -57,6 +57,8 @@ def test_one_bad_image_is_named_and_left_out(
 def test_refuses_what_does_not_exist() -> None:
     with pytest.raises(UsageError, match="/no/where is not a folder"):
         open_pictures(["/no/where"])
+    with pytest.raises(UsageError, match=r"there is no image /no/where\.jpg: check the path"):
+        open_pictures(["/no/where.jpg"])
     with pytest.raises(UsageError, match="no image was given"):
         open_pictures([])
 
