@@ -81,7 +81,10 @@ class LayerNorm(nnx.LayerNorm):
     """LayerNorm whose backward pass starts from the input, which is kept anyway, and no more."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return nnx.remat(lambda norm, x: nnx.LayerNorm.__call__(norm, x))(self, x)
+        graphdef, arrays = nnx.split(self)
+        return jax.checkpoint(
+            lambda arrays, x: nnx.LayerNorm.__call__(nnx.merge(graphdef, arrays), x)
+        )(arrays, x)
 
 
 def layer_norm(dim: int, *, dtype: Dtype | None, rngs: nnx.Rngs) -> LayerNorm:
