@@ -63,8 +63,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.optim.clip_grad = 3.0  # norm of each parameter's gradient; 0.3 helps large models, 0 off
     config.optim.freeze_last_layer = 1  # epochs; more if the loss does not fall
     config.optim.momentum_teacher = 0.996  # at the start, to 1 by a cosine; 0.9995 for batch 256
-    # Passes a step: saves memory, same result. Several devices add their gradients at every pass.
-    config.optim.accumulation_steps = 1
+    config.optim.accumulation_steps = 1  # passes a step: saves memory, same result
 
     config.crops = ConfigDict()
     config.crops.global_size = 224  # pixels

@@ -6,6 +6,7 @@ arXiv 1910.02054). Batches are spread over their first axis in both.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 PyTree = Any
+Run = Callable[[tuple[PyTree, PyTree], PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]
 
 AXIS = "data"
 MODES = ("dp", "fsdp")
@@ -58,20 +60,64 @@ def with_shardings(abstract_state: PyTree, shardings: PyTree) -> PyTree:
 
 @dataclasses.dataclass(frozen=True)
 class PassLayout:
-    """Where the arrays of a forward and backward pass lie; None leaves it to XLA."""
+    """How the devices share a forward and backward pass: each takes its own images."""
 
-    weights: NamedSharding | None = None  # of student and teacher
-    gradients: PyTree | None = None
+    mesh: Mesh
+    params: PyTree  # a PartitionSpec for every parameter of the student, and so of the teacher
 
 
-def pass_layout(param_shardings: PyTree, mesh: Mesh) -> PassLayout:
-    """Weights are gathered before a pass, and gradients end where the parameters are stored."""
-    return PassLayout(
-        weights=replicated(mesh),
-        gradients=param_shardings,
+def pass_layout(param_shardings: PyTree, mesh: Mesh) -> PassLayout | None:
+    """The layout of a pass over parameters that are stored so; None for one device."""
+    if mesh.size == 1:
+        return None
+    return PassLayout(mesh, jax.tree.map(lambda sharding: sharding.spec, param_shardings))
+
+
+def spread_pass(run: Run, layout: PassLayout) -> Run:
+    """Lets every device run a pass over its share of the batch, and averages what comes out.
+
+    Whatever moves between devices is written here, but for BatchNorm's statistics: weights that
+    are stored in parts are gathered once, and gradients are added up once, after all passes of a
+    step; each ends where its parameter is stored.
+
+    Args:
+      run: (weights, constants, batch) -> (gradients, means, constants), of some images. Weights
+        are the student's and the teacher's, gradients the student's; gradients and means are means
+        over these images, and the constants that come out are equal on all devices.
+      layout: of the weights; the batch is spread over its first axis, constants are not.
+    """
+    weights = layout.params, layout.params
+
+    def share(here: PyTree, constants: PyTree, batch: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        gradients, means, constants = run(jax.tree.map(_gather, here, weights), constants, batch)
+        gradients = jax.tree.map(_mean_in_place, gradients, layout.params)
+        return gradients, jax.lax.pmean(means, AXIS), constants
+
+    nowhere = PartitionSpec()
+    return jax.shard_map(
+        share,
+        mesh=layout.mesh,
+        in_specs=(weights, nowhere, PartitionSpec(AXIS)),
+        out_specs=(layout.params, nowhere, nowhere),
+        check_vma=False,  # gradients must not be added up before the passes are over
     )
 
 
-def constrain(tree: PyTree, where: PyTree | None) -> PyTree:
-    """The tree, its arrays laid out as `where` says."""
-    return tree if where is None else jax.lax.with_sharding_constraint(tree, where)
+def _gather(part: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """The whole of an array, of which this device stores a part."""
+    if AXIS not in spec:
+        return part
+    return jax.lax.all_gather(part, AXIS, axis=spec.index(AXIS), tiled=True)
+
+
+def _mean_in_place(whole: jax.Array, spec: PartitionSpec) -> jax.Array:
+    """The mean over the devices, or the part of it that this device stores."""
+    if AXIS not in spec:
+        return jax.lax.pmean(whole, AXIS)
+    total = jax.lax.psum_scatter(whole, AXIS, scatter_dimension=spec.index(AXIS), tiled=True)
+    return total / jax.lax.axis_size(AXIS)
+
+
+def device_axes() -> tuple[str, ...]:
+    """The axes that a sum over all images goes over, where each device runs on its own share."""
+    return jax.sharding.get_abstract_mesh().manual_axes

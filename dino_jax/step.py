@@ -6,7 +6,7 @@ Dims: B images, V views, K prototypes.
 import dataclasses
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from dino_jax.losses import LossOutput, dino_loss, update_center
 from dino_jax.models.network import Network
 from dino_jax.models.residual import compiler_options
 from dino_jax.schedules import Schedule
-from dino_jax.sharding import PassLayout, constrain
+from dino_jax.sharding import PassLayout, spread_pass
 from dino_jax.train_state import Meters, TrainState
 
 PyTree = Any
@@ -44,19 +44,14 @@ class StepSettings:
     center_momentum: float = 0.9
     accumulation_steps: int = 1
     log_every: int = 1  # steps in a log interval
-    layout: PassLayout | None = None  # None leaves it to XLA
+    layout: PassLayout | None = None  # None: one device
 
 
-@dataclasses.dataclass
-class _Pass:
-    """What one pass over a (micro-)batch gives; means over its images."""
+class _Means(NamedTuple):
+    """What passes find out besides gradients; means over images."""
 
-    grads: PyTree
     loss: LossOutput
     teacher_logits: jax.Array  # [K]
-
-
-jax.tree_util.register_dataclass(_Pass)
 
 
 def compile_step(
@@ -79,11 +74,12 @@ def train_step(state: TrainState, batch: Batch, *, settings: StepSettings) -> Tr
     Returns: the state after the step, its step counted whether it was finite or not.
     """
     step = state.step
-    result, batch_stats, teacher_batch_stats = _forward_backward(state, batch, settings)
-    grad_norm = optax.tree.norm(result.grads)
+    grads, means, stats = _forward_backward(state, batch, settings)
+    batch_stats, teacher_batch_stats = stats
+    grad_norm = optax.tree.norm(grads)
 
     updates, opt_state = settings.tx.update(
-        result.grads,
+        grads,
         state.opt_state,
         state.params,
         learning_rate=settings.lr(step),
@@ -97,11 +93,11 @@ def train_step(state: TrainState, batch: Batch, *, settings: StepSettings) -> Tr
         state.teacher_params,
         params,
     )
-    center = update_center(state.center, result.teacher_logits, settings.center_momentum)
+    center = update_center(state.center, means.teacher_logits, settings.center_momentum)
 
-    finite = jnp.isfinite(result.loss.loss) & jnp.isfinite(grad_norm)
+    finite = jnp.isfinite(means.loss.loss) & jnp.isfinite(grad_norm)
     meters = _reset(state.meters, step, settings)
-    measured = result.loss._asdict() | {
+    measured = means.loss._asdict() | {
         "steps": jnp.ones(()),
         "grad_norm": grad_norm,
         "center_change": jnp.linalg.norm(center - state.center),
@@ -135,19 +131,35 @@ def train_step(state: TrainState, batch: Batch, *, settings: StepSettings) -> Tr
 
 def _forward_backward(
     state: TrainState, batch: Batch, settings: StepSettings
-) -> tuple[_Pass, PyTree, PyTree]:
-    """Gradients, loss and teacher means of a batch, in one pass or accumulated over several.
+) -> tuple[PyTree, _Means, tuple[PyTree, PyTree]]:
+    """The student's gradients, means over the batch, and both networks' new running statistics."""
+    run = partial(_passes, settings=settings)
+    if settings.layout:
+        run = spread_pass(run, settings.layout)
+    constants = {
+        "stats": (state.batch_stats, state.teacher_batch_stats),
+        "center": state.center,
+        "epoch": state.step // settings.steps_per_epoch,
+        "teacher_temp": settings.teacher_temp(state.step),
+    }
+    return run((state.params, state.teacher_params), constants, batch)
 
-    Returns: (means over the batch, the student's and the teacher's new running statistics).
-    """
-    epoch = state.step // settings.steps_per_epoch
-    teacher_temp = settings.teacher_temp(state.step)
-    layout = settings.layout or PassLayout()
-    params, teacher_params = constrain((state.params, state.teacher_params), layout.weights)
 
-    def one_pass(stats: tuple[PyTree, PyTree], batch: Batch) -> tuple[tuple[PyTree, PyTree], _Pass]:
+def _passes(
+    weights: tuple[PyTree, PyTree],
+    constants: dict[str, PyTree],
+    batch: Batch,
+    *,
+    settings: StepSettings,
+) -> tuple[PyTree, _Means, tuple[PyTree, PyTree]]:
+    """Forward and backward pass over some images, at once or accumulated over several passes."""
+    params, teacher_params = weights
+
+    def one_pass(
+        stats: tuple[PyTree, PyTree], batch: Batch
+    ) -> tuple[tuple[PyTree, PyTree], tuple[PyTree, _Means]]:
         batch_stats, teacher_batch_stats = stats
-        views, keys = settings.make_views(batch, epoch)
+        views, keys = settings.make_views(batch, constants["epoch"])
         teacher_logits, teacher_batch_stats = settings.network(
             teacher_params, teacher_batch_stats, views[:1]
         )
@@ -157,38 +169,39 @@ def _forward_backward(
             output = dino_loss(
                 logits,
                 teacher_logits,
-                state.center,
+                constants["center"],
                 student_temp=settings.student_temp,
-                teacher_temp=teacher_temp,
+                teacher_temp=constants["teacher_temp"],
             )
             return output.loss, (output, new_stats)
 
         (_, (loss, batch_stats)), grads = jax.value_and_grad(student_loss, has_aux=True)(params)
-        grads = constrain(grads, layout.gradients)
-        result = _Pass(grads, loss, teacher_logits.mean((0, 1)))
-        return (batch_stats, teacher_batch_stats), result
+        return (batch_stats, teacher_batch_stats), (
+            grads,
+            _Means(loss, teacher_logits.mean((0, 1))),
+        )
 
-    stats = state.batch_stats, state.teacher_batch_stats
     steps = settings.accumulation_steps
     if steps == 1:
-        stats, result = one_pass(stats, batch)
-        return result, *stats
-
-    # Every steps-th image, so that each device splits its own share of the batch.
-    micro_batches = jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1), batch)
+        stats, result = one_pass(constants["stats"], batch)
+        return *result, stats
 
     def accumulate(
-        carry: tuple[tuple[PyTree, PyTree], _Pass], micro_batch: Batch
-    ) -> tuple[tuple[tuple[PyTree, PyTree], _Pass], None]:
+        carry: tuple[tuple[PyTree, PyTree], PyTree], micro_batch: Batch
+    ) -> tuple[tuple[tuple[PyTree, PyTree], PyTree], None]:
         stats, total = carry
         stats, result = one_pass(stats, micro_batch)
         return (stats, jax.tree.map(lambda t, r: t + r / steps, total, result)), None
 
+    # Every steps-th image: a micro-batch holds the same ones on any number of devices.
+    micro_batches = jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1), batch)
     first = jax.tree.map(lambda x: x[0], micro_batches)
-    shapes = jax.eval_shape(lambda stats, batch: one_pass(stats, batch)[1], stats, first)
+    shapes = jax.eval_shape(
+        lambda stats, batch: one_pass(stats, batch)[1], constants["stats"], first
+    )
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (stats, result), _ = jax.lax.scan(accumulate, (stats, zeros), micro_batches)
-    return result, *stats
+    (stats, result), _ = jax.lax.scan(accumulate, (constants["stats"], zeros), micro_batches)
+    return *result, stats
 
 
 def _reset(meters: Meters, step: jax.Array, settings: StepSettings) -> Meters:

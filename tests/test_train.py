@@ -53,14 +53,19 @@ def two_steps(name: str, **changes: object) -> ConfigDict:
 
 
 @pytest.mark.parametrize("name", ["default", "xcit_small_12", "resnet50"])
-def test_networks_of_every_kind_train_on_eight_devices(name: str, tmp_path: Path) -> None:
+def test_networks_of_every_kind_train_alike_on_one_device_and_on_eight(
+    name: str, tmp_path: Path
+) -> None:
     config = two_steps(name, optim__name="sgd")
-    assert runs.train_here(config, tmp_path, devices=8)["finished"]
-    first, second = runs.records(tmp_path)
+    for devices in (8, 1):
+        assert runs.train_here(config, tmp_path / str(devices), devices=devices)["finished"]
+    first, second = runs.records(tmp_path / "8")
     assert second["skipped_steps"] == 0
     for key in ("loss", "grad_norm", "teacher_entropy", "center_norm"):
         assert 0 < first[key] < np.inf
         assert 0 < second[key] != first[key]
+        for record, alone in zip((first, second), runs.records(tmp_path / "1"), strict=True):
+            np.testing.assert_allclose(record[key], alone[key], rtol=1e-4, err_msg=key)
 
 
 def test_spread_recomputed_accumulated_and_without_weight_norm(

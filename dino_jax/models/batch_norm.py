@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.typing import Dtype
 
+from dino_jax.sharding import device_axes
+
 
 class BatchNorm(nnx.Module):
     """Batch normalisation over every axis but the last (Ioffe & Szegedy, arXiv 1502.03167).
@@ -39,11 +41,11 @@ class BatchNorm(nnx.Module):
         if self.use_running_average:
             mean, var = self.mean[...], self.var[...]
         else:
-            axes = tuple(range(x.ndim - 1))
+            axes, devices = tuple(range(x.ndim - 1)), device_axes()
             wide = x.astype(stats_dtype)
-            mean = wide.mean(axes)
-            var = jnp.square(wide - mean).mean(axes)
-            count = x.size // x.shape[-1]
+            mean = jax.lax.pmean(wide.mean(axes), devices)
+            var = jax.lax.pmean(jnp.square(wide - mean).mean(axes), devices)
+            count = jax.lax.psum(x.size // x.shape[-1], devices)
             unbiased = var * (count / max(count - 1, 1))
             self.mean[...] = self._moved(self.mean[...], mean)
             self.var[...] = self._moved(self.var[...], unbiased)

@@ -1,15 +1,20 @@
 """Batch normalisation against its formula, and against torch where that is installed."""
 
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from dino_jax import sharding
 from dino_jax.models.batch_norm import BatchNorm
 from dino_jax.models.network import split
 
+PyTree = Any
 FEATURES = 5
 
 
@@ -86,6 +91,30 @@ def test_a_sharded_batch_has_the_statistics_of_the_whole() -> None:
     spread = run(jax.device_put(x, sharding.batch_sharded(mesh)))
     for found, expected in zip(spread, run(jnp.asarray(x)), strict=True):
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_devices_that_run_on_their_own_shares_have_the_statistics_of_the_whole() -> None:
+    """Gradients as well, which pass through the statistics to what comes before."""
+    mesh, x = sharding.make_mesh(), random_inputs(16)
+    x *= np.linspace(0.1, 3, 16, dtype=np.float32)[:, None]
+    graphdef, norm_params, stats = split(norm())
+    mixing = np.random.default_rng(1).standard_normal((FEATURES, FEATURES)).astype(np.float32)
+    params = {"norm": norm_params, "mixing": mixing}
+
+    def run(weights: tuple[PyTree, PyTree], stats: PyTree, x: jax.Array) -> tuple[PyTree, ...]:
+        def loss(params: PyTree) -> tuple[jax.Array, PyTree]:
+            module = nnx.merge(graphdef, params["norm"], stats)
+            value = jnp.sin(3 * module(x @ params["mixing"])).mean()
+            return value, split(module)[2]
+
+        (value, stats), grads = jax.value_and_grad(loss, has_aux=True)(weights[0])
+        return grads, value, stats
+
+    layout = sharding.PassLayout(mesh, jax.tree.map(lambda _: PartitionSpec(), params))
+    expected = run((params, params), stats, x)
+    assert all(np.abs(gradient).max() > 1e-3 for gradient in jax.tree.leaves(expected[0]))
+    spread = jax.jit(sharding.spread_pass(run, layout))((params, params), stats, x)
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6), spread, expected)
 
 
 def test_half_precision_keeps_float32_statistics() -> None:
