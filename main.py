@@ -6,6 +6,7 @@ The same command continues a run that was stopped. Every key of configs/default.
 
 import argparse
 import logging
+import signal
 import sys
 
 from dino_jax.errors import UsageError
@@ -26,7 +27,7 @@ def main() -> int:
     arguments, settings = parser.parse_known_args()
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax speaks of its own affairs
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it raises as well
     # Imported here, since --help need not wait for JAX.
     from dino_jax.cache import keep_compiled_programs
     from dino_jax.config_file import override, read_config
@@ -46,14 +47,15 @@ def main() -> int:
             print(f"stopped: {error}", file=sys.stderr)
             return 1
     except UsageError as error:
-        line = str(error).splitlines()[0]  # Grain adds lines of its own to what its threads raise
-        print(f"error: {line}", file=sys.stderr)
+        print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted: the same command continues from the last checkpoint", file=sys.stderr)
-        return 130  # as shells say it
+    except OSError as error:  # a disk that is full, a file system that fails
+        print(f"error: {error}; the same command continues", file=sys.stderr)
+        return 2
     return 0
 
 
 if __name__ == "__main__":
+    # Until a run has something to save, and once it is told a second time, Ctrl-C ends it at once.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main())

@@ -11,6 +11,8 @@ import logging
 import tempfile
 import textwrap
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +108,24 @@ class RunCheckpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()  # waits for a save that is under way
-        if self._lock:
-            self._lock.close()
+        try:
+            with self._written():
+                self._manager.close()  # waits for a save that is under way
+        finally:
+            if self._lock:
+                self._lock.close()
+
+    @contextmanager
+    def _written(self) -> Iterator[None]:
+        """Says in a sentence that what Orbax writes meanwhile, or wrote before, cannot be."""
+        try:
+            yield
+        except (OSError, ValueError) as error:  # TensorStore's are of the latter class
+            reason = textwrap.shorten(str(error), 200)
+            raise UsageError(
+                f"a checkpoint cannot be written to {self._manager.directory} ({reason}): see to "
+                "the space there and run the same command, which continues from the one before"
+            ) from error
 
     def save(self, step: int, state: TrainState) -> None:
         """Copies the state to the host and writes it in the background; once a step."""
@@ -121,11 +138,17 @@ class RunCheckpoints:
         about["checksum"] = _text_checksum(about)
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args = ocp.args.Composite(**arrays, about=ocp.args.JsonSave(about))
-        self._manager.save(step, args=args, force=True)
+        with self._written():
+            self._manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
         """Waits until what was saved is on disk."""
-        self._manager.wait_until_finished()
+        with self._written():
+            self._manager.wait_until_finished()
+
+    def latest_step(self) -> int | None:
+        """The step of the newest checkpoint, one under way included; None where there is none."""
+        return max(self._manager.all_steps(), default=None)
 
     def latest_about(self) -> dict[str, Any] | None:
         """What the newest readable checkpoint says about the run; None where there is none."""

@@ -119,19 +119,23 @@ def train_loop(
     pending: tuple[int, dict[str, jax.Array]] | None = None
     under_way: deque[jax.Array] = deque()
 
+    def stop_if_diverged(metrics: dict[str, float], step: int) -> None:
+        if metrics["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
+            raise TrainingDiverged(_advice_on_divergence(step, checkpoints.latest_step()))
+
     def report() -> None:
         nonlocal pending
         if pending is None:
             return
         (step, summary), pending = pending, None
         metrics = {name: float(value) for name, value in jax.device_get(summary).items()}
-        _stop_if_diverged(metrics, step)
         del metrics["epoch_loss"]
         verdict = assess(metrics, step=step)
         seconds, waited = clock.lap()
         log.interval(step, metrics, seconds=seconds, data_seconds=waited, health=verdict.kind)
         if verdict.kind != result.get("health"):
             log.message(f"health: {verdict.text}")
+        stop_if_diverged(metrics, step)
         result.update(metrics=metrics, health=verdict.kind)
 
     def finish_epoch(step: int, state: TrainState) -> None:
@@ -139,13 +143,14 @@ def train_loop(
         table = None
         if cadence.scores(epoch):
             table = result["knn"] = score(state)
+        checkpoints.wait()  # an epoch in the log has its checkpoint, whenever the run is killed
         log.epoch(epoch, _epoch_metrics(epoch, _summary(state), schedules, cadence), table)
 
     def save(step: int, state: TrainState) -> None:
         report()
         jax.block_until_ready(state.step)  # what was computed so far belongs to the interval
         with clock.excluded():
-            _stop_if_diverged(_summary(state), step)
+            stop_if_diverged(_summary(state), step)
             checkpoints.save(step, state)
         result["step"] = step
 
@@ -186,14 +191,17 @@ def _summary(state: TrainState) -> dict[str, float]:
     return {name: float(x) for name, x in jax.device_get(health.summarize(state)).items()}
 
 
-def _stop_if_diverged(metrics: dict[str, float], step: int) -> None:
-    if metrics["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
-        raise TrainingDiverged(
-            f"loss or gradients were not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, the last "
-            f"by step {step}; they changed nothing and the last checkpoint is good. Try a lower "
-            "optim.lr, a smaller optim.clip_grad (0.3), a longer optim.warmup_epochs, or "
-            "model.dtype=float32, in a new workdir; --config.init_from continues this one's weights"
-        )
+def _advice_on_divergence(step: int, saved: int | None) -> str:
+    if saved is None:
+        left = "there is no checkpoint yet"
+    else:
+        left = f"the checkpoint of step {saved} is good: --config.init_from takes its weights"
+    return (
+        f"loss or gradients were not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, the last by "
+        f"step {step}, and changed nothing; {left}. Try a lower optim.lr, a smaller "
+        "optim.clip_grad (0.3), a longer optim.warmup_epochs, or model.dtype=float32, in a new "
+        "workdir"
+    )
 
 
 def _epoch_metrics(

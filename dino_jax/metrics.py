@@ -11,6 +11,7 @@ A number that is not finite is written as null, since JSON has no other way to s
 
 import itertools
 import json
+import logging
 import math
 import sys
 import time
@@ -73,6 +74,7 @@ class RunLog:
         self._planned: dict[str, float] = {}
         self._bar: tqdm | None = None
         self._next_plain_line = time.monotonic()
+        self._first_interval: tuple[float, int] | None = None  # when it began, after which step
 
     def __enter__(self) -> Self:
         if not self.is_main:
@@ -98,7 +100,7 @@ class RunLog:
                         total=self.total_steps,
                         initial=start,
                         dynamic_ncols=True,
-                        bar_format="{percentage:3.0f}%|{bar}| {desc}",
+                        bar_format="|{bar}| {desc}",
                     )
                 )
                 opened.enter_context(logging_redirect_tqdm())  # warnings go above the bar
@@ -113,7 +115,10 @@ class RunLog:
         written = self._epochs.tell() + self._intervals.tell()
         self._opened.close()
         if written:
-            plot_learning_curve(self.workdir)
+            try:
+                plot_learning_curve(self.workdir)
+            except OSError as error:  # must not hide why the run ends
+                logging.warning("the learning curve cannot be written: %s", error)
 
     def interval(
         self,
@@ -135,7 +140,10 @@ class RunLog:
         """
         if not self.is_main:
             return
-        steps = step - self._step
+        now, steps = time.monotonic(), step - self._step
+        if self._first_interval is None:
+            self._first_interval = now - seconds, self._step
+        begun, begun_step = self._first_interval
         self._step = step
         values = {name: float(value) for name, value in metrics.items()}
         speed = {
@@ -147,7 +155,9 @@ class RunLog:
         self._write_interval(step, values | speed | ({"health": health} if health else {}))
         self._tensorboard.write("train", values, step)
         self._tensorboard.write("speed", speed, step)
-        self._show(values, speed, eta=(self.total_steps - step) * seconds / steps)
+        # Checkpoints and scores between intervals take time, too.
+        eta = (self.total_steps - step) * (now - begun) / (step - begun_step)
+        self._show(values, speed, eta)
 
     def epoch(
         self,
@@ -197,18 +207,18 @@ class RunLog:
     def _show(self, values: Mapping[str, float], speed: Mapping[str, float], eta: float) -> None:
         epochs = self.total_steps / self.steps_per_epoch
         memory = speed.get("device_memory_gib")  # not known on CPU
-        parts = [
+        parts = [  # short enough for a bar before them in 80 columns
             f"epoch {self._step / self.steps_per_epoch:.2f}/{epochs:.4g}",
-            f"ETA {tqdm.format_interval(eta)}",  # early: a narrow terminal cuts the line's end
-            f"loss {values['loss']:.4f}",
-            f"lr {values['lr']:.2e}",
-            f"{speed['images_per_second']:,.0f} images/s",
-            f"data wait {speed['data_wait']:.0%}",
+            f"loss {values['loss']:.3f}",
+            f"lr {values['lr']:.1e}",
+            f"{speed['images_per_second']:.0f} images/s",
+            f"wait {speed['data_wait']:.0%}",
             *([] if memory is None else [f"{memory:.1f} GiB"]),
+            f"ETA {tqdm.format_interval(eta)}",
         ]
         if self._bar is not None:
             self._bar.n = self._step
-            self._bar.set_description_str("  ".join(parts))
+            self._bar.set_description_str(" ".join(parts))
         elif time.monotonic() >= self._next_plain_line or self._step == self.total_steps:
             self._next_plain_line = time.monotonic() + PLAIN_LINE_SECONDS
             self.message("  ".join(parts))

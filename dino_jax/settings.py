@@ -19,6 +19,7 @@ from dino_jax.models import DINOHead, create_model, default_settings, vit
 from dino_jax.models.attention import KernelChoice, choose_kernel
 from dino_jax.models.network import MultiCropModel, abstract
 
+MAX_THREADS = 1024  # more only wait for each other
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
@@ -100,11 +101,13 @@ def check(config: ConfigDict, num_devices: int) -> None:
       UsageError: names the key, its value, the rule and the way out.
     """
     batch, accumulation = config.train.batch_size, config.optim.accumulation_steps
-    if batch < 1 or accumulation < 1 or batch % (num_devices * accumulation):
+    if accumulation < 1:
+        raise UsageError(f"optim.accumulation_steps={accumulation} must be at least 1 (the usual)")
+    if batch < 1 or batch % (num_devices * accumulation):
         raise UsageError(
             f"train.batch_size={batch} is not divisible by {num_devices} devices times "
             f"optim.accumulation_steps={accumulation}: choose a multiple of "
-            f"{num_devices * max(accumulation, 1)}"
+            f"{num_devices * accumulation}"
         )
     if config.data.train is None:
         raise UsageError(
@@ -202,14 +205,19 @@ _SHARES = ("loss.center_momentum", "optim.momentum_teacher", "data.max_unreadabl
 def _check_numbers(config: ConfigDict) -> None:
     flat = flatten(config)
     rules = [
-        (_POSITIVE, "be above 0", lambda x: x > 0),
-        (_NOT_NEGATIVE, "not be negative", lambda x: x >= 0),
+        (_POSITIVE, "be finite and above 0", lambda x: x > 0),
+        (_NOT_NEGATIVE, "be finite and not negative", lambda x: x >= 0),
         (_SHARES, "lie between 0 and 1", lambda x: 0 <= x <= 1),
     ]
     for keys, rule, holds in rules:
         for key in keys:
             if flat[key] is not None and not (math.isfinite(flat[key]) and holds(flat[key])):
                 raise UsageError(f"{key}={flat[key]} must {rule}")
+    if config.data.num_threads > MAX_THREADS:
+        raise UsageError(
+            f"data.num_threads={config.data.num_threads} is more than {MAX_THREADS}: they decode "
+            "images, so as many as this process has cores are enough"
+        )
     if not config.eval.knn_ks or any(type(k) is not int or k < 1 for k in config.eval.knn_ks):
         raise UsageError(f"eval.knn_ks={config.eval.knn_ks} must be whole numbers of at least 1")
 

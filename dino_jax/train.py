@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ from ml_collections import ConfigDict
 
 from dino_jax import health, resume, settings, sharding
 from dino_jax.checkpoint import RunCheckpoints
+from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.online import OnlineKnn
 from dino_jax.interrupt import StopRequest
+from dino_jax.learning_curve import plot_learning_curve
 from dino_jax.loop import Cadence, train_loop
 from dino_jax.memory import Need
 from dino_jax.metrics import RunLog, is_logged
@@ -25,7 +28,9 @@ from dino_jax.plan import make_plan
 from dino_jax.step import compile_step
 from dino_jax.train_state import TrainState
 from dino_jax.visualize.run_sheet import RunSheet
-from dino_jax.weights.initial import start_from
+from dino_jax.weights.initial import find, start_from
+
+SHEET_FILE = "attention.png"
 
 
 def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
@@ -58,6 +63,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     records = Records(
         source, max_unreadable=config.data.max_unreadable, channels=len(config.crops.mean)
     )
+    records.read_or_next(0, decode)  # raises where none can be read
     knn = OnlineKnn(config, mesh, records) if config.eval.knn_every_epochs else None
     draw_sheet = RunSheet(config, source, mesh) if config.log.attention_sheet else None
 
@@ -79,9 +85,10 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             notes += resume.advice(former, config)
         state = checkpoints.restore_latest(sharding.with_shardings(plan.shapes, plan.shardings))
         if state is None:
+            found = find(config, plan.shapes) if config.init_from else None
             state = plan.first_state(config.seed)
-            if config.init_from:
-                state, has_center, said = start_from(config, state)
+            if found:
+                state, has_center, said = start_from(found, state)
                 notes += said
         elif converted := checkpoints.latest_about().get("converted"):
             # It counts epochs only: how many steps they have follows from the data.
@@ -91,6 +98,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         owes_epoch = start > 0 and not rest and not is_logged(workdir, epoch - 1)
         if start >= total_steps and not owes_epoch:
             print(f"{workdir} is finished: all {total_steps} steps are done")
+            draw_missing(workdir, state, draw_sheet)
             return {"step": start, "total_steps": total_steps, "finished": True}
 
         numpy_batches = train_batches(
@@ -116,9 +124,10 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         ):
             for sentence in notes:
                 log.message(f"note: {sentence}")
-            first = next(batches)  # unreadable data is found before anything compiles
+            first = next(batches)  # data that breaks off at once is found before the step compiles
             if not has_center:
                 state = state.replace(center=plan.center_of(state, first))
+            log.message("compiling the training step")
             step_fn = compile_step(plan.step, state, first, plan.shardings)
             memory.plan(step_fn)
             log.message(size_line(plan.shapes, memory.need))
@@ -156,15 +165,16 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             )
             checkpoints.wait()
             if draw_sheet and result["step"] == total_steps:
-                path = workdir / "attention.png"
-                draw_sheet(state.teacher_params, state.teacher_batch_stats, path)
-                log.message(f"where the teacher looks: {path}")
+                draw_sheet(state.teacher_params, state.teacher_batch_stats, workdir / SHEET_FILE)
+                log.message(f"where the teacher looks: {workdir / SHEET_FILE}")
             if records.num_unreadable:
                 log.message(
                     f"{records.num_unreadable} images could not be read and were replaced; the "
                     "warnings above name them"
                 )
-            if stop.signal_name:
+            if result["step"] == total_steps:
+                log.message(f"finished: logs, learning curve and checkpoints are in {workdir}")
+            elif stop.signal_name:
                 log.message(
                     f"{stop.signal_name}: saved after step {result['step']} of {total_steps}; the "
                     "same command continues"
@@ -172,10 +182,20 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     return result | {"total_steps": total_steps, "finished": result["step"] == total_steps}
 
 
+def draw_missing(workdir: Path, state: TrainState, draw_sheet: RunSheet | None) -> None:
+    """Draws what a run that was killed after its last step did not come to draw."""
+    sheet = workdir / SHEET_FILE
+    if draw_sheet and not sheet.exists():
+        draw_sheet(state.teacher_params, state.teacher_batch_stats, sheet)
+    if jax.process_index() == 0:
+        with suppress(UsageError):  # the logs of a run may have been removed
+            plot_learning_curve(workdir)
+
+
 def size_line(shapes: TrainState, need: Need) -> str:
     """How large a run is, in a sentence."""
     parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
     return (
-        f"{jax.process_count()} processes with {jax.local_device_count()} devices each; "
+        f"processes: {jax.process_count()}, devices: {jax.device_count()}; "
         f"{parameters / 1e6:.1f} M parameters; {need}"
     )

@@ -12,10 +12,8 @@ import numpy as np
 import pytest
 
 import runs
-from dino_jax.distributed import EXPLICIT, initialize_if_launched
+from dino_jax.distributed import EXPLICIT, LAUNCHERS, initialize_if_launched
 from dino_jax.errors import UsageError
-
-LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
 
 
 @pytest.fixture
@@ -42,6 +40,16 @@ def test_leaves_known_launchers_to_jax(
     monkeypatch.setenv(name, "2")
     initialize_if_launched()
     initialize.assert_called_once_with()
+
+
+def test_a_launcher_that_jax_cannot_make_out(
+    initialize: mock.Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Open MPI 5, which no longer says where its first process is."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+    initialize.side_effect = ValueError("coordinator_address should be defined.")
+    with pytest.raises(UsageError, match=r"OMPI_COMM_WORLD_SIZE=2 tells .*defined.* set JAX_"):
+        initialize_if_launched()
 
 
 @pytest.mark.parametrize(

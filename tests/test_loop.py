@@ -86,6 +86,35 @@ def test_an_epoch_that_is_logged_is_not_scored_again(
     assert after[0] == line
 
 
+def test_an_epoch_is_logged_once_its_checkpoint_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that a run killed after the line is continued, and not begun again."""
+
+    def epoch(self: RunLog, number: int, *args: Any) -> None:
+        saved.append(runs.steps(tmp_path)[-1])
+        write(self, number, *args)
+
+    saved, write = [], RunLog.epoch
+    monkeypatch.setattr(RunLog, "epoch", epoch)
+    runs.train_here(runs.tiny_config(), tmp_path)
+    assert saved == [5, 10, 15]
+
+
+@pytest.mark.parametrize("every_steps", [0, 1])
+def test_a_run_that_diverges_says_what_is_left(every_steps: int, tmp_path: Path) -> None:
+    config = runs.tiny_config(
+        optim__lr=1e25, optim__clip_grad=0, checkpoint__every_steps=every_steps, log__every_steps=1
+    )
+    left = (
+        r"of step \d is good: --config.init_from" if every_steps else "there is no checkpoint yet"
+    )
+    with pytest.raises(TrainingDiverged, match=left):
+        runs.train_here(config, tmp_path)
+    last = runs.records(tmp_path)[-1]
+    assert (last["skipped_in_a_row"], last["loss"], last["health"]) == (3, None, "not finite")
+
+
 def test_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The batches of its steps have left the device, and TensorBoard shows all its intervals."""
     taken, alive, intervals = [], [], {}

@@ -2,13 +2,16 @@
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
@@ -17,6 +20,7 @@ import runs
 from dino_jax import run_lock, train
 from dino_jax.config_file import override, read_config
 from dino_jax.errors import UsageError
+from dino_jax.plan import Plan
 from dino_jax.visualize import run_sheet
 
 Command = Callable[..., tuple[int, str]]
@@ -44,12 +48,13 @@ def whole() -> Path:
 
 @pytest.fixture
 def refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """The message of a command that must end as wrong usage before anything compiles."""
+    """The message of a command that must end as wrong usage before a run's programs compile."""
 
     def fail(*_: Any) -> None:
         pytest.fail("it got as far as compiling")
 
     monkeypatch.setattr(train, "compile_step", fail)
+    monkeypatch.setattr(Plan, "first_state", fail)
 
     def run(*settings: str, **workdir: Path) -> str:
         code, said = command(*settings, **workdir)
@@ -93,7 +98,7 @@ def junk(folder: Path, count: int) -> Path:
         ("eval.knn_every_epochs=1 eval.resize=8", "eval.crop=16 must be .* most eval.resize=8"),
         ("eval.knn_every_epochs=1 eval.knn_test=none", "eval.knn_test is not set: give a lab"),
         ("optim.name=adam", "optim.name='adam' is unknown: choose one of adamw, sgd, lars"),
-        ("optim.lr=nan", "optim.lr=nan must not be negative"),
+        ("optim.lr=nan", "optim.lr=nan must be finite and not negative"),
     ],
 )
 def test_refuses_settings(setting: str, message: str, refused: Callable[..., str]) -> None:
@@ -214,16 +219,34 @@ def test_exit_code_of_the_process(tmp_path: Path) -> None:
     assert "the following arguments are required: --workdir" in without.stderr
 
 
-def test_second_ctrl_c_ends_without_traceback(
-    command: Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def interrupted(*_: Any) -> None:
-        raise KeyboardInterrupt
+def test_ctrl_c_before_there_is_anything_to_save_ends_at_once(tmp_path: Path) -> None:
+    for seconds in (0.3, 2.0):
+        with runs.started(tmp_path, *runs.arguments()) as process:
+            time.sleep(seconds)
+            process.send_signal(signal.SIGINT)
+            output, _ = process.communicate(timeout=60)
+        assert process.returncode == -signal.SIGINT
+        assert not output
 
-    monkeypatch.setattr(train, "run", interrupted)
-    code, said = command()
-    assert code == 130
-    assert said == "interrupted: the same command continues from the last checkpoint\n"
+
+def test_a_full_disk_is_said_in_a_line(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(self: ocp.CheckpointManager) -> None:
+        finish(self)
+        if 10 in self.all_steps():
+            raise ValueError("RESOURCE_EXHAUSTED: writing: No space left on device")
+
+    finish = ocp.CheckpointManager.wait_until_finished
+    monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", wait)
+    with runs.quick_compilation():
+        code, said = command()
+    assert code == 2
+    last = said.splitlines()[-1]
+    assert last.startswith("error: a checkpoint cannot be written to")
+    assert "No space left on device" in last
+    assert "Traceback" not in said
+    assert runs.steps(tmp_path / "run")[-1] == 10
 
 
 def test_unreadable_images_are_replaced_until_too_many(

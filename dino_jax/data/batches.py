@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dino_jax.errors import UsageError
+
 if TYPE_CHECKING:
     import grain
 
@@ -57,7 +59,7 @@ def in_batches(
     try:
         for first in range(0, len(order), local_size):
             # Zeros that nothing is written to cost nothing: the system hands out such pages late.
-            canvas = np.zeros((local_size, *canvas_shape), np.uint8)
+            canvas = _blank((local_size, *canvas_shape))
             parts = [threads.submit(fill, canvas[i : i + chunk], first + i) for i in starts]
             pending.append((canvas, parts))
             if len(pending) > ahead:
@@ -66,6 +68,16 @@ def in_batches(
             yield _collate(*pending.popleft())
     finally:
         threads.shutdown(cancel_futures=True)
+
+
+def _blank(shape: tuple[int, ...]) -> np.ndarray:
+    try:
+        return np.zeros(shape, np.uint8)
+    except (MemoryError, ValueError) as error:  # the latter beyond what an address can say
+        raise UsageError(
+            f"a batch of canvases of shape {shape} takes {math.prod(shape) / 2**30:.1f} GiB, which "
+            "the host does not have: lower the canvas_size or the batch_size"
+        ) from error
 
 
 def _put(record: dict[str, Any], place: np.ndarray) -> dict[str, Any]:

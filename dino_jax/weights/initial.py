@@ -32,39 +32,32 @@ class Start(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Found:
+class Found:
     """What some weights hold for a run."""
 
+    weights: str  # as the config calls them
     student: dict[str, PyTree] | None  # params, batch_stats
     teacher: dict[str, PyTree]
     num_heads: int | None  # of a ViT
     center: Any  # [1, K] of its own K, or None
-    opt_state: Callable[[], PyTree]  # in the run's structure; raises UsageError where none fits
+    opt_state: Callable[[PyTree], PyTree]  # in a start's structure; UsageError where none fits
 
 
-def start_from(config: ConfigDict, state: TrainState) -> Start:
-    """Replaces the random start of a run by the weights of `config.init_from`.
-
-    Backbones must fit. A head that is missing, or has other sizes than the run's, starts at random;
-    then center and optimizer, which belong to a head, start anew as well. Where there is one
-    network alone, it becomes both student and teacher.
+def find(config: ConfigDict, shapes: TrainState) -> Found:
+    """Reads the weights of `config.init_from`; no array is placed on a device.
 
     Args:
       config: of the run; `init_from` is anything that `load.load` takes; of a hub name it is the
         whole checkpoint, where that was released.
-      state: the random start; its arrays say where everything lies.
+      shapes: of the run's state.
     Raises:
       UsageError: the weights cannot be read, or their backbone is another one.
     """
     weights = config.init_from
-    notes = [f"starts from {weights}"]
     with about(f"init_from={weights}"):
         file = find_file(weights, full_if_released(weights))
-        if file is None:
-            found = _of_folder(config, state)
-        else:
-            found = _of_file(read_torch_checkpoint(file), config, state)
-        problems = shape_problems(found.teacher["params"]["backbone"], state.params["backbone"])
+        found = _of_file(read_torch_checkpoint(file), config) if file else _of_folder(config)
+        problems = shape_problems(found.teacher["params"]["backbone"], shapes.params["backbone"])
         if found.num_heads != (heads := _num_heads(config)):
             problems.append(f"num_heads is {found.num_heads}, not {heads}")
         if problems:
@@ -72,6 +65,21 @@ def start_from(config: ConfigDict, state: TrainState) -> Start:
                 f"its backbone is not the config's ({'; '.join(problems[:5])}): set model.name, "
                 "model.patch_size and model.overrides to what `python -m dino_jax inspect` says"
             )
+    return found
+
+
+def start_from(found: Found, state: TrainState) -> Start:
+    """Replaces the random start of a run by weights.
+
+    The backbone is taken. A head that is missing, or has other sizes than the run's, starts at
+    random; then center and optimizer, which belong to a head, start anew as well. Where there is
+    one network alone, it becomes both student and teacher.
+
+    Args:
+      found: by `find`.
+      state: the random start; its arrays say where everything lies.
+    """
+    notes = [f"starts from {found.weights}"]
     student = found.student or found.teacher
     if found.student is None:
         notes.append("it holds one network, which becomes both student and teacher")
@@ -94,7 +102,9 @@ def start_from(config: ConfigDict, state: TrainState) -> Start:
         notes.append("the center is made from a teacher pass over the first batch")
     if keeps_head:
         try:
-            state = state.replace(opt_state=_placed(state.opt_state, found.opt_state()))
+            state = state.replace(
+                opt_state=_placed(state.opt_state, found.opt_state(state.opt_state))
+            )
             notes.append("the optimizer's state is restored")
         except UsageError as error:
             notes.append(f"the optimizer starts anew: {error}")
@@ -120,25 +130,26 @@ def _num_heads(config: ConfigDict) -> int | None:
     return getattr(backbone, "num_heads", None)
 
 
-def _of_file(found: TorchCheckpoint, config: ConfigDict, state: TrainState) -> _Found:
+def _of_file(found: TorchCheckpoint, config: ConfigDict) -> Found:
     if found.kind == "linear":
         raise UsageError("a linear classifier: give a backbone or a whole checkpoint")
     heads = _num_heads(config)
     student, teacher = (found.networks.get(which) for which in ("student", "teacher"))
     known, arrays = from_torch(teacher or student, num_heads=heads)
 
-    def opt_state() -> PyTree:
+    def opt_state(start: PyTree) -> PyTree:
         if not found.optimizer or student is None:
             raise UsageError("it has none")
         fixed = norms_are_fixed(found.optimizer, student)
         if config.head.weight_norm and fixed != config.head.norm_last_layer:
             raise UsageError("its state is of another head.norm_last_layer")
-        return optimizer_state(found.optimizer, student, state.opt_state, config.optim.name)
+        return optimizer_state(found.optimizer, student, start, config.optim.name)
 
-    return _Found(student and arrays_of(student, known), arrays, heads, found.center, opt_state)
+    own = student and arrays_of(student, known)
+    return Found(config.init_from, own, arrays, heads, found.center, opt_state)
 
 
-def _of_folder(config: ConfigDict, state: TrainState) -> _Found:
+def _of_folder(config: ConfigDict) -> Found:
     def wanted(there: ConfigDict, items: set[str]) -> dict[str, PyTree]:
         """All that the checkpoint holds, in the shapes of its own run."""
         if "training" not in items:
@@ -153,12 +164,19 @@ def _of_folder(config: ConfigDict, state: TrainState) -> _Found:
     there, items, _ = read_folder(config.init_from, wanted)
     training = items.get("training", {})
 
-    def opt_state() -> PyTree:
+    def opt_state(start: PyTree) -> PyTree:
         if not training:
             raise UsageError("it has none")
-        if jax.tree.structure(training["opt_state"]) != jax.tree.structure(state.opt_state):
+        if jax.tree.structure(training["opt_state"]) != jax.tree.structure(start):
             raise UsageError("its state is of another optim.name or head.norm_last_layer")
         return training["opt_state"]
 
     center = training.get("center")
-    return _Found(items.get("student"), items["teacher"], _num_heads(there), center, opt_state)
+    return Found(
+        config.init_from,
+        items.get("student"),
+        items["teacher"],
+        _num_heads(there),
+        center,
+        opt_state,
+    )

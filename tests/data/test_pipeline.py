@@ -345,3 +345,12 @@ def test_nothing_is_read_before_the_first_batch(make: Callable[..., Iterator[Bat
     next(batches)
     batches.close()
     assert_no_threads_left(before)
+
+
+def test_a_batch_that_the_host_has_no_memory_for() -> None:
+    records = Records(Numbers(16))
+    batches = train_batches(
+        records, batch_size=16, seed=0, start_step=0, canvas_size=10**7, num_threads=1
+    )
+    with pytest.raises(UsageError, match=r"shape \(16, 10000000, .* GiB, .* lower the canvas_size"):
+        next(batches)

@@ -22,7 +22,7 @@ from dino_jax.models.network import split
 from dino_jax.plan import Plan, make_plan
 from dino_jax.train_state import TrainState
 from dino_jax.weights.convert import convert
-from dino_jax.weights.initial import Start, start_from
+from dino_jax.weights.initial import Start, find, start_from
 from dino_jax.weights.mapping import to_torch
 from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
 from dino_jax.weights.torch_file import read_torch_file
@@ -64,14 +64,14 @@ def random_start(config: str, devices: int) -> tuple[Plan, TrainState]:
 def refused(config: ConfigDict) -> None:
     """Tries to start where shapes are enough to see that it cannot be."""
     plan = make_plan(config, sharding.make_mesh(jax.devices()[:1]), steps_per_epoch=5)
-    start_from(config, plan.shapes)
+    find(config, plan.shapes)
 
 
 def start(config: ConfigDict, devices: int = 1) -> tuple[Start, TrainState, Plan]:
     """The start, the random state that it replaces, and the plan."""
     without = config.to_dict() | {"init_from": None}
     plan, state = random_start(json.dumps(without), devices)
-    return start_from(config, state), state, plan
+    return start_from(find(config, plan.shapes), state), state, plan
 
 
 def assert_same(found: Any, expected: Any) -> None:
