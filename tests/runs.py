@@ -39,8 +39,8 @@ KEYS = {
     "data.train": "shapes:85@train",
     "train.batch_size": 16,
     "train.epochs": TOTAL_STEPS // STEPS_PER_EPOCH,
-    "optim.lr": 0.05,
-    "optim.momentum_teacher": 0.9,
+    "optim.lr": 0.02,
+    "optim.momentum_teacher": 0.99,  # with which the run learns, and no step collapses
     "log.every_steps": 2,
     "checkpoint.every_steps": 4,
     "eval.knn_every_epochs": 0,

@@ -132,7 +132,7 @@ def test_refuses_workdirs(whole: Path, refused: Callable[..., str], tmp_path: Pa
     settings = ["--config.optim.lr=0.1", "--config.data.train=shapes:86@train"]
     said = refused(*settings, workdir=other)
     assert "holds a run with other settings" in said
-    assert "optim.lr: 0.05 there, 0.1 now" in said
+    assert "optim.lr: 0.02 there, 0.1 now" in said
     assert "data.train has images: 85 there, 86 now" in said
     assert "train.batch_size" not in said
     assert runs.steps(other) == runs.steps(whole)

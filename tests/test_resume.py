@@ -106,7 +106,7 @@ def test_finished_run_stays_as_it_is(tmp_path: Path) -> None:
     """But for pictures that it was killed before drawing."""
     shutil.copytree(runs.whole(), tmp_path, dirs_exist_ok=True)
     pictures = [tmp_path / "learning_curve.png", tmp_path / "attention.png"]
-    pictures[0].unlink()
+    pictures[0].unlink(missing_ok=True)
     assert runs.train_here(runs.tiny_config(log__attention_sheet=1), tmp_path)["finished"]
     runs.assert_equal(tmp_path, runs.whole())
     assert all(path.exists() for path in pictures)
