@@ -83,6 +83,7 @@ def test_classes_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFi
         ({"weights": "/nowhere"}, "'/nowhere' is no hub name .*workdir"),
         ({"ks": (0,)}, "ks=.*at least 1"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"temperature": float("nan")}, "temperature=nan must be above 0"),
         ({"memory_budget": 0}, "memory_budget=0 must be at least 1"),
         ({"options": Extraction(crop=64, resize=32)}, "crop=64 is larger than resize=32"),
         ({"report": Path("neighbours")}, "report=neighbours must be named as a picture"),

@@ -58,7 +58,7 @@ class NpyStream:
 def open_npy(path: Path, row_shape: tuple[int, ...], longest_name: int) -> Iterator[Append]:
     """Features alone, and beside them `.csv` with row, index, label and name."""
     del longest_name
-    table = path.with_suffix(".csv")
+    table = names_beside(path)
     with (
         _whole_or_nothing(path) as part,
         _whole_or_nothing(table) as table_part,
@@ -126,7 +126,10 @@ def open_parquet(path: Path, row_shape: tuple[int, ...], longest_name: int) -> I
         "feature": pa.list_(pa.float32(), width),
     }
     schema = pa.schema(fields.items(), metadata={"shape": str(list(row_shape))})
-    with _whole_or_nothing(path) as part, parquet.ParquetWriter(part, schema) as writer:
+    with (
+        _whole_or_nothing(path) as part,
+        parquet.ParquetWriter(part, schema, use_dictionary=["name", "label"]) as writer,
+    ):
 
         def append(batch: Features, names: Sequence[str]) -> None:
             values = pa.array(batch.features.astype(np.float32, copy=False).ravel())
@@ -139,6 +142,11 @@ def open_parquet(path: Path, row_shape: tuple[int, ...], longest_name: int) -> I
 
 
 FORMATS = {".npy": open_npy, ".npz": open_npz, ".parquet": open_parquet}
+
+
+def names_beside(path: Path) -> Path:
+    """The file that holds the names: another one for `.npy`, else the same."""
+    return path.with_suffix(".csv") if path.suffix == ".npy" else path
 
 
 def check_format(path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from dino_jax.errors import UsageError
+from dino_jax.evaluate.feature_store import decisive
 from dino_jax.evaluate.linear import Heads, Probe
 from dino_jax.weights import hub
 from dino_jax.weights.load import load
@@ -114,7 +115,7 @@ def read_progress(path: Path, settings: dict[str, Any]) -> Progress:
     different = [
         f"{name}={about['settings'].get(name)} (here {value})"
         for name, value in json.loads(json.dumps(settings)).items()
-        if about["settings"].get(name) != value
+        if decisive(about["settings"].get(name)) != decisive(value)
     ]
     if different:
         raise UsageError(

@@ -189,6 +189,7 @@ def test_a_head_of_something_else(
     [
         ({"train": None}, "either train=SOURCE .* or evaluate=HEAD"),
         ({"learning_rates": (0.1, 0.0)}, r"learning_rates=\(0.1, 0.0\) must be"),
+        ({"learning_rates": (0.1, np.nan)}, r"learning_rates=\(0.1, nan\) must be"),
         ({"hold_out": 1.0}, "hold_out=1.0 must be at least 0 and below 1"),
         ({"epochs": 0}, "epochs=0 and train_batch_size=32 must be at least 1"),
         ({"train_batch_size": 96}, "train_batch_size=96 is more than the 80 images"),

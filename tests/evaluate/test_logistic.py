@@ -103,8 +103,12 @@ def test_the_job(goldens: Path, tmp_path: Path) -> None:
         ({"c": 0.0}, "c=0.0 .*must be above 0"),
         ({"num_seeds": 0}, "num_seeds=0"),
         ({"shots": ("x",)}, "shots='x' must be"),
-        ({"train": "shapes:1"}, "train=shapes:1: all images are of a single class"),
-        ({"shots": ("1", "3")}, "train=shapes:20@train: shots=.3.: class 0 has only 2"),
+        ({"c": float("nan")}, "c=nan .*must be above 0"),
+        (
+            {"train": "shapes:1", "test": "shapes:1"},
+            "train=shapes:1: all images are of a single class",
+        ),
+        ({"shots": ("1", "3")}, "train=shapes:20@train: shots=.3.: class circle has only 2"),
     ],
 )
 def test_wrong_arguments(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -125,7 +129,7 @@ def test_classes_that_cannot_be_read(goldens: Path, tmp_path: Path) -> None:
     arguments |= {"options": OPTIONS, "shots": ("4",)}
     with runs.quick_compilation():
         for broken, message in (
-            ("b/1.png", "shots='4': class 1 has only 3 training images"),
+            ("b/1.png", "shots='4': class b has only 3 training images"),
             ("b/*.png", "readable images of train=.*images: all images are of a single class"),
         ):
             for path in (tmp_path / "images").glob(broken):
