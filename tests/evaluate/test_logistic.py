@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import runs
+from class_folders import class_folders
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.extraction import Extraction
 from dino_jax.evaluate.feature_store import FeatureCache
@@ -95,6 +96,18 @@ def test_the_job(goldens: Path, tmp_path: Path) -> None:
     result = json.loads((tmp_path / "results.json").read_text())
     assert result["metrics"]["logistic"] == found
     assert result["settings"]["num_seeds"] == 3
+
+
+def test_classes_are_matched_by_name(goldens: Path, tmp_path: Path) -> None:
+    """The test images lack class a, so that b and c have other numbers there."""
+    bank = class_folders(tmp_path / "bank", "abc")
+    queries = class_folders(tmp_path / "queries", "bc")
+    arguments = {"options": OPTIONS, "output": tmp_path / "r.json"}
+    with runs.quick_compilation():
+        found = logistic(str(goldens / "pth/backbone.pth"), bank, queries, **arguments)
+    assert found["all"]["top1"] == 100
+    metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
+    assert metrics["classes_without_test_images"] == 1
 
 
 @pytest.mark.parametrize(
