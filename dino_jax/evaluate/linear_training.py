@@ -29,10 +29,10 @@ from dino_jax.evaluate.linear_files import (
     LinearHead,
     Progress,
     read_progress,
-    replace_text,
     write_head,
     write_progress,
 )
+from dino_jax.evaluate.results import whole_or_nothing
 from dino_jax.evaluate.tokens import Feature
 
 PROGRESS, HEAD, LOG = "progress.npz", "head.npz", "log.txt"
@@ -250,5 +250,6 @@ def _write(workdir: Path, settings: dict[str, Any], progress: Progress) -> None:
             ),
         )
     lines = (json.dumps(record) for record in progress.history)
-    replace_text(workdir / LOG, "\n".join(lines) + "\n")
+    with whole_or_nothing(workdir / LOG) as part:
+        part.write_text("\n".join(lines) + "\n")
     write_progress(workdir / PROGRESS, settings, progress)

@@ -115,6 +115,8 @@ def test_classes_are_matched_by_name(weights: str, tmp_path: Path) -> None:
         for name, test in {"same": f"{bank}[4:]", "other": queries}.items()
     )
     assert other["top1"] == same["top1"]
+    spelled = arguments | {"train": f"{bank}/", "workdir": tmp_path / "other", "options": OPTIONS}
+    assert linear(weights, f"{queries}/", **spelled)["top1"] == other["top1"]  # goes on: the same
     logs = [(tmp_path / name / "log.txt").read_text() for name in ("same", "other")]
     assert logs[0] == logs[1]
     results = (tmp_path / "other" / "results.json").read_text()
