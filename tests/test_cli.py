@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import runs
+from class_folders import class_folders
 from dino_jax import cli
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.extraction import Extraction
@@ -34,8 +34,7 @@ def quick() -> Any:
 def test_knn_gives_the_score_that_the_run_logged(tmp_path: Path) -> None:
     """On eight devices, as the run was; same weights, transform and images."""
     output, report = tmp_path / "results.json", tmp_path / "report.png"
-    options = Extraction(canvas_size=64)
-    settings = {"ks": (10, 20), "options": options, "output": output, "report": report}
+    settings = {"ks": (10, 20), "output": output, "report": report}
     table = knn(str(runs.scored()), **SOURCES, **settings)
     last = json.loads((runs.scored() / "log.txt").read_text().splitlines()[-1])
     for k in (10, 20):
@@ -44,6 +43,7 @@ def test_knn_gives_the_score_that_the_run_logged(tmp_path: Path) -> None:
     result = json.loads(output.read_text())
     assert result["metrics"]["knn"]["20"]["top1"] == pytest.approx(table[20]["top1"])
     assert result["settings"]["crop"] == 16
+    assert result["settings"]["canvas_size"] == 64
     assert report.read_bytes().startswith(b"\x89PNG")
     assert result["settings"]["temperature"] == 0.07
     assert result["weights"]["dtype"] == "float32"
@@ -57,19 +57,10 @@ def test_knn_with_more_neighbours_than_images_and_the_student(tmp_path: Path) ->
     assert list(table) == [85]
 
 
-def classes(folder: Path, names: str) -> str:
-    for name in names:
-        (folder / name).mkdir(parents=True)
-        for j in range(3):
-            Image.new("RGB", (20, 20), (40 * (ord(name) - ord("a")), 60 * j, 0)).save(
-                folder / name / f"{j}.png"
-            )
-    return str(folder)
-
-
 def test_classes_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The queries lack class a, which is said, so that b and c have other numbers there."""
-    bank, queries = classes(tmp_path / "bank", "abc"), classes(tmp_path / "queries", "bc")
+    bank = class_folders(tmp_path / "bank", "abc")
+    queries = class_folders(tmp_path / "queries", "bc")
     table = knn(str(runs.scored()), bank, queries, ks=(1,), output=tmp_path / "r.json")
     assert table[1]["top1"] == 100.0
     assert "has no images of 1 of the 3 classes" in caplog.text
@@ -83,6 +74,7 @@ def test_classes_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFi
         ({"weights": "/nowhere"}, "'/nowhere' is no hub name .*workdir"),
         ({"ks": (0,)}, "ks=.*at least 1"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
+        ({"temperature": float("nan")}, "temperature=nan must be above 0"),
         ({"memory_budget": 0}, "memory_budget=0 must be at least 1"),
         ({"options": Extraction(crop=64, resize=32)}, "crop=64 is larger than resize=32"),
         ({"report": Path("neighbours")}, "report=neighbours must be named as a picture"),
@@ -98,7 +90,8 @@ def test_wrong_arguments(changes: dict[str, Any], message: str, tmp_path: Path) 
 
 
 def test_unlabelled_and_unknown_classes(tmp_path: Path) -> None:
-    bank, queries = classes(tmp_path / "bank", "ab"), classes(tmp_path / "queries", "bcd")
+    bank = class_folders(tmp_path / "bank", "ab")
+    queries = class_folders(tmp_path / "queries", "bcd")
     with pytest.raises(UsageError, match=r"has classes that .*bank lacks \(c, d\)"):
         knn(str(runs.scored()), bank, queries, output=tmp_path / "r.json")
     with pytest.raises(UsageError, match=r"has no labels"):

@@ -35,6 +35,8 @@ class Pass:
                 value is not None and value < 1
             ):
                 raise UsageError(f"{field.name}={value} must be at least 1")
+        if not 0 <= self.max_unreadable <= 1:
+            raise UsageError(f"max_unreadable={self.max_unreadable} must be a share from 0 to 1")
 
 
 class PlacedBackbone:

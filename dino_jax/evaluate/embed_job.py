@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.embedding_files import FORMATS, check_format
+from dino_jax.evaluate.embedding_files import FORMATS, check_format, names_beside
 from dino_jax.evaluate.extraction import Extraction, Extractor
 from dino_jax.evaluate.results import check_writable, print_unreadable, write_results
 from dino_jax.evaluate.tokens import BlockTokens, ClassToken, Feature
@@ -33,7 +33,8 @@ def embed(
       weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
       data: The images, with labels or without: folder:/path, idx:/path@train, tfds:NAME@train, ...
       output: features.npy (names in features.csv), .npz (arrays features, labels, index, names) or
-        .parquet. Settings and weights' hash are in a .json beside it.
+        .parquet. Settings and weights' hash are in a .json beside it. Files of these names are
+        replaced.
       tokens: The class token, the patches' tokens, or all (class token first).
       block: Of a ViT; -1 is the last, 0 the first. All go through the last norm.
       options: How features are computed.
@@ -44,7 +45,8 @@ def embed(
     """
     check_format(output)
     about = output.with_suffix(".json")
-    check_writable(about)
+    for path in (output, names_beside(output), about):
+        check_writable(path)
     source = open_source(data)
     extractor = Extractor(weights, options)
     feature = chosen_feature(extractor.model, tokens, block)

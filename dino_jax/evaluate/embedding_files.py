@@ -18,6 +18,7 @@ import numpy as np
 
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features import Features
+from dino_jax.evaluate.results import whole_or_nothing
 
 Append = Callable[[Features, Sequence[str]], None]
 
@@ -58,10 +59,10 @@ class NpyStream:
 def open_npy(path: Path, row_shape: tuple[int, ...], longest_name: int) -> Iterator[Append]:
     """Features alone, and beside them `.csv` with row, index, label and name."""
     del longest_name
-    table = path.with_suffix(".csv")
+    table = names_beside(path)
     with (
-        _whole_or_nothing(path) as part,
-        _whole_or_nothing(table) as table_part,
+        whole_or_nothing(path) as part,
+        whole_or_nothing(table) as table_part,
         NpyStream(part, np.float32, row_shape) as features,
         table_part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
@@ -101,7 +102,7 @@ def open_npz(path: Path, row_shape: tuple[int, ...], longest_name: int) -> Itera
                     streams[name].append(rows)
 
             yield append
-        with _whole_or_nothing(path) as part, zipfile.ZipFile(part, "w") as file:
+        with whole_or_nothing(path) as part, zipfile.ZipFile(part, "w") as file:
             for name in kinds:
                 file.write(folder / f"{name}.npy", f"{name}.npy")
     finally:
@@ -126,7 +127,10 @@ def open_parquet(path: Path, row_shape: tuple[int, ...], longest_name: int) -> I
         "feature": pa.list_(pa.float32(), width),
     }
     schema = pa.schema(fields.items(), metadata={"shape": str(list(row_shape))})
-    with _whole_or_nothing(path) as part, parquet.ParquetWriter(part, schema) as writer:
+    with (
+        whole_or_nothing(path) as part,
+        parquet.ParquetWriter(part, schema, use_dictionary=["name", "label"]) as writer,
+    ):
 
         def append(batch: Features, names: Sequence[str]) -> None:
             values = pa.array(batch.features.astype(np.float32, copy=False).ravel())
@@ -141,6 +145,11 @@ def open_parquet(path: Path, row_shape: tuple[int, ...], longest_name: int) -> I
 FORMATS = {".npy": open_npy, ".npz": open_npz, ".parquet": open_parquet}
 
 
+def names_beside(path: Path) -> Path:
+    """The file that holds the names: another one for `.npy`, else the same."""
+    return path.with_suffix(".csv") if path.suffix == ".npy" else path
+
+
 def check_format(path: Path) -> None:
     """Finds a file name that says no format, or a package that is missing; raises UsageError."""
     if path.suffix not in FORMATS:
@@ -150,14 +159,3 @@ def check_format(path: Path) -> None:
             import pyarrow.parquet  # noqa: F401 - half a second, which other formats need not pay
         except ImportError as error:
             raise UsageError(f"output={path}: Parquet needs pip install pyarrow") from error
-
-
-@contextlib.contextmanager
-def _whole_or_nothing(path: Path) -> Iterator[Path]:
-    """Another name to write to; it becomes the file's own when all went well."""
-    part = path.with_name(path.name + ".part")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)

@@ -33,7 +33,8 @@ class Extraction(Pass):
     # Pixels of the shorter side before the centre crop; unset, as the weights say.
     resize: int | None = None
     crop: int | None = None  # Pixels of the centre crop; unset, as the weights say.
-    canvas_size: int = 512  # Pixels; larger images are resized on the host, which is slower.
+    # Pixels; larger images are resized on the host, which is slower; unset, as the weights say.
+    canvas_size: int | None = None
 
 
 class Extractor(PlacedBackbone):
@@ -57,14 +58,14 @@ class Extractor(PlacedBackbone):
         self.transform = EvalTransform(
             resize=options.resize or self.info.resize,
             crop=options.crop or self.info.crop,
-            canvas_size=options.canvas_size,
+            canvas_size=options.canvas_size or self.info.canvas_size,
             mean=self.info.mean,
             std=self.info.std,
         )
         if self.transform.crop > min(self.transform.resize, self.transform.canvas_size):
             raise UsageError(
                 f"crop={self.transform.crop} is larger than resize={self.transform.resize} or "
-                f"canvas_size={options.canvas_size}: a crop must fit into both"
+                f"canvas_size={self.transform.canvas_size}: a crop must fit into both"
             )
         self.unreadable: dict[str, int] = {}
         self._compiled: dict[Feature, FeatureFn] = {}
@@ -81,7 +82,7 @@ class Extractor(PlacedBackbone):
 
     def settings(self, feature: Feature) -> dict[str, Any]:
         """What a result says of the pass."""
-        chosen = {"resize": self.transform.resize, "crop": self.transform.crop}
+        chosen = {name: getattr(self.transform, name) for name in ("resize", "crop", "canvas_size")}
         return dataclasses.asdict(self.options) | chosen | {"feature": repr(feature)}
 
     def stream(self, feature: Feature, source: Source) -> Iterator[Features]:

@@ -1,8 +1,8 @@
 """Features on disk: computed once, and never taken for those of other weights or images.
 
 A store is a folder; an entry is a folder in it, named by a hash of all that decides its numbers:
-`about.json` says what that is, `features.npy`, `labels.npy` and `index.npy` are the fields of
-`features.Features`.
+`about.json` says what that is, and how its source was spelled; `features.npy`, `labels.npy` and
+`index.npy` are the fields of `features.Features`.
 """
 
 import dataclasses
@@ -79,9 +79,16 @@ def describe_data(source: Source) -> About:
     return {"spec": source.spec, "images": len(source), "listing": digest.hexdigest()}
 
 
+def decisive(about: Any) -> Any:
+    """All but how sources are spelled: pictures of one listing are the same."""
+    if not isinstance(about, dict):
+        return about
+    return {key: decisive(value) for key, value in about.items() if key != "spec"}
+
+
 def entry_of(store: Path, about: About) -> Path:
     """The folder of an entry, whether or not it is there."""
-    text = json.dumps(about, sort_keys=True)
+    text = json.dumps(decisive(about), sort_keys=True)
     return store / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -134,15 +141,22 @@ def _why_not(store: Path, about: About) -> str:
         return f"there are no features in {store}, which is no folder: make them by --save-features"
     spec = about["data"]["spec"]
     others = _entries(store)
-    same_data = [other for other in others if other["data"]["spec"] == spec]
+    same_data = [
+        other
+        for other in others
+        if other["data"]["spec"] == spec or decisive(other["data"]) == decisive(about["data"])
+    ]
     if not same_data:
         specs = ", ".join(sorted({other["data"]["spec"] for other in others})) or "nothing"
         return f"{store} holds no features of {spec}, but of {specs}: make them by --save-features"
-    nearest = max(same_data, key=lambda other: sum(other.get(key) == about[key] for key in about))
+
+    def differing(other: About) -> list[str]:
+        return [key for key in about if decisive(other.get(key)) != decisive(about[key])]
+
+    nearest = min(same_data, key=lambda other: len(differing(other)))
     differ = [
         f"{key} {_short(nearest.get(key))} instead of {_short(about[key])}"
-        for key in about
-        if nearest.get(key) != about[key]
+        for key in differing(nearest)
     ]
     return (
         f"the features of {spec} in {store} are others than asked for: {'; '.join(differ)}: make "

@@ -16,6 +16,7 @@ from dino_jax import sharding
 from dino_jax.data.pipeline import Records, eval_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.preprocess import eval_transform
+from dino_jax.errors import UsageError
 from dino_jax.evaluate.tokens import ClassToken, Feature
 
 PyTree = Any
@@ -98,6 +99,8 @@ def stream(
       num_threads: that decode images.
       mesh: the devices that share a batch.
     Returns: features, labels and indices in the source; an image that cannot be read is left out.
+    Raises:
+      UsageError: more images are unreadable than may be, or a feature is not finite.
     """
     batches = eval_batches(
         records,
@@ -114,7 +117,15 @@ def stream(
         rows = jax.device_get(output)
         kept = np.flatnonzero(rows.pop("valid"))
         kept = kept[np.argsort(rows["index"][kept])]  # hosts take turns within a batch
-        return Features(**{name: values[kept] for name, values in rows.items()})
+        found = Features(**{name: values[kept] for name, values in rows.items()})
+        finite = np.isfinite(found.features).all(axis=tuple(range(1, found.features.ndim)))
+        if not finite.all():
+            name = records.source.name(int(found.index[np.argmin(finite)]))
+            raise UsageError(
+                f"the features of {name} hold a value that is not finite; the weights are broken "
+                "or the compute dtype overflows (try float32)"
+            )
+        return found
 
     return map(fetch, one_ahead(feature_fn, batches, mesh))
 

@@ -122,7 +122,7 @@ def check_votes(ks: Sequence[int], temperature: float) -> None:
     """Finds settings that cannot be meant; raises UsageError."""
     if not ks or min(ks) < 1:
         raise UsageError(f"ks={tuple(ks)} must be one or more numbers of at least 1, such as {KS}")
-    if temperature <= 0:
+    if not temperature > 0:
         raise UsageError(f"temperature={temperature} must be above 0; the paper uses 0.07")
 
 

@@ -14,7 +14,8 @@ from dino_jax.evaluate.knn import knn_accuracy
 def open_labelled(train: str, test: str) -> tuple[Source, Source]:
     """Opens a bank of training images and the test images to be classified by it.
 
-    Classes without test images are logged.
+    Classes are those that occur in the labels: a part of a source may hold few. Classes without
+    test images are logged.
 
     Raises:
       UsageError: one cannot be opened or has no labels, or the test images have a class that the
@@ -26,27 +27,35 @@ def open_labelled(train: str, test: str) -> tuple[Source, Source]:
             f"of {train} and {test} one names its classes and the other numbers them: "
             "give two sources of one kind"
         )
-    if unknown := sorted(set(queries.class_names or ()) - set(bank.class_names or ())):
+    if unknown := untested_classes(queries, bank):
         more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise UsageError(
-            f"{test} has classes that {train} lacks ({', '.join(unknown[:5])}{more}): "
-            "give a bank with the same class folders"
+            f"{test} has classes that {train} lacks ({', '.join(map(str, unknown[:5]))}{more}): "
+            "give a bank with images of all (folders are sorted by class: a part [a:b] has few)"
         )
     if untested := untested_classes(bank, queries):
         logging.warning(
             "%s has no images of %d of the %d classes of %s, such as %s: no score tells of them",
             test,
             len(untested),
-            len(bank.class_names),
+            len(classes_of(bank)),
             train,
             untested[0],
         )
     return bank, queries
 
 
-def untested_classes(bank: Source, queries: Source) -> list[str]:
-    """Classes of the bank without test images, by name; none where classes have no names."""
-    return sorted(set(bank.class_names or ()) - set(queries.class_names or ()))
+def classes_of(source: Source) -> set[str] | set[int]:
+    """The classes that occur, by name, else by number."""
+    if source.labels is None:  # only the records tell
+        return set(source.class_names)
+    numbers = np.unique(source.labels).tolist()
+    return {source.class_names[i] for i in numbers} if source.class_names else set(numbers)
+
+
+def untested_classes(bank: Source, queries: Source) -> list[str] | list[int]:
+    """Classes of the bank without test images, by name, else by number."""
+    return sorted(classes_of(bank) - classes_of(queries))
 
 
 def open_test(spec: str) -> Source:
@@ -59,7 +68,7 @@ def open_test(spec: str) -> Source:
     if source.label(0) < 0:
         raise UsageError(
             f"{spec} has no labels, which a classification needs: put its images into a folder for "
-            "each class"
+            f"each class, at least two, and none beside these; the first one is {source.name(0)}"
         )
     return source
 
@@ -71,18 +80,20 @@ def num_classes_of(source: Source) -> int:
     return 1 + max(source.label(i) for i in range(len(source)))
 
 
-def labels_in_bank(bank: Source, queries: Source, labels: np.ndarray) -> np.ndarray:
-    """Labels of the queries as the bank numbers its classes: classes of one name are one class.
+def renumbered(
+    labels: np.ndarray, queries: Source, class_names: tuple[str, ...] | None
+) -> np.ndarray:
+    """Labels of the queries as others number the classes: classes of one name are one class.
 
     Args:
-      bank: as `open_labelled` gives it.
-      queries: likewise.
       labels: [Q] of the queries.
+      queries: have no images of classes that the others lack.
+      class_names: of the others; None where neither has names.
     """
-    if bank.class_names is None:
+    if class_names is None:
         return labels
-    number = {name: i for i, name in enumerate(bank.class_names)}
-    return np.array([number[name] for name in queries.class_names], np.int32)[labels]
+    number = {name: i for i, name in enumerate(class_names)}
+    return np.array([number.get(name, -1) for name in queries.class_names], np.int32)[labels]
 
 
 def knn_of_sources(
@@ -106,6 +117,6 @@ def knn_of_sources(
         bank_features.features,
         bank_features.labels,
         query_features.features,
-        labels_in_bank(bank, queries, query_features.labels),
+        renumbered(query_features.labels, queries, bank.class_names),
         **settings,
     )

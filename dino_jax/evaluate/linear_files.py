@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ import numpy as np
 from flax import nnx
 
 from dino_jax.errors import UsageError
+from dino_jax.evaluate.feature_store import decisive
 from dino_jax.evaluate.linear import Heads, Probe
+from dino_jax.evaluate.results import whole_or_nothing
 from dino_jax.weights import hub
 from dino_jax.weights.load import load
 
@@ -114,7 +115,7 @@ def read_progress(path: Path, settings: dict[str, Any]) -> Progress:
     different = [
         f"{name}={about['settings'].get(name)} (here {value})"
         for name, value in json.loads(json.dumps(settings)).items()
-        if about["settings"].get(name) != value
+        if decisive(about["settings"].get(name)) != decisive(value)
     ]
     if different:
         raise UsageError(
@@ -134,24 +135,15 @@ def read_progress(path: Path, settings: dict[str, Any]) -> Progress:
     )
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Writes a text file, all or nothing."""
-    part = path.with_name(path.name + ".part")
-    part.write_text(text)
-    os.replace(part, path)
-
-
 def _progress_names() -> tuple[str, ...]:
     trees = ("probe", "momentum")
     return (*(f"{tree}_{leaf}" for tree in trees for leaf in Heads._fields), "kernel", "bias")
 
 
 def _write(path: Path, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    part = path.with_name(path.name + ".part")
     try:
-        with part.open("wb") as file:
+        with whole_or_nothing(path) as part, part.open("wb") as file:
             np.savez(file, about=json.dumps(about), **arrays)
-        os.replace(part, path)
     except OSError as error:
         raise UsageError(f"{path} cannot be written ({error.strerror})") from error
 

@@ -2,13 +2,11 @@
 
 from typing import Any
 
-import numpy as np
-
 from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.extraction import Extractor
 from dino_jax.evaluate.feature_store import FeatureCache
-from dino_jax.evaluate.labelled import num_classes_of
+from dino_jax.evaluate.labelled import classes_of, num_classes_of, renumbered
 from dino_jax.evaluate.linear import score
 from dino_jax.evaluate.linear_files import LinearHead
 from dino_jax.evaluate.tokens import Feature
@@ -32,18 +30,17 @@ def score_head(
       feature: what is classified.
       test: labelled images.
       cache: where their features are kept.
-    Returns: `loss`, `top1` and `top5`.
+    Returns: `loss`, `top1`, `top5` and `classes_without_test_images`.
     Raises:
       UsageError: it does not fit, see `check_head`.
     """
     check_head(head, name, extractor.info, feature, extractor.feature_shape(feature)[0], test)
     (found,) = extractor.features(feature, [test], cache)
-    labels = found.labels
-    if head.class_names is not None:
-        number = {known: i for i, known in enumerate(head.class_names)}
-        labels = np.array([number[known] for known in test.class_names], np.int32)[labels]
+    labels = renumbered(found.labels, test, head.class_names)
     scores = score(head.heads, found.features, labels)
-    return {metric: float(values[0]) for metric, values in scores.items()}
+    return {metric: float(values[0]) for metric, values in scores.items()} | {
+        "classes_without_test_images": len(head.bias) - len(classes_of(test))
+    }
 
 
 def check_head(
@@ -79,9 +76,8 @@ def check_head(
             "trained, or give the head of these weights"
         )
     if head.class_names is not None:
-        unknown = sorted(
-            set(test.class_names or ("numbers without names",)) - set(head.class_names)
-        )
+        names = classes_of(test) if test.class_names else {"numbers without names"}
+        unknown = sorted(names - set(head.class_names))
         if unknown:
             raise UsageError(
                 f"{test.spec} has classes that evaluate={name} does not know "

@@ -16,10 +16,10 @@ from dino_jax.evaluate import feature_store
 from dino_jax.evaluate.extraction import Extraction, Extractor
 from dino_jax.evaluate.feature_store import FeatureCache
 from dino_jax.evaluate.labelled import (
-    labels_in_bank,
     num_classes_of,
     open_labelled,
     open_test,
+    renumbered,
     untested_classes,
 )
 from dino_jax.evaluate.linear_files import Progress, read_head
@@ -56,21 +56,25 @@ def linear(
       weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
       test: The labelled images to classify: folder:/path, idx:/path@test, tfds:NAME@test, ...
       train: The labelled images to train on; not needed to evaluate.
-      workdir: Folder for results.json, log.txt, the best classifier and what continues a training.
+      workdir: Folder for results.json, log.txt, the best classifier and what continues a training;
+        for evaluate.json where a classifier is scored.
       evaluate: A classifier to score instead: head.npz of this job, a .pth of the reference, or a
         hub name for the released one.
       learning_rates: For 256 images; all are trained at once on the same crops.
       epochs: Of the training.
       train_batch_size: Images of a step over all devices.
-      n_last_blocks: Class tokens of so many last blocks of a ViT; unset, 4, or 1 for ViT-B.
-      avgpool_patchtokens: Add the mean of the last patch tokens; unset, for ViT-B only.
+      n_last_blocks: Class tokens of so many last blocks of a ViT; unset, 4, or 1 for ViT-B and
+        where the mean is added.
+      avgpool_patchtokens: Add the mean of the last patch tokens; unset, for ViT-B only, and not
+        where a number of blocks is given.
       hold_out: Share of the training images to choose rate and epoch on; 0 chooses on the test
         images, as the reference does.
       seed: Of the first weights, the order, the crops and what is held out.
       options: How features are computed.
       cache: Where the features of test and held-out images are kept.
 
-    Returns: the metrics: `top1`, `top5`, `learning_rate`, `epoch`, `chosen_on`, and all rates'.
+    Returns: the metrics: `top1`, `top5`, `learning_rate`, `epoch` (counted from 1; from 0 in
+      log.txt, as the reference does), `chosen_on`, and all rates'.
     Raises:
       UsageError: something cannot be loaded, opened or written, a setting is out of range, or a
         classifier does not fit features or classes.
@@ -78,7 +82,8 @@ def linear(
     _check(learning_rates, epochs, train_batch_size, hold_out)
     if (train is None) == (evaluate is None):
         raise UsageError("give either train=SOURCE to train a classifier, or evaluate=HEAD")
-    check_writable(workdir / "results.json")
+    output = workdir / ("evaluate.json" if train is None else "results.json")
+    check_writable(output)
     given = {name: x for name, x in locals().items() if name not in ("options", "cache", "workdir")}
     sources = (None, open_test(test)) if train is None else open_labelled(train, test)
     extractor = Extractor(weights, options)
@@ -93,7 +98,7 @@ def linear(
         print_unreadable(extractor.unreadable)
         metrics |= {"unreadable_images": extractor.unreadable}
         settings = given | extractor.settings(feature) | dataclasses.asdict(cache)
-        write_results(workdir / "results.json", "linear", metrics, settings, extractor.info)
+        write_results(output, "linear", metrics, settings, extractor.info)
     return metrics
 
 
@@ -121,12 +126,6 @@ def _trained(
     cache: FeatureCache,
 ) -> dict[str, Any]:
     """The scores of the best classifier of a training."""
-    num_classes = num_classes_of(train)
-    if train.class_names is None and num_classes_of(test) > num_classes:
-        raise UsageError(
-            f"{test.spec} has {num_classes_of(test)} classes, {train.spec} {num_classes}: "
-            "train on images of all classes"
-        )
     training, scored = train, {"test": test}
     if hold_out:
         order = np.random.default_rng(protocol.seed).permutation(len(train))
@@ -155,13 +154,13 @@ def _trained(
         "hold_out": hold_out,
     } | dataclasses.asdict(protocol)
     (width,) = extractor.feature_shape(feature)
-    progress = begin(workdir, settings, protocol, width, num_classes)
+    progress = begin(workdir, settings, protocol, width, num_classes_of(train))
     found = extractor.features(feature, list(scored.values()), cache)
     splits = [
         Split(
             name,
             side.features,
-            labels_in_bank(train, test, side.labels) if name == "test" else side.labels,
+            renumbered(side.labels, test, train.class_names) if name == "test" else side.labels,
         )
         for name, side in zip(scored, found, strict=True)
     ]
@@ -192,31 +191,46 @@ def _summary(
 ) -> dict[str, Any]:
     """The metrics of a training, and a table of the rates on the console."""
     best, last = progress.best_record, progress.history[-1]
-    tops = np.array([record["test_top1"] for record in progress.history])  # [epochs, R]
+    tops = {"best_top1": "test_top1"}
+    if chosen_on == "held_out":
+        tops["best_held_out_top1"] = "held_out_top1"
+    tops = {  # [R]
+        name: np.max([record[metric] for record in progress.history], axis=0)
+        for name, metric in tops.items()
+    }
     rates = [
         {
             "learning_rate": rate,
-            "best_top1": float(tops[:, i].max()),
             "last_top1": last["test_top1"][i],
             "last_top5": last["test_top5"][i],
             "last_train_loss": last["train_loss"][i],
         }
+        | {name: float(top[i]) for name, top in tops.items()}
         for i, rate in enumerate(protocol.learning_rates)
     ]
+    epoch = 1 + best["epoch"]
     words = {"test": "test images", "held_out": "training images held out"}[chosen_on]
     if jax.process_index() == 0:
-        columns = ("learning_rate", "last_train_loss", "last_top1", "last_top5", "best_top1")
+        columns = {
+            "learning_rate": "learning rate",
+            "last_train_loss": "loss",
+            "last_top1": "top-1 %",
+            "last_top5": "top-5 %",
+            "best_top1": "best top-1 %",
+            "best_held_out_top1": "best held out %",
+        }
+        columns = {name: header for name, header in columns.items() if name in rates[0]}
         rows = [[f"{row[name]:.5g}" for name in columns] for row in rates]
-        print(table(["learning rate", "loss", "top-1 %", "top-5 %", "best top-1 %"], rows))
+        print(table(list(columns.values()), rows))
         print(
-            f"learning rate {best['learning_rate']:g}, epoch {best['epoch'] + 1} of "
+            f"learning rate {best['learning_rate']:g}, epoch {epoch} of "
             f"{protocol.epochs}, chosen on the {words}; kept in {workdir / HEAD}"
         )
     return {
         "top1": best["test_top1"],
         "top5": best["test_top5"],
         "learning_rate": best["learning_rate"],
-        "epoch": best["epoch"],
+        "epoch": epoch,
         "chosen_on": words,
         "learning_rates": rates,
     }
@@ -225,7 +239,7 @@ def _summary(
 def _check(
     learning_rates: tuple[float, ...], epochs: int, train_batch_size: int, hold_out: float
 ) -> None:
-    if not learning_rates or min(learning_rates) <= 0:
+    if not learning_rates or not all(0 < rate < np.inf for rate in learning_rates):
         raise UsageError(f"learning_rates={learning_rates} must be one or more numbers above 0")
     if epochs < 1 or train_batch_size < 1:
         raise UsageError(

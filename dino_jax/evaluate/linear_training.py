@@ -5,6 +5,7 @@ Dims: B images, R learning rates.
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.random_crop import random_crop
 from dino_jax.data.sources import Source
+from dino_jax.errors import UsageError
 from dino_jax.evaluate.extraction import Extractor
 from dino_jax.evaluate.features import Batch
 from dino_jax.evaluate.linear import Heads, Probe, learning_rates, new_probe, score, train_step
@@ -27,10 +29,10 @@ from dino_jax.evaluate.linear_files import (
     LinearHead,
     Progress,
     read_progress,
-    replace_text,
     write_head,
     write_progress,
 )
+from dino_jax.evaluate.results import whole_or_nothing
 from dino_jax.evaluate.tokens import Feature
 
 PROGRESS, HEAD, LOG = "progress.npz", "head.npz", "log.txt"
@@ -132,6 +134,8 @@ def train_heads(
       settings: that a continued training must share.
       workdir: for `log.txt`, `head.npz` (the best) and `progress.npz` (to go on).
     Returns: the progress after the last epoch.
+    Raises:
+      UsageError: a loss is not finite; the epoch before remains.
     """
     mesh, options = extractor.mesh, extractor.options
     probe = jax.device_put(progress.probe, sharding.replicated(mesh))
@@ -145,7 +149,7 @@ def train_heads(
         batch_size=protocol.batch_size,
         seed=protocol.seed,
         start_step=done * steps,
-        canvas_size=options.canvas_size,
+        canvas_size=extractor.transform.canvas_size,
         num_threads=options.num_threads,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
@@ -176,6 +180,7 @@ def train_heads(
                 bar.update(protocol.batch_size)
             record = {"epoch": epoch, "train_lr": rates.tolist()}
             record["train_loss"] = np.mean([np.asarray(x) for x in losses], axis=0).tolist()
+            _check_finite(record["train_loss"], protocol)
             progress = dataclasses.replace(
                 _scored(progress, probe, splits, record, protocol),
                 unreadable=progress.unreadable | _everywhere(records.unreadable, len(source)),
@@ -183,6 +188,15 @@ def train_heads(
             if jax.process_index() == 0:
                 _write(workdir, settings, progress)
     return progress
+
+
+def _check_finite(losses: list[float], protocol: Protocol) -> None:
+    for rate, loss in zip(protocol.learning_rates, losses, strict=True):
+        if not math.isfinite(loss):
+            raise UsageError(
+                f"learning_rates={protocol.learning_rates}: the loss of {rate:g} is {loss}; leave "
+                "that rate out, and if others end like it, the weights are broken"
+            )
 
 
 def _everywhere(indices: frozenset[int], length: int) -> frozenset[int]:
@@ -236,5 +250,6 @@ def _write(workdir: Path, settings: dict[str, Any], progress: Progress) -> None:
             ),
         )
     lines = (json.dumps(record) for record in progress.history)
-    replace_text(workdir / LOG, "\n".join(lines) + "\n")
+    with whole_or_nothing(workdir / LOG) as part:
+        part.write_text("\n".join(lines) + "\n")
     write_progress(workdir / PROGRESS, settings, progress)

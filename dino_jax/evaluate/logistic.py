@@ -75,28 +75,34 @@ def check_shots(shots: tuple[str, ...]) -> None:
             )
 
 
-def check_labels(labels: np.ndarray, shots: tuple[str, ...]) -> None:
+def check_labels(
+    labels: np.ndarray, shots: tuple[str, ...], class_names: tuple[str, ...] | None = None
+) -> None:
     """Finds training images that cannot be fitted.
 
     Args:
       labels: [N].
       shots: as `few_of_each` takes each.
+      class_names: by label, for the message.
     Raises:
       UsageError: there is a single class, or one has fewer images than asked for.
     """
     if len(np.unique(labels)) < 2:
         raise UsageError("all images are of a single class: there is nothing to tell apart")
     for shot in shots:
-        few_of_each(labels, shot, seed=0)
+        few_of_each(labels, shot, seed=0, class_names=class_names)
 
 
-def few_of_each(labels: np.ndarray, shot: str, seed: int) -> np.ndarray:
+def few_of_each(
+    labels: np.ndarray, shot: str, seed: int, class_names: tuple[str, ...] | None = None
+) -> np.ndarray:
     """Chooses training images at random, class by class.
 
     Args:
       labels: [N].
       shot: "5" for five of each class, "1%" for that share of each, rounded, at least one; "all".
       seed: of the choice.
+      class_names: by label, for the message.
     Returns: ascending indices.
     Raises:
       UsageError: a class has fewer images than asked for.
@@ -113,8 +119,9 @@ def few_of_each(labels: np.ndarray, shot: str, seed: int) -> np.ndarray:
         else:
             number = int(match["number"])
         if number > len(here):
+            name = class_names[label] if class_names else label
             raise UsageError(
-                f"shots={shot!r}: class {label} has only {len(here)} training images; ask for "
+                f"shots={shot!r}: class {name} has only {len(here)} training images; ask for "
                 f"at most that many of each class"
             )
         chosen.append(rng.choice(here, number, replace=False))

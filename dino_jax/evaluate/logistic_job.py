@@ -11,7 +11,7 @@ from tyro.conf import arg
 from dino_jax.errors import UsageError, about
 from dino_jax.evaluate.extraction import Extraction, Extractor
 from dino_jax.evaluate.feature_store import FeatureCache
-from dino_jax.evaluate.labelled import labels_in_bank, open_labelled, untested_classes
+from dino_jax.evaluate.labelled import open_labelled, renumbered, untested_classes
 from dino_jax.evaluate.logistic import (
     ALL,
     check_labels,
@@ -58,7 +58,7 @@ def logistic(
     """
     require_sklearn()
     check_shots(shots)
-    if num_seeds < 1 or c <= 0 or max_iterations < 1:
+    if num_seeds < 1 or not c > 0 or max_iterations < 1:
         raise UsageError(
             f"num_seeds={num_seeds}, c={c} and max_iterations={max_iterations} must be above 0"
         )
@@ -67,14 +67,15 @@ def logistic(
     given = {"weights": weights, "train": train, "test": test, "shots": shots}
     given |= {"num_seeds": num_seeds} | fit
     sources = open_labelled(train, test)
+    names = sources[0].class_names
     if sources[0].labels is not None:
         with about(f"train={train}"):
-            check_labels(sources[0].labels, shots)
+            check_labels(sources[0].labels, shots, names)
     extractor, feature = Extractor(weights, options), ClassToken()
     bank, queries = extractor.features(feature, sources, cache)
-    test_side = queries.features, labels_in_bank(*sources, queries.labels)
+    test_side = queries.features, renumbered(queries.labels, sources[1], names)
     with about(f"the readable images of train={train}"):
-        check_labels(bank.labels, shots)
+        check_labels(bank.labels, shots, names)
     metrics = {}
     for shot in shots:
         choices = [

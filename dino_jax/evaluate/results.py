@@ -2,9 +2,11 @@
 
 import dataclasses
 import json
+import os
 import platform
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,17 @@ def check_folder(path: Path, argument: str) -> None:
         raise UsageError(
             f"{argument}: the folder {path} cannot be written ({error.strerror}): give another one"
         ) from error
+
+
+@contextmanager
+def whole_or_nothing(path: Path) -> Iterator[Path]:
+    """Another name to write to; it becomes the file's own when all went well."""
+    part = path.with_name(path.name + ".part")
+    try:
+        yield part
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def write_results(

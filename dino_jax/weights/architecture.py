@@ -14,7 +14,8 @@ from dino_jax.weights.torch_checkpoint import Tensors, TorchNetwork
 
 OVERRIDES = ("image_size", "embed_dim", "depth", "num_heads", "mlp_ratio")
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
-EVAL_SIZES = {"resize": 256, "crop": 224}  # pixels, of the paper's evaluations
+# Pixels: the first two are those of the paper's evaluations.
+EVAL_SIZES = {"resize": 256, "crop": 224, "canvas_size": 512}
 HEAD_DIM = 64  # channels of an attention head in every ViT that was published
 
 _SIGNS = {  # a tensor that only this family has; the first that is there decides
@@ -128,7 +129,8 @@ def _vit_heads(dim: int) -> int:
     heads = default_settings("vit_tiny")["num_heads"]
     logging.warning(
         "a ViT %d wide: its tensors do not tell the number of attention heads; %d are assumed, as "
-        "vit_tiny has. If it is another number, give num_heads",
+        "vit_tiny has. If it is another number, `dino_jax.load(..., num_heads=)` and "
+        "`convert --num-heads` take it",
         dim,
         heads,
     )

@@ -44,6 +44,7 @@ class WeightsInfo:
     dtype: str  # that it computes in
     resize: int  # pixels: how its images are prepared, as `evaluate.features.EvalTransform`
     crop: int
+    canvas_size: int
     mean: tuple[float, ...]  # of each channel in 0..1, subtracted from its input
     std: tuple[float, ...]
 
@@ -116,6 +117,8 @@ def load(
         dtype=jnp.dtype(settings.compute_dtype(config.model.dtype)).name,
         resize=config.eval.resize,
         crop=config.eval.crop,
+        # Folders converted before do not say.
+        canvas_size=config.eval.get("canvas_size", EVAL_SIZES["canvas_size"]),
         mean=tuple(config.crops.mean),
         std=tuple(config.crops.std),
     )

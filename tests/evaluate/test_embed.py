@@ -7,6 +7,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -192,6 +193,29 @@ def test_wrong_arguments(
     arguments = {"weights": weights, "data": "shapes:9", "output": tmp_path / "x.npy"}
     with pytest.raises(UsageError, match=message):
         embed(**(arguments | {"options": OPTIONS} | changes))
+
+
+@pytest.mark.parametrize("name", ["x.npy", "x.csv", "x.json"])
+def test_a_file_that_cannot_be_written_is_said_before_the_pass(
+    name: str, weights: str, tmp_path: Path
+) -> None:
+    (tmp_path / name).mkdir()
+    with (
+        mock.patch.object(Extractor, "stream", side_effect=AssertionError("computed")),
+        pytest.raises(UsageError, match=f"output=.*{name} cannot be written"),
+    ):
+        embed(weights, "shapes:9", tmp_path / "x.npy", options=OPTIONS)
+
+
+def test_parquet_seeks_no_repeats_among_floats(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    batch = Features(np.ones((4, 3), np.float32), np.zeros(4, np.int32), np.arange(4))
+    with embedding_files.open_parquet(tmp_path / "x.parquet", (3,), 1) as append:
+        append(batch, ["a", "b", "a", "b"])
+    group = parquet.read_metadata(tmp_path / "x.parquet").row_group(0)
+    columns = {c.path_in_schema.split(".")[0]: c for c in map(group.column, range(4))}
+    dictionaries = {name for name, column in columns.items() if column.has_dictionary_page}
+    assert dictionaries == {"name", "label"}
 
 
 def test_names_that_are_no_utf8(tmp_path: Path) -> None:

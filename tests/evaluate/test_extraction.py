@@ -1,10 +1,15 @@
 """The feature pass of the jobs, with weights of the reference."""
 
+import dataclasses
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
 import runs
@@ -80,6 +85,42 @@ def test_bfloat16_is_near(extractor: Extractor, goldens: Path) -> None:
     assert 0 < np.abs(near.features - exact.features).max() < 0.1
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"crop": 8}, "crop=16.* instead of .*crop=8"), ({"dtype": "bfloat16"}, "dtype float32 inst")],
+)
+def test_kept_features_are_of_one_transform_and_dtype(
+    change: dict[str, Any], message: str, extractor: Extractor, goldens: Path, tmp_path: Path
+) -> None:
+    extractor.features(ClassToken(), [TEST], FeatureCache(save_features=tmp_path))
+    other = Extractor(str(goldens / "pth/backbone.pth"), dataclasses.replace(OPTIONS, **change))
+    with pytest.raises(UsageError, match=message):
+        other.features(ClassToken(), [TEST], FeatureCache(load_features=tmp_path))
+
+
+def test_features_that_are_not_finite_are_refused(extractor: Extractor) -> None:
+    """By the pass, so by every job: here the fifth image's token is NaN."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Broken:
+        def __call__(self, model: nnx.Module, images: jax.Array) -> jax.Array:
+            is_fifth = jnp.arange(len(images)) == 4
+            return jnp.where(is_fifth[:, None], jnp.nan, model(images))
+
+    with pytest.raises(
+        UsageError, match="features of shapes:9@test picture 4 hold a value that is"
+    ):
+        list(extractor.stream(Broken(), TEST))
+
+
+def test_one_shape_compiles(goldens: Path) -> None:
+    """Whatever the last batch holds, and for the next source of as many images or more."""
+    few = Extractor(str(goldens / "pth/backbone.pth"), dataclasses.replace(OPTIONS, batch_size=8))
+    few.features(ClassToken(), [TRAIN, TEST])
+    (compiled,) = few._compiled.values()
+    assert compiled._cache_size() == 1
+
+
 def test_unreadable_images_are_counted(extractor: Extractor, tmp_path: Path) -> None:
     for i in range(3):
         Image.new("RGB", (20, 20), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
@@ -99,5 +140,8 @@ def test_what_cannot_be_is_said(extractor: Extractor, goldens: Path) -> None:
         Extractor(str(goldens / "pth/backbone.pth"), Extraction(resize=16, crop=32))
     with pytest.raises(UsageError, match="batch_size=0 must be at least 1"):
         Extraction(batch_size=0)
+    for share in (-1.0, float("nan"), 1.5):
+        with pytest.raises(UsageError, match=f"max_unreadable={share} must be a share from 0 to 1"):
+            Extraction(max_unreadable=share)
     with pytest.raises(UsageError, match="n=99 blocks asked for"):
         extractor.features(ClassTokens(99), [TEST])

@@ -53,6 +53,17 @@ def test_other_features_are_refused(change: dict[str, Any], message: str, tmp_pa
         feature_store.load(tmp_path, ABOUT | change)
 
 
+def test_the_spelling_of_a_source_does_not_matter(tmp_path: Path) -> None:
+    """Neither to find features nor to say which others there are."""
+    here, there = (
+        ABOUT | {"data": {"spec": spec, "images": 5, "listing": "ef"}} for spec in ("x/", "/a/x")
+    )
+    feature_store.save(tmp_path, here, FEATURES)
+    np.testing.assert_array_equal(feature_store.load(tmp_path, there).index, FEATURES.index)
+    with pytest.raises(UsageError, match=r"of /a/x .* are others than asked for: feature [^;]+$"):
+        feature_store.load(tmp_path, there | {"feature": "ClassTokens(4)"})
+
+
 def test_missing_and_damaged(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no folder: make them by --save-features"):
         feature_store.load(tmp_path / "nowhere", ABOUT)

@@ -73,8 +73,8 @@ def test_every_readable_image_in_order(folder: Path) -> None:
     assert features.dtype == np.float32
     assert batches == [15, 4]  # readable images of a full and a part of a batch
     for row, index in zip(features, indices, strict=True):
-        # Pixels on the device are not rounded to whole grey levels as Pillow's are.
-        np.testing.assert_allclose(row, by_hand(folder / f"{index:02}.png"), rtol=0, atol=0.02)
+        # Pixels are rounded as Pillow's are; a single one may fall to the other side of a half.
+        np.testing.assert_allclose(row, by_hand(folder / f"{index:02}.png"), rtol=0, atol=2e-3)
     # It sees differences: features of two images are far more apart.
     assert np.abs(features[0] - features[1]).max() > 0.1
 

@@ -1,24 +1,22 @@
 """The linear probe from weights of the reference to its files."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 import runs
-from dino_jax.data.sources import open_source
+from class_folders import class_folders
 from dino_jax.errors import UsageError
-from dino_jax.evaluate import linear_training
-from dino_jax.evaluate.extraction import Extraction, Extractor
-from dino_jax.evaluate.linear_files import LinearHead, read_head, write_head
+from dino_jax.evaluate import linear_job, linear_training
+from dino_jax.evaluate.extraction import Extraction
 from dino_jax.evaluate.linear_job import linear, probed_feature
 from dino_jax.evaluate.tokens import ClassToken, ClassTokens
-from torch_files import storage, tensor, zip_file
 
 OPTIONS = Extraction(resize=16, crop=16, canvas_size=32, batch_size=32, num_threads=2)
 TRAIN = {"train": "shapes:80@train", "epochs": 4, "train_batch_size": 32, "options": OPTIONS}
@@ -51,7 +49,9 @@ def result(workdir: Path) -> dict[str, Any]:
 def test_it_learns_and_says_how(trained: Path) -> None:
     log = [json.loads(line) for line in (trained / "log.txt").read_text().splitlines()]
     assert [record["epoch"] for record in log] == [0, 1, 2, 3]
-    assert log[0]["train_lr"] == pytest.approx([rate * 32 / 256 for rate in RATES])
+    cosine = 0.5 + 0.5 * np.cos(np.pi * np.arange(4) / 4)
+    for record, share in zip(log, cosine, strict=True):
+        assert record["train_lr"] == pytest.approx([rate * share * 32 / 256 for rate in RATES])
     slow, quick = zip(*(record["train_loss"] for record in log), strict=True)
     assert abs(slow[0] - np.log(10)) < 0.3
     assert min(quick) < slow[-1] - 0.1
@@ -60,7 +60,7 @@ def test_it_learns_and_says_how(trained: Path) -> None:
     assert metrics["top1"] == tops.max()
     assert metrics["chosen_on"] == "test images"
     epoch, rate = np.unravel_index(tops.argmax(), tops.shape)
-    assert (metrics["epoch"], metrics["learning_rate"]) == (epoch, RATES[rate])
+    assert (metrics["epoch"], metrics["learning_rate"]) == (epoch + 1, RATES[rate])
     assert metrics["top5"] == log[epoch]["test_top5"][rate]
     assert [row["learning_rate"] for row in metrics["learning_rates"]] == list(RATES)
     assert result(trained)["settings"]["feature"] == repr(ClassTokens(2))
@@ -104,6 +104,32 @@ def test_a_stopped_training_continues_to_the_same_bits(
         linear(weights, TEST, **arguments)  # nothing is left to do
 
 
+def test_classes_are_matched_by_name(weights: str, tmp_path: Path) -> None:
+    """While it trains and when it is scored: the test images lack class a."""
+    bank = class_folders(tmp_path / "bank", "abc", images=4)
+    queries = class_folders(tmp_path / "queries", "bc", images=4)
+    arguments = {"train": bank, "learning_rates": (1.0,), "epochs": 1, "train_batch_size": 8}
+    # The same pictures, once with the bank's numbers and once with others.
+    same, other = (
+        linear(weights, test, workdir=tmp_path / name, options=OPTIONS, **arguments)
+        for name, test in {"same": f"{bank}[4:]", "other": queries}.items()
+    )
+    assert other["top1"] == same["top1"]
+    spelled = arguments | {"train": f"{bank}/", "workdir": tmp_path / "other", "options": OPTIONS}
+    assert linear(weights, f"{queries}/", **spelled)["top1"] == other["top1"]  # goes on: the same
+    logs = [(tmp_path / name / "log.txt").read_text() for name in ("same", "other")]
+    assert logs[0] == logs[1]
+    results = (tmp_path / "other" / "results.json").read_text()
+    arguments = {"evaluate": str(tmp_path / "other/head.npz"), "options": OPTIONS}
+    for test in (f"{bank}[4:]", queries):
+        scored = linear(weights, test, workdir=tmp_path / "other", **arguments)
+        assert scored["loss"] == pytest.approx(json.loads(logs[0])["test_loss"][0])
+        assert scored["classes_without_test_images"] == 1
+    assert (tmp_path / "other" / "results.json").read_text() == results
+    written = json.loads((tmp_path / "other" / "evaluate.json").read_text())
+    assert written["metrics"]["top1"] == other["top1"]
+
+
 def test_the_kept_head_scores_the_same(weights: str, trained: Path, tmp_path: Path) -> None:
     head = str(trained / "head.npz")
     found = linear(weights, TEST, evaluate=head, workdir=tmp_path, options=OPTIONS)
@@ -111,77 +137,29 @@ def test_the_kept_head_scores_the_same(weights: str, trained: Path, tmp_path: Pa
     assert (found["top1"], found["top5"]) == (expected["top1"], expected["top5"])
 
 
-def test_the_rate_may_be_chosen_on_held_out_images(weights: str, tmp_path: Path) -> None:
+def test_the_rate_may_be_chosen_on_held_out_images(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     arguments = TRAIN | {"epochs": 2, "hold_out": 0.25}
-    found = linear(weights, TEST, workdir=tmp_path, learning_rates=RATES, **arguments)
+    with mock.patch.object(linear_job, "train_heads", wraps=linear_job.train_heads) as train_heads:
+        found = linear(weights, TEST, workdir=tmp_path, learning_rates=RATES, **arguments)
+    training = train_heads.call_args.args[3]
+    order = np.random.default_rng(0).permutation(80)
+    held = {f"shapes:80@train picture {i}" for i in order[:20]}
+    kept = {training.name(i) for i in range(len(training))}
+    assert len(kept) == 60
+    assert not kept & held
     log = [json.loads(line) for line in (tmp_path / "log.txt").read_text().splitlines()]
     held_out = np.array([record["held_out_top1"] for record in log])
     epoch, rate = np.unravel_index(held_out.argmax(), held_out.shape)
     assert found["chosen_on"] == "training images held out"
     assert found["top1"] == log[epoch]["test_top1"][rate]
     assert (held_out * 20 / 100 == np.round(held_out * 20 / 100)).all()  # of 20 images
-
-
-def torch_head(kernel: np.ndarray) -> bytes:
-    """A file as the reference saves a linear classifier [F, C] without bias."""
-    width, num_classes = kernel.shape
-    weight = tensor(storage(kernel.size), 0, (num_classes, width), (width, 1))
-    bias = tensor(storage(num_classes, "Float", "1"), 0, (num_classes,), (1,))
-    names = {"module.linear.weight": weight, "module.linear.bias": bias}
-    data = {"0": kernel.T.astype(np.float32).tobytes(), "1": bytes(4 * num_classes)}
-    return zip_file({"epoch": 100, "state_dict": names}, data)
-
-
-def test_a_head_of_the_reference(weights: str, tmp_path: Path) -> None:
-    """Its classes are those of the folders in sorted order."""
-    for i, name in enumerate(("ant", "bee", "cat", "dog")):
-        (tmp_path / "images" / name).mkdir(parents=True)
-        for j in range(5):
-            color = (50 * i + j, 255 - 60 * i, 20 * j)
-            Image.new("RGB", (16, 16), color).save(tmp_path / "images" / name / f"{j}.png")
-    kernel = np.random.default_rng(0).standard_normal((96, 4))
-    head = str(tmp_path / "head.pth")
-    Path(head).write_bytes(torch_head(kernel))
-    images, arguments = str(tmp_path / "images"), {"workdir": tmp_path, "options": OPTIONS}
-    found = linear(weights, images, evaluate=head, **arguments)
-    extractor = Extractor(weights, OPTIONS)
-    (side,) = extractor.features(ClassTokens(2), [open_source(images)])
-    hits = (side.features @ kernel).argmax(axis=1) == side.labels
-    assert found["top1"] == pytest.approx(100 * hits.mean())
-    with pytest.raises(UsageError, match=r"knows 4 classes, shapes:40@test has 10: give a head"):
-        linear(weights, TEST, evaluate=head, **arguments)
-    with pytest.raises(UsageError, match=r"takes 96 features .* has 48: set n_last_blocks"):
-        linear(weights, images, evaluate=head, n_last_blocks=1, **arguments)
-
-
-def test_a_head_by_its_hub_name(
-    goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    file = tmp_path / "dino_deitsmall16_pretrain/dino_deitsmall16_linearweights.pth"
-    file.parent.mkdir()
-    file.write_bytes((goldens / "pth/linear.pth").read_bytes())
-    monkeypatch.setenv("DINO_JAX_HUB", str(tmp_path))
-    found, expected = read_head("dino_vits16"), read_head(str(goldens / "pth/linear.pth"))
-    np.testing.assert_array_equal(found.kernel, expected.kernel)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"weights": "e" * 64}, r"was trained on weights eeeeeeeeeeee\.\.\., not on"),
-        ({"feature": "ClassToken()"}, r"takes 96 features \(ClassToken\(\)\), but ClassTokens"),
-        ({"class_names": ("circle", "dog")}, "has classes that evaluate=.* does not know"),
-    ],
-)
-def test_a_head_of_something_else(
-    change: dict[str, Any], message: str, weights: str, tmp_path: Path
-) -> None:
-    head = LinearHead(np.zeros((96, 10), np.float32), np.zeros(10, np.float32), **change)
-    write_head(tmp_path / "head.npz", head)
-    with pytest.raises(UsageError, match=message):
-        linear(
-            weights, TEST, evaluate=str(tmp_path / "head.npz"), workdir=tmp_path, options=OPTIONS
-        )
+    rows = found["learning_rates"]
+    assert [row["best_held_out_top1"] for row in rows] == held_out.max(axis=0).tolist()
+    shown = capsys.readouterr().out
+    assert f"epoch {found['epoch']} of 2, chosen on the training images held out" in shown
+    assert re.search(rf"best held out %\n.* {held_out[:, 0].max():.5g}\n", shown)
 
 
 @pytest.mark.parametrize(
@@ -189,6 +167,7 @@ def test_a_head_of_something_else(
     [
         ({"train": None}, "either train=SOURCE .* or evaluate=HEAD"),
         ({"learning_rates": (0.1, 0.0)}, r"learning_rates=\(0.1, 0.0\) must be"),
+        ({"learning_rates": (0.1, np.nan)}, r"learning_rates=\(0.1, nan\) must be"),
         ({"hold_out": 1.0}, "hold_out=1.0 must be at least 0 and below 1"),
         ({"epochs": 0}, "epochs=0 and train_batch_size=32 must be at least 1"),
         ({"train_batch_size": 96}, "train_batch_size=96 is more than the 80 images"),
@@ -261,23 +240,3 @@ def test_the_feature_is_the_papers() -> None:
     assert probed_feature(base, 4, None) == ClassTokens(4)
     assert probed_feature(small, None, True) == ClassTokens(1, avgpool_patchtokens=True)
     assert probed_feature(resnet, None, None) == ClassToken()
-
-
-def test_the_step_needs_no_gradient_of_the_backbone(weights: str) -> None:
-    """Its time is one forward pass: no dot product of the backbone's backward pass is there."""
-    extractor = Extractor(weights, OPTIONS)
-    step = linear_training.compile_step(extractor, ClassTokens(1), seed=0)
-    probe = jax.eval_shape(lambda: linear_training.new_probe(jax.random.key(0), 2, 48, 10))
-    batch = {
-        "canvas": jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8),
-        "size": jax.ShapeDtypeStruct((8, 2), np.int32),
-        "index": jax.ShapeDtypeStruct((8,), np.int32),
-        "label": jax.ShapeDtypeStruct((8,), np.int32),
-    }
-    rates = jax.ShapeDtypeStruct((2,), np.float32)
-    text = step.lower(probe, extractor.weights, batch, 0, rates).as_text()
-    forward = jax.jit(lambda x: extractor.model.get_intermediate_layers(x, 1)).lower(
-        jax.ShapeDtypeStruct((8, 16, 16, 3), np.float32)
-    )
-    extra = text.count("dot_general") - forward.as_text().count("dot_general")
-    assert extra <= 2 + 2 + 2  # crops (rows, columns, on two platforms), logits and their gradient

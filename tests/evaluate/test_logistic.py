@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import runs
+from class_folders import class_folders
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.extraction import Extraction
 from dino_jax.evaluate.feature_store import FeatureCache
@@ -97,14 +98,30 @@ def test_the_job(goldens: Path, tmp_path: Path) -> None:
     assert result["settings"]["num_seeds"] == 3
 
 
+def test_classes_are_matched_by_name(goldens: Path, tmp_path: Path) -> None:
+    """The test images lack class a, so that b and c have other numbers there."""
+    bank = class_folders(tmp_path / "bank", "abc")
+    queries = class_folders(tmp_path / "queries", "bc")
+    arguments = {"options": OPTIONS, "output": tmp_path / "r.json"}
+    with runs.quick_compilation():
+        found = logistic(str(goldens / "pth/backbone.pth"), bank, queries, **arguments)
+    assert found["all"]["top1"] == 100
+    metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
+    assert metrics["classes_without_test_images"] == 1
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"c": 0.0}, "c=0.0 .*must be above 0"),
         ({"num_seeds": 0}, "num_seeds=0"),
         ({"shots": ("x",)}, "shots='x' must be"),
-        ({"train": "shapes:1"}, "train=shapes:1: all images are of a single class"),
-        ({"shots": ("1", "3")}, "train=shapes:20@train: shots=.3.: class 0 has only 2"),
+        ({"c": float("nan")}, "c=nan .*must be above 0"),
+        (
+            {"train": "shapes:1", "test": "shapes:1"},
+            "train=shapes:1: all images are of a single class",
+        ),
+        ({"shots": ("1", "3")}, "train=shapes:20@train: shots=.3.: class circle has only 2"),
     ],
 )
 def test_wrong_arguments(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -125,7 +142,7 @@ def test_classes_that_cannot_be_read(goldens: Path, tmp_path: Path) -> None:
     arguments |= {"options": OPTIONS, "shots": ("4",)}
     with runs.quick_compilation():
         for broken, message in (
-            ("b/1.png", "shots='4': class 1 has only 3 training images"),
+            ("b/1.png", "shots='4': class b has only 3 training images"),
             ("b/*.png", "readable images of train=.*images: all images are of a single class"),
         ):
             for path in (tmp_path / "images").glob(broken):
