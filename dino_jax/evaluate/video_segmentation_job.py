@@ -65,6 +65,7 @@ def video_segmentation(
     """
     check_writable(output / "results.json")
     videos = open_davis(data, split)
+    _check_apart(output, data, videos)
     backbone = PlacedBackbone(weights, options)
     follower = _Follower(backbone, videos, propagation, image_size)
     rows: list[ObjectRow] = []
@@ -106,6 +107,28 @@ def video_segmentation(
         file = output / "results.json"
         write_results(file, "video-segmentation", metrics, settings, backbone.info)
     return found
+
+
+def _check_apart(output: Path, data: Path, videos: Sequence[Video]) -> None:
+    """Raises UsageError where masks would fall on the data set, or outside the output."""
+    names = [video.name for video in videos]
+    read = {
+        (data / kind / "480p" / name).resolve()
+        for kind in ("JPEGImages", "Annotations")
+        for name in names
+    }
+    for name in names:
+        folder = (output / name).resolve()
+        if folder in read:
+            raise UsageError(
+                f"output={output} has a folder of the data set, {folder}, whose masks or frames "
+                "would be overwritten: give another folder"
+            )
+        if output.resolve() not in folder.parents:
+            raise UsageError(
+                f"sequence {name!r} would be written to {folder}, outside output={output}: "
+                "mend the list of sequences"
+            )
 
 
 class _Follower:

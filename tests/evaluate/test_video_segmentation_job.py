@@ -185,6 +185,28 @@ def test_without_any_true_masks_there_is_no_score(
     assert (tmp_path / "out/one/00005.png").is_file()
 
 
+@pytest.mark.parametrize(
+    ("output", "sequence", "message"),
+    [
+        ("davis/Annotations/480p", "one", r"a folder of the data set, .*480p/one, whose masks or"),
+        ("davis/JPEGImages/../JPEGImages/480p", "one", "a folder of the data set"),
+        ("link", "one", "a folder of the data set"),
+        ("out", "../480p/one", r"'../480p/one' would be written to .*, outside output=.*out: mend"),
+    ],
+)
+def test_nothing_is_written_over_the_data_set(
+    output: str, sequence: str, message: str, davis: Path, tmp_path: Path
+) -> None:
+    """Nor outside the output; weights are not looked for first."""
+    (davis / "ImageSets/2017/val.txt").write_text(sequence)
+    (tmp_path / "link").symlink_to(davis / "Annotations/480p")
+    before = {path: path.read_bytes() for path in davis.rglob("*.*g")}
+    with pytest.raises(UsageError, match=message):
+        video_segmentation("/nowhere", davis, tmp_path / output)
+    assert before == {path: path.read_bytes() for path in davis.rglob("*.*g")}
+    assert not (tmp_path / "480p").exists()
+
+
 def test_wrong_arguments(
     goldens: Path, davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
