@@ -84,3 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # as shells say it
+    except RuntimeError as error:
+        from dino_jax.out_of_memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).splitlines()[0]
+        print(
+            f"error: the memory of a device does not do ({said}): give less at a time, with a "
+            "smaller --size or --batch-size, or take a larger device",
+            file=sys.stderr,
+        )
+        sys.exit(2)

@@ -6,7 +6,7 @@ from typing import Literal
 from PIL import Image
 from tqdm import tqdm
 
-from dino_jax.errors import UsageError
+from dino_jax.errors import UsageError, about
 from dino_jax.evaluate.results import check_writable, write_results
 from dino_jax.visualize.attention import THRESHOLD, attention_of, mass_mask, to_pixels
 from dino_jax.visualize.attention_sheet import Attended, named_maps, picture_sheet
@@ -50,7 +50,9 @@ def attention(
     sheets = []
     for name, pixels in tqdm(pictures, desc="attention", unit=" images"):
         fitted = fit(pixels, size, info.patch_size)
-        attended = Attended(name, fitted, attend(fitted), info.patch_size, pixels.shape[:2])
+        with about(name):
+            maps = attend(fitted)
+        attended = Attended(name, fitted, maps, info.patch_size, pixels.shape[:2])
         _save_parts(output / f"{name}-attention", attended, threshold)
         sheet = picture_sheet(attended, threshold, title=f"{name}  ({info.source})")
         sheets.append(output / f"{name}-attention.png")
