@@ -92,7 +92,7 @@ def pca(
     contact_sheet(sheet[:ROWS], title=f"principal components of {info.source}").save(written[0])
     print(f"{written[0]} shows {len(sheet[:ROWS])} of {len(sheet)} pictures")
     if pictures.unreadable:
-        print(f"{pictures.unreadable} images cannot be read and were left out")
+        print(f"images that cannot be read and were left out: {len(pictures.unreadable)}")
     metrics = {"images": len(sheet), "unreadable_images": pictures.unreadable}
     write_results(output / "results.json", "pca", metrics, settings, info)
     return written

@@ -48,7 +48,7 @@ def open_pictures(names: Sequence[str]) -> list[Source]:
 class Pictures:
     """The readable pictures of some sources, each with a name that is unique among them.
 
-    Iterating gives (name, [h, w, C] uint8); `unreadable` counts those that were left out so far,
+    Iterating gives (name, [h, w, C] uint8); `unreadable` names those that were left out so far,
     each of which is logged.
     """
 
@@ -60,8 +60,8 @@ class Pictures:
         return sum(map(len, self._records))
 
     @property
-    def unreadable(self) -> int:
-        return sum(records.num_unreadable for records in self._records)
+    def unreadable(self) -> list[str]:
+        return [x.source.name(i) for x in self._records for i in sorted(x.unreadable)]
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         taken: set[str] = set()

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from dino_jax.data.decode import decode
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.results import check_folder, check_writable, write_results
+from dino_jax.evaluate.results import check_folder, check_writable, remove_earlier, write_results
 from dino_jax.visualize.attention import attention_of, mass_mask, to_pixels
 from dino_jax.visualize.attention_job import check_threshold
 from dino_jax.visualize.pictures import check_size, fit, resized_shape
@@ -97,11 +97,13 @@ def attention_video(
                 Image.fromarray(picture).save(keep_frames / f"frame_{number:05d}.png")
             yield picture
 
+    if keep_frames:
+        remove_earlier(keep_frames, r"frame_\d{5,}\.png")
     write_video(output, drawn(), fps)
-    print(f"{len(maps)} frames are in {output}")
+    print(f"frames in {output}: {len(maps)}")
     problems = frames.problems
     if problems:
-        print(f"{video} is damaged: {len(problems)} complaints, the last: {problems[-1]}")
+        print(f"{video} is damaged; the last of {len(problems)} complaints: {problems[-1]}")
     metrics = {"frames": len(maps), "fps": fps, "damaged": len(problems), "damage": problems[-1:]}
     write_results(about, "attention-video", metrics, settings, info)
     return output

@@ -156,13 +156,17 @@ def test_what_cannot_be_read_is_named_and_left_out(
     broken[2].write_bytes(broken[2].read_bytes()[:60])
     for t in range(1, FRAMES):
         (davis / f"Annotations/480p/one/{t:05}.png").unlink()
+    (output / "two").mkdir(parents=True)
+    for name in ("00002.png", "00099.png", "99.png", "mine.txt"):
+        (output / "two" / name).touch()  # of an earlier run, and of others
     found = run(goldens, davis, output)
     metrics = json.loads((output / "results.json").read_text())["metrics"]
     assert metrics["unreadable_images"] == list(map(str, broken))
     assert metrics["sequences_without_score"] == ["one"]
     assert metrics["objects"] == 2
-    written = sorted(path.stem for path in (output / "two").iterdir())
-    assert written == ["00000", "00001", "00003", "00004"]
+    written = sorted(path.name for path in (output / "two").iterdir())
+    masked = [f"{t:05}.png" for t in (0, 1, 3, 4)]
+    assert written == [*masked, "99.png", "mine.txt"]
     scores = [
         object_scores(
             *(read_mask(at / f"{t:05}.png", (HEIGHT, WIDTH)) for at in (output / "two", masks)), 2
@@ -171,8 +175,8 @@ def test_what_cannot_be_read_is_named_and_left_out(
     ]
     assert found["J-Mean"] == pytest.approx(100 * np.mean(scores, axis=(0, 1))[0])
     shown = capsys.readouterr().out
-    assert "3 frames or masks cannot be read" in shown
-    assert "1 of 2 sequences have no masks to be scored by" in shown
+    assert "frames or masks that cannot be read and were left out: 3" in shown
+    assert "sequences without masks to be scored by: 1 of 2" in shown
 
 
 def test_without_any_true_masks_there_is_no_score(

@@ -53,13 +53,13 @@ def test_one_bad_image_is_named_and_left_out(
     bad.write_text("no picture")
     pictures = Pictures(open_pictures([str(bad), good]), channels=1)
     ((name, pixels),) = pictures
-    assert (name, pixels.shape, pictures.unreadable) == ("good", (10, 20, 1), 1)
+    assert (name, pixels.shape, pictures.unreadable) == ("good", (10, 20, 1), [str(bad)])
     assert f"unreadable image {bad}" in caplog.text
     for i in range(20):  # these jobs have no bound, nor an option for one
         (tmp_path / f"{i}.png").write_text("no picture")
     pictures = Pictures(open_pictures([str(tmp_path)]), channels=1)
     assert [name for name, _ in pictures] == ["good"]
-    assert pictures.unreadable == 21
+    assert len(pictures.unreadable) == 21
     with pytest.raises(UsageError, match=r"no image of .*bad.png can be read; the warnings above"):
         list(Pictures(open_pictures([str(bad)]), channels=3))
 

@@ -139,7 +139,7 @@ def test_a_video_that_breaks_off(
     assert (metrics["frames"], metrics["fps"]) == (count, 25)
     assert metrics["damaged"] == len(found.problems)
     shown = capsys.readouterr()
-    assert f"cut.avi is damaged: {metrics['damaged']} complaints, the last: " in shown.out
+    assert f"cut.avi is damaged; the last of {metrics['damaged']} complaints: " in shown.out
 
 
 def test_without_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -187,6 +187,9 @@ def test_job_from_a_folder_with_a_threshold(goldens: Path, tmp_path: Path) -> No
     """Frames of other sizes get the first one's."""
     folder = tmp_path / "frames"
     folder.mkdir()
+    (tmp_path / "k").mkdir()
+    for name in ("frame_00003.png", "frame_12345.png", "frame_7.png", "mine.png"):
+        (tmp_path / "k" / name).touch()  # of a longer video, and of others
     for i, frame in enumerate(frames(3)):
         Image.fromarray(frame[: 48 - 8 * i]).save(folder / f"{i}.png")
     (folder / "1_broken.png").write_text("no picture")
@@ -201,6 +204,8 @@ def test_job_from_a_folder_with_a_threshold(goldens: Path, tmp_path: Path) -> No
     metrics = json.loads(output.with_name(f"{output.name}.json").read_text())["metrics"]
     assert metrics["damage"] == [str(folder / "1_broken.png")]
     assert (metrics["frames"], metrics["damaged"]) == (3, 1)
+    drawn = [f"frame_{i:05d}.png" for i in range(3)]
+    assert sorted(path.name for path in kept.iterdir()) == [*drawn, "frame_7.png", "mine.png"]
     first = read(kept / "frame_00000.png").astype(int)
     dimmed = np.abs(first - np.round(0.6 * next(frames()))).max(axis=-1) <= 1
     assert 0.2 < dimmed.mean() < 0.95  # the rest holds half of the mass
