@@ -60,7 +60,7 @@ def pca(
     sources = open_pictures(image)
     model, info = load(weights, which=which)
     if not hasattr(model, "get_intermediate_layers"):
-        raise UsageError(f"{weights} is a {type(model).__name__}: patch tokens need a ViT")
+        raise UsageError(f"{weights} is of type {type(model).__name__}: patch tokens need a ViT")
     check_size(size, info.patch_size)
     pictures = Pictures(sources, channels=len(info.mean))
     graphdef, *arrays = split(model)

@@ -222,5 +222,5 @@ def test_wrong_arguments(
         open_copydays(tmp_path / "orphan")
     _, info = dino_jax.load(goldens / "pth/backbone.pth")
     monkeypatch.setattr(backbone, "load", lambda *_, **__: (Tokenless(), info))
-    with pytest.raises(UsageError, match="a Tokenless has no tokens"):
+    with pytest.raises(UsageError, match=r"Tokenless has no tokens of single .*: give a ViT$"):
         run(goldens, folder, output)

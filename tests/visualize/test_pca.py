@@ -100,7 +100,7 @@ def test_tokens_are_computed_in_full_precision(goldens: Path) -> None:
 
 
 def test_job_needs_a_vit(goldens: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"linear.pth is a Linear: patch tokens need a ViT"):
+    with pytest.raises(UsageError, match=r"linear.pth is of type Linear: patch tokens need a ViT"):
         pca(str(goldens / "pth" / "linear.pth"), ("shapes:2@test",), tmp_path)
 
 
