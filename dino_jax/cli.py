@@ -42,9 +42,9 @@ JOBS = {
     "linear": Job("evaluate.linear_job", "train linear classifiers on frozen features"),
     "logistic": Job("evaluate.logistic_job", "logistic regression, also few-shot"),
     "embed": Job("evaluate.embed_job", "write the features of images to a file"),
-    "attention": Job("visualize.attention_job", "draw where a ViT looks in pictures"),
+    "attention": Job("visualize.attention_job", "draw where a network looks in pictures"),
     "attention-score": Job("visualize.score_job", "compare attention with true masks"),
-    "attention-video": Job("visualize.video_job", "draw where a ViT looks in a video"),
+    "attention-video": Job("visualize.video_job", "draw where a network looks in a video"),
     "pca": Job("visualize.pca_job", "draw principal components of patch tokens"),
     "retrieval": Job("evaluate.retrieval_job", "landmarks of Revisited Oxford and Paris"),
     "copy-detection": Job("evaluate.copy_detection_job", "attacked copies of Copydays"),
@@ -84,3 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # as shells say it
+    except RuntimeError as error:
+        from dino_jax.out_of_memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        said = str(error).splitlines()[0]
+        print(
+            f"error: the memory of a device does not do ({said}): give less at a time, with a "
+            "smaller --size or --batch-size, or take a larger device",
+            file=sys.stderr,
+        )
+        sys.exit(2)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 from typing import Any, Self
 
 import jax
@@ -37,6 +38,11 @@ def device_limit(mesh: Mesh) -> int | None:
     """Bytes that the smallest local device lends to JAX; None where it does not say (a CPU)."""
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.local_devices]
     return min((limit for limit in limits if limit), default=None)
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this machine has."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 @dataclasses.dataclass(frozen=True)

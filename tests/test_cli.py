@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -113,6 +114,24 @@ def test_command_line_says_wrong_usage_in_a_line(
         cli.main()
     assert stop.value.code == 2
     assert capsys.readouterr().err.startswith("error: '/nowhere' is no hub name (dino_")
+
+
+def test_command_line_says_that_memory_does_not_do(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    exhausted = "RESOURCE_EXHAUSTED: Out of memory allocating 52 bytes.\nBufferAssignment"
+
+    def pack(source: str) -> None:
+        raise jax.errors.JaxRuntimeError(exhausted if source == "large" else "INTERNAL: a bug")
+
+    monkeypatch.setattr(cli.Job, "load", lambda *_: pack)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pack", "--source", "large"])
+    assert stop.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Out of memory allocating 52 bytes.): give less at a time, with a smaller" in line
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: a bug"):
+        cli.main(["pack", "--source", "small"])
 
 
 def test_convert_and_inspect_from_the_command_line(

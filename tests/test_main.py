@@ -10,17 +10,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
 
+import dino_jax
 import main
 import runs
-from dino_jax import run_lock, train
+from dino_jax import run_lock, sharding, train
 from dino_jax.config_file import override, read_config
+from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.plan import Plan
+from dino_jax.models.network import split
 from dino_jax.visualize import run_sheet
 
 Command = Callable[..., tuple[int, str]]
@@ -282,7 +286,16 @@ def test_run_ends_with_its_sheet_of_attention(
     runs.train_here(config, tmp_path, stop_after=6)
     assert not (tmp_path / "attention.png").exists()
     runs.train_here(config, tmp_path)
-    assert (tmp_path / "attention.png").read_bytes().startswith(b"\x89PNG")
+    file = tmp_path / "attention.png"
+    drawn = file.read_bytes()
+    assert drawn.startswith(b"\x89PNG")
+    mesh = sharding.make_mesh(jax.devices()[:1])
+    sheet = run_sheet.RunSheet(config, open_source(config.data.train), mesh)
+    for which, is_drawn in (("student", False), ("teacher", True)):
+        with runs.quick_compilation():
+            _, params, stats = split(dino_jax.load(tmp_path, which=which)[0])
+            sheet({"backbone": params}, {"backbone": stats}, file)
+        assert (file.read_bytes() == drawn) == is_drawn
 
 
 def test_diverging_run_stops_with_code_1(command: Command, tmp_path: Path) -> None:

@@ -51,14 +51,15 @@ def report(output: Path, rows: Sequence[ObjectRow]) -> None:
       rows: of all videos.
     """
 
-    def rounded(mean: dict[str, float]) -> list[float]:
-        return [round(value, 2) for value in mean.values()]
+    def rounded(values: Iterable[float]) -> list[str]:
+        return [f"{value:.2f}" for value in values]
 
     videos = dict.fromkeys(row.video for row in rows)
     sequences = [
-        [name, *rounded(mean_of(row for row in rows if row.video == name))] for name in videos
+        [name, *rounded(mean_of(row for row in rows if row.video == name).values())]
+        for name in videos
     ]
-    objects = [[row.video, row.number, *np.round(row.values, 2).tolist()] for row in rows]
+    objects = [[row.video, row.number, *rounded(row.values)] for row in rows]
     for name, header, lines in (
         ("per_sequence.csv", ["Sequence"], sequences),
         ("per_object.csv", ["Sequence", "Object"], objects),
@@ -66,5 +67,5 @@ def report(output: Path, rows: Sequence[ObjectRow]) -> None:
         with (output / name).open("w", newline="") as file:
             csv.writer(file).writerows([[*header, *MEASURES], *lines])
     if rows:
-        total = ["all objects", *rounded(mean_of(rows))]
+        total = ["all objects", *rounded(mean_of(rows).values())]
         print(table(["sequence, %", *MEASURES], [*sequences, total]))

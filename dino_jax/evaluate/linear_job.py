@@ -176,8 +176,8 @@ def _trained(
     )
     if progress.unreadable and jax.process_index() == 0:
         print(
-            f"{len(progress.unreadable)} images of {training.spec} cannot be read and were "
-            "replaced by the next readable ones"
+            f"images of {training.spec} that cannot be read and were replaced by the next readable "
+            f"ones: {len(progress.unreadable)}"
         )
     found = _summary(progress, protocol, splits[0].name, workdir)
     return found | {

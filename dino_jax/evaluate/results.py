@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import platform
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -70,6 +71,18 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
         part.unlink(missing_ok=True)
 
 
+def remove_earlier(folder: Path, pattern: str) -> None:
+    """Removes what the same job has left in a folder, so that it holds one run's files alone.
+
+    Args:
+      folder: may be missing.
+      pattern: a regular expression of the names that the job writes, and of no others.
+    """
+    for path in folder.glob("*"):
+        if re.fullmatch(pattern, path.name):
+            path.unlink()
+
+
 def write_results(
     path: Path,
     job: str,
@@ -108,4 +121,4 @@ def print_unreadable(counts: Mapping[str, int]) -> None:
     """Says how many images were left out; the log has named each."""
     for spec, count in counts.items():
         if count:
-            print(f"{count} images of {spec} cannot be read and were left out")
+            print(f"images of {spec} that cannot be read and were left out: {count}")

@@ -32,7 +32,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # of the paper's table 3
 def retrieval(
     weights: str,
     data: Path,
-    preset: Literal["paper-oxford", "paper-paris"] = "paper-oxford",
+    preset: Literal["paper-oxford", "paper-paris"] | None = None,
     image_size: int | None = None,
     multiscale: bool | None = None,
     output: Path = Path("results.json"),
@@ -46,7 +46,8 @@ def retrieval(
     Args:
       weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
       data: The folder of the data set, such as roxford5k, with gnd_roxford5k.pkl and jpg.
-      preset: paper-oxford (224 pixels, one scale) or paper-paris (512 pixels, three scales).
+      preset: paper-oxford (224 pixels, one scale) or paper-paris (512 pixels, three scales); unset,
+        that of the data set.
       image_size: Pixels of the square that pictures are shrunk into; unset, the preset's.
       multiscale: Average the features of scales 1, 0.71 and 0.5; unset, the preset's.
       output: The JSON file to write: scores, settings, weights' hash, versions.
@@ -58,13 +59,15 @@ def retrieval(
     Raises:
       UsageError: something cannot be loaded, read or written, or a setting is out of range.
     """
-    chosen = dict(PRESETS[preset])
-    chosen |= {} if image_size is None else {"image_size": image_size}
-    chosen |= {} if multiscale is None else {"multiscale": multiscale}
-    if chosen["image_size"] < 1:
+    if image_size is not None and image_size < 1:
         raise UsageError(f"image_size={image_size} must be at least 1")
     check_writable(output)
     dataset = open_revisited(data)
+    if preset is None:
+        preset = "paper-paris" if (data / "gnd_rparis6k.pkl").is_file() else "paper-oxford"
+    chosen = dict(PRESETS[preset])
+    chosen |= {} if image_size is None else {"image_size": image_size}
+    chosen |= {} if multiscale is None else {"multiscale": multiscale}
     backbone = PlacedBackbone(weights, options)
     records = Records(
         dataset.pictures,

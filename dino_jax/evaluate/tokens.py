@@ -90,7 +90,7 @@ def intermediate_layers(model: nnx.Module, images: jax.Array, n: int) -> list[ja
     """
     if not hasattr(model, "get_intermediate_layers"):
         raise UsageError(
-            f"a {type(model).__name__} has no tokens of single blocks: take its class token, the "
-            "one feature that it has, or give a ViT"
+            f"a network of type {type(model).__name__} has no tokens of single blocks, which are "
+            "needed here: give a ViT"
         )
     return model.get_intermediate_layers(images, n)

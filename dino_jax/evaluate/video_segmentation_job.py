@@ -22,7 +22,7 @@ from dino_jax.evaluate.davis import Video, labels_of_patches, open_davis, read_m
 from dino_jax.evaluate.davis_report import ObjectRow, mean_of, object_rows, report
 from dino_jax.evaluate.davis_score import object_scores
 from dino_jax.evaluate.pictures import Group, PicturePass
-from dino_jax.evaluate.results import check_writable, write_results
+from dino_jax.evaluate.results import check_writable, remove_earlier, write_results
 from dino_jax.evaluate.video_segmentation import (
     MULTIPLE,
     FramePatches,
@@ -65,6 +65,7 @@ def video_segmentation(
     """
     check_writable(output / "results.json")
     videos = open_davis(data, split)
+    _check_apart(output, data, videos)
     backbone = PlacedBackbone(weights, options)
     follower = _Follower(backbone, videos, propagation, image_size)
     rows: list[ObjectRow] = []
@@ -77,6 +78,8 @@ def video_segmentation(
         for video in videos:
             bar.set_description(video.name)
             (output / video.name).mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                remove_earlier(output / video.name, r"\d{5}\.png")
             _write(output, video, 0, video.first)
             bar.update()
             under_way = {}
@@ -90,13 +93,13 @@ def video_segmentation(
     if jax.process_index() == 0:
         report(output, rows)
         if skipped:
-            print(f"{len(skipped)} frames or masks cannot be read and were left out")
+            print(f"frames or masks that cannot be read and were left out: {len(skipped)}")
         settings = {"weights": weights, "data": data, "split": split, "image_size": image_size}
         settings |= dataclasses.asdict(propagation) | dataclasses.asdict(options)
         scored = {row.video for row in rows}
         unscored = [video.name for video in videos if video.name not in scored]
         if unscored:
-            print(f"{len(unscored)} of {len(videos)} sequences have no masks to be scored by")
+            print(f"sequences without masks to be scored by: {len(unscored)} of {len(videos)}")
         metrics = {
             "video_segmentation": found,
             "objects": len(rows),
@@ -106,6 +109,28 @@ def video_segmentation(
         file = output / "results.json"
         write_results(file, "video-segmentation", metrics, settings, backbone.info)
     return found
+
+
+def _check_apart(output: Path, data: Path, videos: Sequence[Video]) -> None:
+    """Raises UsageError where masks would fall on the data set, or outside the output."""
+    names = [video.name for video in videos]
+    read = {
+        (data / kind / "480p" / name).resolve()
+        for kind in ("JPEGImages", "Annotations")
+        for name in names
+    }
+    for name in names:
+        folder = (output / name).resolve()
+        if folder in read:
+            raise UsageError(
+                f"output={output} has a folder of the data set, {folder}, whose masks or frames "
+                "would be overwritten: give another folder"
+            )
+        if output.resolve() not in folder.parents:
+            raise UsageError(
+                f"sequence {name!r} would be written to {folder}, outside output={output}: "
+                "mend the list of sequences"
+            )
 
 
 class _Follower:

@@ -16,6 +16,7 @@ from dino_jax import sharding
 from dino_jax.data.color import normalize
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
+from dino_jax.visualize.pictures import check_memory
 from dino_jax.weights.load import WeightsInfo
 
 THRESHOLD = 0.6  # share of a map's mass, as in the paper's pictures and scores
@@ -54,14 +55,19 @@ def attention_of(model: nnx.Module, info: WeightsInfo) -> Callable[[np.ndarray],
     """The attention of loaded weights: one image [H, W, C] uint8 to [h, r, c], on one device.
 
     Raises:
-      UsageError: the network has no attention.
+      UsageError: the network has no attention; or, when called, the image is too large for it.
     """
     check_attends(model, info.source)
     mesh = sharding.make_mesh(jax.local_devices()[:1])
     graphdef, *weights = split(model)
     function = attention_function(graphdef, info.mean, info.std, mesh)
     weights = jax.device_put(weights, sharding.replicated(mesh))
-    return lambda image: jax.device_get(function(*weights, image[None]))[0]
+
+    def attend(image: np.ndarray) -> np.ndarray:
+        check_memory(image, model)
+        return jax.device_get(function(*weights, image[None]))[0]
+
+    return attend
 
 
 def check_attends(model: nnx.Module, name: str) -> None:

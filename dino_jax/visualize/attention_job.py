@@ -6,8 +6,8 @@ from typing import Literal
 from PIL import Image
 from tqdm import tqdm
 
-from dino_jax.errors import UsageError
-from dino_jax.evaluate.results import check_writable, write_results
+from dino_jax.errors import UsageError, about
+from dino_jax.evaluate.results import check_writable, remove_earlier, write_results
 from dino_jax.visualize.attention import THRESHOLD, attention_of, mass_mask, to_pixels
 from dino_jax.visualize.attention_sheet import Attended, named_maps, picture_sheet
 from dino_jax.visualize.pictures import SIZE, Pictures, check_size, fit, open_pictures
@@ -50,14 +50,16 @@ def attention(
     sheets = []
     for name, pixels in tqdm(pictures, desc="attention", unit=" images"):
         fitted = fit(pixels, size, info.patch_size)
-        attended = Attended(name, fitted, attend(fitted), info.patch_size, pixels.shape[:2])
+        with about(name):
+            maps = attend(fitted)
+        attended = Attended(name, fitted, maps, info.patch_size, pixels.shape[:2])
         _save_parts(output / f"{name}-attention", attended, threshold)
         sheet = picture_sheet(attended, threshold, title=f"{name}  ({info.source})")
         sheets.append(output / f"{name}-attention.png")
         sheet.save(sheets[-1])
-    print(f"{len(sheets)} contact sheets are in {output}")
+    print(f"contact sheets in {output}: {len(sheets)}")
     if pictures.unreadable:
-        print(f"{pictures.unreadable} images cannot be read and were left out")
+        print(f"images that cannot be read and were left out: {len(pictures.unreadable)}")
     metrics = {"images": len(sheets), "unreadable_images": pictures.unreadable}
     write_results(output / "results.json", "attention", metrics, settings, info)
     return sheets
@@ -75,6 +77,7 @@ def check_threshold(threshold: float | None) -> None:
 def _save_parts(folder: Path, attended: Attended, threshold: float | None) -> None:
     """The network's input, and for the mean and every head the map and the mask over the input."""
     folder.mkdir(exist_ok=True)
+    remove_earlier(folder, r"(mean|head\d+)(-mask)?\.png")  # another network may have more heads
     image, patch_size = attended.image, attended.patch_size
     Image.fromarray(as_rgb(image)).save(folder / "image.png")
     colors = [PAPER, *hues(len(attended.maps))]

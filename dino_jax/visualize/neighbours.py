@@ -83,7 +83,7 @@ def neighbours_sheet(
         for index, similarity in zip(nearest, near, strict=True):
             found = _class_name(bank, index)
             frame = RIGHT if found == asked else WRONG
-            row.append(Tile(_tile(bank, index), f"{found}  {similarity:.3f}", frame))
+            row.append(Tile(_tile(bank, index), f"{similarity:.3f}  {found}", frame))
         rows.append(row)
     return contact_sheet(rows, title=f"queries of {queries.spec}, and their nearest in {bank.spec}")
 

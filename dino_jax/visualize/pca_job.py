@@ -12,11 +12,18 @@ from PIL import Image
 from tqdm import tqdm
 
 from dino_jax.data.color import normalize
-from dino_jax.errors import UsageError
+from dino_jax.errors import UsageError, about
 from dino_jax.evaluate.results import check_writable, write_results
 from dino_jax.models.network import split
 from dino_jax.visualize.pca import is_foreground, principal_components, to_colors
-from dino_jax.visualize.pictures import SIZE, Pictures, check_size, fit, open_pictures
+from dino_jax.visualize.pictures import (
+    SIZE,
+    Pictures,
+    check_memory,
+    check_size,
+    fit,
+    open_pictures,
+)
 from dino_jax.visualize.sheet import Tile, contact_sheet, tile_of
 from dino_jax.weights.load import load
 
@@ -53,7 +60,7 @@ def pca(
     sources = open_pictures(image)
     model, info = load(weights, which=which)
     if not hasattr(model, "get_intermediate_layers"):
-        raise UsageError(f"{weights} is a {type(model).__name__}: patch tokens need a ViT")
+        raise UsageError(f"{weights} is of type {type(model).__name__}: patch tokens need a ViT")
     check_size(size, info.patch_size)
     pictures = Pictures(sources, channels=len(info.mean))
     graphdef, *arrays = split(model)
@@ -61,6 +68,8 @@ def pca(
     shown, tokens, borders = {}, [], []
     for name, pixels in tqdm(pictures, desc="tokens", unit=" images"):
         fitted = fit(pixels, size, info.patch_size)
+        with about(name):
+            check_memory(fitted, model)
         grid = tuple(side // info.patch_size for side in fitted.shape[:2])
         shown[name] = grid, fitted.shape[:2], tile_of(fitted, pixels.shape[:2], smooth=True)
         tokens.append(jax.device_get(patch_tokens(arrays, fitted)))
@@ -83,7 +92,7 @@ def pca(
     contact_sheet(sheet[:ROWS], title=f"principal components of {info.source}").save(written[0])
     print(f"{written[0]} shows {len(sheet[:ROWS])} of {len(sheet)} pictures")
     if pictures.unreadable:
-        print(f"{pictures.unreadable} images cannot be read and were left out")
+        print(f"images that cannot be read and were left out: {len(pictures.unreadable)}")
     metrics = {"images": len(sheet), "unreadable_images": pictures.unreadable}
     write_results(output / "results.json", "pca", metrics, settings, info)
     return written

@@ -8,14 +8,18 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
+from flax import nnx
 from PIL import Image
 
+from dino_jax import sharding
 from dino_jax.data.decode import decode
 from dino_jax.data.files import Files
 from dino_jax.data.pipeline import Records
 from dino_jax.data.sources import Source, open_source
 from dino_jax.errors import UsageError
+from dino_jax.memory import device_limit, gib, machine_memory
 
 SIZE = (480, 480)  # height and width in pixels, as in the reference
 
@@ -44,7 +48,7 @@ def open_pictures(names: Sequence[str]) -> list[Source]:
 class Pictures:
     """The readable pictures of some sources, each with a name that is unique among them.
 
-    Iterating gives (name, [h, w, C] uint8); `unreadable` counts those that were left out so far,
+    Iterating gives (name, [h, w, C] uint8); `unreadable` names those that were left out so far,
     each of which is logged.
     """
 
@@ -56,8 +60,8 @@ class Pictures:
         return sum(map(len, self._records))
 
     @property
-    def unreadable(self) -> int:
-        return sum(records.num_unreadable for records in self._records)
+    def unreadable(self) -> list[str]:
+        return [x.source.name(i) for x in self._records for i in sorted(x.unreadable)]
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
         taken: set[str] = set()
@@ -89,6 +93,25 @@ def check_size(size: Sequence[int], patch_size: int) -> None:
         raise UsageError(
             f"size={' '.join(map(str, size))}: give height and width, or the shorter side alone, "
             f"of at least {patch_size} pixels (a patch); 0 leaves images as they are"
+        )
+
+
+def check_memory(image: np.ndarray, model: nnx.Module) -> None:
+    """Raises UsageError for an input [H, W, C] whose attention alone takes more than all memory.
+
+    A ViT's grows with the square of the number of patches, an XCiT's does not.
+    """
+    if model.family != "vit":
+        return
+    height, width = image.shape[:2]
+    tokens = 1 + height // model.patch_size * (width // model.patch_size)
+    need = 4 * model.num_heads * tokens**2
+    limit = device_limit(sharding.make_mesh(jax.local_devices()[:1])) or machine_memory()
+    if need > limit:
+        raise UsageError(
+            f"{width}x{height} pixels are {tokens} tokens, whose attention to each other takes "
+            f"{gib(need)} of memory, and there are {gib(limit)}: give a smaller --size, such as "
+            f"--size {min(SIZE)} for the shorter side"
         )
 
 

@@ -5,6 +5,7 @@ Dims: `H, W` pixels, `h` masks.
 
 import colorsys
 import dataclasses
+import math
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ TILE = 224  # pixels of a tile's longer side
 COLUMNS = 8  # at most, side by side
 MARGIN, GAP = 24, 12  # pixels around a sheet and between tiles
 CAPTION, TITLE = 15, 20  # pixels of the fonts
+WORDS = 10 * CAPTION  # pixels that a caption gets beside narrow tiles
 PAPER, INK = (255, 255, 255), (40, 40, 45)
 
 Color = tuple[int, int, int]
@@ -102,41 +104,43 @@ def wrapped(tiles: Sequence[Tile], columns: int = COLUMNS) -> list[list[Tile]]:
 
 
 def contact_sheet(rows: Sequence[Sequence[Tile]], *, title: str = "") -> Image.Image:
-    """Tiles in rows and columns on white, with captions below them.
+    """Tiles in rows and columns on white, captions in a line below each row.
 
     Args:
       rows: of tiles; the shorter ones end earlier.
       title: a line above.
     """
     columns = max(map(len, rows))
-    widths = [max(row[i].picture.width for row in rows if i < len(row)) for i in range(columns)]
-    heights = [_height(row) for row in rows]
+    widths = [max(_width(row[i]) for row in rows if i < len(row)) for i in range(columns)]
+    heights = [max(tile.picture.height for tile in row) for row in rows]
+    lines = [CAPTION + 12 if any(tile.caption for tile in row) else 0 for row in rows]
     top = MARGIN + (TITLE + 2 * GAP if title else 0)
     width = 2 * MARGIN + sum(widths) + GAP * (columns - 1)
-    sheet = Image.new("RGB", (width, top + sum(heights) + GAP * (len(rows) - 1) + MARGIN), PAPER)
+    height = top + sum(heights) + sum(lines) + GAP * (len(rows) - 1) + MARGIN
+    sheet = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(sheet)
     if title:
         draw.text((MARGIN, MARGIN), _cut(title, TITLE, width - 2 * MARGIN), INK, _font(TITLE))
     y = top
-    for row, height in zip(rows, heights, strict=True):
+    for row, height, line in zip(rows, heights, lines, strict=True):
         x = MARGIN
         for tile, column in zip(row, widths, strict=False):
             left = x + (column - tile.picture.width) // 2
-            sheet.paste(tile.picture, (left, y))
+            upper = y + (height - tile.picture.height) // 2
+            sheet.paste(tile.picture, (left, upper))
             if tile.frame:
-                right, bottom = left + tile.picture.width, y + tile.picture.height
-                draw.rectangle((left - 4, y - 4, right + 3, bottom + 3), None, tile.frame, 4)
+                right, lower = left + tile.picture.width, upper + tile.picture.height
+                draw.rectangle((left - 4, upper - 4, right + 3, lower + 3), None, tile.frame, 4)
             text = _cut(tile.caption, CAPTION, column)
-            below = (x + column / 2, y + tile.picture.height + 6)
-            draw.text(below, text, INK, _font(CAPTION), anchor="ma")
+            draw.text((x + column / 2, y + height + 6), text, INK, _font(CAPTION), anchor="ma")
             x += column + GAP
-        y += height + GAP
+        y += height + line + GAP
     return sheet
 
 
-def _height(row: Sequence[Tile]) -> int:
-    captions = CAPTION + 12 if any(tile.caption for tile in row) else 0
-    return max(tile.picture.height for tile in row) + captions
+def _width(tile: Tile) -> int:
+    words = math.ceil(_font(CAPTION).getlength(tile.caption))
+    return max(tile.picture.width, min(words, WORDS))
 
 
 def _cut(text: str, size: int, width: float) -> str:

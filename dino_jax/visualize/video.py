@@ -23,6 +23,7 @@ from dino_jax.errors import UsageError
 
 FORMATS = (".mp4", ".avi", ".gif")  # that can be written
 FPS = 25.0  # where nothing else is known
+GIF_FPS = 50.0  # at most; frames of a GIF shorter than 2 hundredths are shown for 10
 
 
 class Frames(Protocol):
@@ -128,6 +129,17 @@ def check_format(path: Path) -> None:
         _ffmpeg()
 
 
+def check_fps(path: Path, fps: float) -> None:
+    """Raises UsageError for frames a second that a video of this name cannot have."""
+    if not 0 < fps < math.inf:
+        raise UsageError(f"fps={fps} must be above 0 and finite")
+    if path.suffix.lower() == ".gif" and fps > GIF_FPS:
+        raise UsageError(
+            f"fps={fps:g} is more than the {GIF_FPS:g} that players show of a .gif: write an .mp4, "
+            f"or give --fps {GIF_FPS:g}, which plays slower"
+        )
+
+
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     """Encodes frames: H.264 in mp4 or avi, or an animated GIF.
 
@@ -143,8 +155,10 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
     first = next(frames)
     if path.suffix.lower() == ".gif":
         first, *others = (Image.fromarray(x).quantize() for x in itertools.chain([first], frames))
-        duration = 1000 / fps  # milliseconds; the format knows hundredths of a second
-        first.save(path, save_all=True, append_images=others, duration=duration, loop=0)
+        # Milliseconds; the format knows hundredths of a second, so it is the ends that are rounded.
+        ends = np.round(np.arange(len(others) + 2) * 100 / fps).astype(int)
+        durations = (10 * np.diff(ends)).tolist()
+        first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
         return
     height, width = first.shape[:2]
     command = [_ffmpeg(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]

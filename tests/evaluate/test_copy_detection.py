@@ -129,6 +129,14 @@ def test_only_the_first_results_count() -> None:
     np.testing.assert_allclose(copy_precisions(queries, of, database, pictures, 1), [0.5, 0])
 
 
+def test_twenty_results_count() -> None:
+    """Of 25 originals; those of two queries stand in the places 20 and 21."""
+    pictures = np.array([f"{i:02}" for i in range(25)])
+    likeness = -np.arange(25.0)[None]
+    precisions = copy_precisions(np.ones((2, 1)), np.array(["19", "20"]), likeness.T, pictures)
+    np.testing.assert_allclose(precisions, [(0 + 1 / 20) / 2, 0])
+
+
 def test_strong_copies_are_found_by_a_random_network(
     goldens: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -201,7 +209,7 @@ def test_broken_pictures_are_named_and_left_out(
     scores = run(goldens, data, output)
     assert [row["queries"] for row in scores.values()] == [7, 20]
     assert json.loads(output.read_text())["metrics"]["unreadable_images"] == list(map(str, broken))
-    assert "2 images of" in capsys.readouterr().out
+    assert "were left out: 2" in capsys.readouterr().out
 
 
 def test_wrong_arguments(
@@ -222,5 +230,5 @@ def test_wrong_arguments(
         open_copydays(tmp_path / "orphan")
     _, info = dino_jax.load(goldens / "pth/backbone.pth")
     monkeypatch.setattr(backbone, "load", lambda *_, **__: (Tokenless(), info))
-    with pytest.raises(UsageError, match="a Tokenless has no tokens"):
+    with pytest.raises(UsageError, match=r"Tokenless has no tokens of single .*: give a ViT"):
         run(goldens, folder, output)

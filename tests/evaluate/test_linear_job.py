@@ -210,7 +210,7 @@ def test_replaced_images_are_counted_once(
         metrics = linear(weights, arguments["train"], **arguments)
         assert metrics["replaced_training_images"] == 3
         shown = capsys.readouterr().out
-        assert f"3 images of folder:{tmp_path}/images cannot be read and were replaced by" in shown
+        assert f"images of folder:{tmp_path}/images that cannot be read and were replaced" in shown
     assert result(tmp_path)["metrics"]["unreadable_images"] == {f"folder:{tmp_path}/images": 3}
 
 

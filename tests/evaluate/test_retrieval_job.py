@@ -125,6 +125,19 @@ def test_presets_are_the_papers_and_can_be_changed(
         assert (settings["image_size"], settings["multiscale"]) == expected
 
 
+def test_the_data_set_chooses_its_preset(
+    goldens: Path, copy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = Features(np.eye(10), np.full(10, -1), np.arange(10))
+    monkeypatch.setattr(retrieval_job, "_features", lambda *_, **seen: found)
+    (copy / "gnd_roxford5k.pkl").rename(copy / "gnd_rparis6k.pkl")
+    output = tmp_path / "r.json"
+    for preset, side, chosen in ((None, 512, "paper-paris"), ("paper-oxford", 224, "paper-oxford")):
+        run(goldens, copy, output, preset=preset)
+        settings = json.loads(output.read_text())["settings"]
+        assert (settings["image_size"], settings["preset"]) == (side, chosen)
+
+
 def test_broken_pictures_are_named_and_left_out(
     goldens: Path, copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -141,7 +154,7 @@ def test_broken_pictures_are_named_and_left_out(
         with pytest.raises(AssertionError, match="computed"):
             run(goldens, copy, output, **settings | {"multiscale": False})
     assert json.loads(output.read_text())["metrics"]["unreadable_images"] == list(map(str, broken))
-    assert "2 images of" in capsys.readouterr().out
+    assert "were left out: 2" in capsys.readouterr().out
     assert scores["hard"] == {"map": None, "mp_at_1": None, "mp_at_5": None, "mp_at_10": None}
     assert scores["easy"]["mp_at_1"] == 100
 

@@ -1,10 +1,14 @@
 """The video segmentation job on a DAVIS of two sequences in its true folder layout."""
 
+import collections
 import csv
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 from flax import nnx
@@ -19,6 +23,7 @@ from dino_jax.evaluate.backbone import Pass
 from dino_jax.evaluate.davis import read_mask, write_mask
 from dino_jax.evaluate.davis_report import MEASURES
 from dino_jax.evaluate.davis_score import object_scores
+from dino_jax.evaluate.video_segmentation import Propagation
 from dino_jax.evaluate.video_segmentation_job import video_segmentation
 from dino_jax.visualize.video import open_frames
 from photographs import photographs
@@ -58,19 +63,23 @@ def davis(tmp_path: Path) -> Path:
     root = tmp_path / "davis"
     (root / "ImageSets/2017").mkdir(parents=True)
     (root / "ImageSets/2017/val.txt").write_text("\n".join(SEQUENCES))
-    for name, objects in SEQUENCES.items():
-        frames, masks = root / "JPEGImages/480p" / name, root / "Annotations/480p" / name
-        frames.mkdir(parents=True)
-        masks.mkdir(parents=True)
-        for t in range(FRAMES):
-            frame, labels = crop("china", HEIGHT, WIDTH), np.zeros((HEIGHT, WIDTH), np.uint8)
-            for number, (size, (top, left)) in enumerate(objects, 1):
-                place = left + STEP * t
-                frame.paste(crop(("chelsea", "coffee")[number - 1], *size), (place, top))
-                labels[top : top + size[0], place : place + size[1]] = number
-            frame.save(frames / f"{t:05}.jpg", quality=95)
-            write_mask(masks / f"{t:05}.png", labels)
+    for name in SEQUENCES:
+        write_sequence(root, name, FRAMES, STEP)
     return root
+
+
+def write_sequence(root: Path, name: str, frames: int, step: int) -> None:
+    images, masks = root / "JPEGImages/480p" / name, root / "Annotations/480p" / name
+    images.mkdir(parents=True)
+    masks.mkdir(parents=True)
+    for t in range(frames):
+        frame, labels = crop("china", HEIGHT, WIDTH), np.zeros((HEIGHT, WIDTH), np.uint8)
+        for number, (size, (top, left)) in enumerate(SEQUENCES[name], 1):
+            place = left + step * t
+            frame.paste(crop(("chelsea", "coffee")[number - 1], *size), (place, top))
+            labels[top : top + size[0], place : place + size[1]] = number
+        frame.save(images / f"{t:05}.jpg", quality=95)
+        write_mask(masks / f"{t:05}.png", labels)
 
 
 def run(goldens: Path, data: Path, output: Path, **settings: Any) -> dict[str, float] | None:
@@ -120,11 +129,73 @@ def test_moving_objects_are_followed_and_scored(
     assert float(rows[1]["F-Mean"]) == pytest.approx(by_object[1:, 1].mean(), abs=0.01)
     shown = capsys.readouterr().out
     assert "all objects" in shown
-    assert f"{found['J&F-Mean']:.2f}".rstrip("0") in shown
+    assert f"{found['J&F-Mean']:.2f}" in shown
+    numbers = [word for line in shown.splitlines()[1:] for word in line.split() if "." in word]
+    assert len(numbers) == 3 * len(MEASURES)  # two sequences and all
+    assert all(len(number.partition(".")[2]) == 2 for number in numbers)
     result = json.loads((output / "results.json").read_text())
     assert result["metrics"]["video_segmentation"] == found
     assert result["metrics"]["objects"] == 3
     assert result["settings"]["radius"] == 12
+
+
+def plain_masks(
+    goldens: Path, paths: list[Path], first: np.ndarray, settings: Propagation
+) -> Iterator[np.ndarray]:
+    """Masks of all frames but the first, in NumPy: all similarities of two frames at once."""
+    model, info = dino_jax.load(goldens / "pth/backbone.pth")
+    tokens_of = jax.jit(lambda images: model.get_intermediate_layers(images, 1)[0][0, 1:])
+    side = info.patch_size
+    rows, columns = first.shape[0] // side, first.shape[1] // side
+    y, x = np.divmod(np.arange(rows * columns), columns)
+    near = np.maximum(abs(y[:, None] - y), abs(x[:, None] - x)) <= settings.radius
+
+    def enlarge(n: int) -> np.ndarray:
+        """Bilinear, [pixels, patches]."""
+        places = (np.arange(n * side) + 0.5) / side - 0.5
+        return np.stack([np.interp(places, range(n), patch) for patch in np.eye(n)], axis=1)
+
+    remembered, recent = [], collections.deque(maxlen=settings.last_frames)
+    for path in paths:
+        pixels = np.asarray(Image.open(path)) / 255
+        image = (pixels - (0.485, 0.456, 0.406)) / (0.228, 0.224, 0.225)
+        tokens = np.asarray(tokens_of(image[None].astype(np.float32)), np.float64)
+        tokens /= np.linalg.norm(tokens, axis=1, keepdims=True)
+        if not remembered:
+            middle = first[side // 2 :: side, side // 2 :: side]  # as nearest neighbours
+            remembered = [(tokens, np.eye(first.max() + 1)[middle.ravel()])]
+            continue
+        sources = [*remembered, *recent]
+        affinity = [near * np.exp(tokens @ x.T / settings.temperature) for x, _ in sources]
+        affinity = np.concatenate(affinity, axis=1)
+        affinity[affinity < np.sort(affinity)[:, -settings.top_k, None]] = 0
+        shares = affinity / affinity.sum(axis=1, keepdims=True)
+        labels = shares @ np.concatenate([labels for _, labels in sources])
+        recent.append((tokens, labels))
+        soft = labels.reshape(rows, columns, -1)
+        soft = np.einsum("yr,rck,xc->yxk", enlarge(rows), soft, enlarge(columns))
+        soft -= soft.min(axis=(0, 1))
+        yield (soft / soft.max(axis=(0, 1))).argmax(axis=-1)
+
+
+@pytest.mark.parametrize(
+    "settings", [Propagation(), Propagation(last_frames=3, radius=3, top_k=8, temperature=0.02)]
+)
+def test_equals_the_plain_way(
+    goldens: Path, davis: Path, tmp_path: Path, settings: Propagation
+) -> None:
+    """More frames than are remembered."""
+    shutil.rmtree(davis / "JPEGImages")
+    shutil.rmtree(davis / "Annotations")
+    (davis / "ImageSets/2017/val.txt").write_text("two")
+    write_sequence(davis, "two", frames=12, step=4)
+    output = tmp_path / "out"
+    run(goldens, davis, output, propagation=settings)
+    paths = sorted((davis / "JPEGImages/480p/two").iterdir())
+    first = read_mask(davis / "Annotations/480p/two/00000.png", (HEIGHT, WIDTH))
+    expected = list(plain_masks(goldens, paths, first, settings))
+    ours = [read_mask(output / f"two/{t:05}.png", (HEIGHT, WIDTH)) for t in range(1, 12)]
+    assert np.count_nonzero(np.array(ours) != expected) < 5  # of 90,000; ties in float32
 
 
 def test_a_head_is_followed_through_a_real_video(goldens: Path, tmp_path: Path) -> None:
@@ -156,13 +227,17 @@ def test_what_cannot_be_read_is_named_and_left_out(
     broken[2].write_bytes(broken[2].read_bytes()[:60])
     for t in range(1, FRAMES):
         (davis / f"Annotations/480p/one/{t:05}.png").unlink()
+    (output / "two").mkdir(parents=True)
+    for name in ("00002.png", "00099.png", "99.png", "mine.txt"):
+        (output / "two" / name).touch()  # of an earlier run, and of others
     found = run(goldens, davis, output)
     metrics = json.loads((output / "results.json").read_text())["metrics"]
     assert metrics["unreadable_images"] == list(map(str, broken))
     assert metrics["sequences_without_score"] == ["one"]
     assert metrics["objects"] == 2
-    written = sorted(path.stem for path in (output / "two").iterdir())
-    assert written == ["00000", "00001", "00003", "00004"]
+    written = sorted(path.name for path in (output / "two").iterdir())
+    masked = [f"{t:05}.png" for t in (0, 1, 3, 4)]
+    assert written == [*masked, "99.png", "mine.txt"]
     scores = [
         object_scores(
             *(read_mask(at / f"{t:05}.png", (HEIGHT, WIDTH)) for at in (output / "two", masks)), 2
@@ -171,8 +246,8 @@ def test_what_cannot_be_read_is_named_and_left_out(
     ]
     assert found["J-Mean"] == pytest.approx(100 * np.mean(scores, axis=(0, 1))[0])
     shown = capsys.readouterr().out
-    assert "3 frames or masks cannot be read" in shown
-    assert "1 of 2 sequences have no masks to be scored by" in shown
+    assert "frames or masks that cannot be read and were left out: 3" in shown
+    assert "sequences without masks to be scored by: 1 of 2" in shown
 
 
 def test_without_any_true_masks_there_is_no_score(
@@ -183,6 +258,28 @@ def test_without_any_true_masks_there_is_no_score(
         (davis / f"Annotations/480p/one/{t:05}.png").unlink()
     assert run(goldens, davis, tmp_path / "out", split="test") is None
     assert (tmp_path / "out/one/00005.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("output", "sequence", "message"),
+    [
+        ("davis/Annotations/480p", "one", r"a folder of the data set, .*480p/one, whose masks or"),
+        ("davis/JPEGImages/../JPEGImages/480p", "one", "a folder of the data set"),
+        ("link", "one", "a folder of the data set"),
+        ("out", "../480p/one", r"'../480p/one' would be written to .*, outside output=.*out: mend"),
+    ],
+)
+def test_nothing_is_written_over_the_data_set(
+    output: str, sequence: str, message: str, davis: Path, tmp_path: Path
+) -> None:
+    """Nor outside the output; weights are not looked for first."""
+    (davis / "ImageSets/2017/val.txt").write_text(sequence)
+    (tmp_path / "link").symlink_to(davis / "Annotations/480p")
+    before = {path: path.read_bytes() for path in davis.rglob("*.*g")}
+    with pytest.raises(UsageError, match=message):
+        video_segmentation("/nowhere", davis, tmp_path / output)
+    assert before == {path: path.read_bytes() for path in davis.rglob("*.*g")}
+    assert not (tmp_path / "480p").exists()
 
 
 def test_wrong_arguments(
@@ -198,5 +295,5 @@ def test_wrong_arguments(
             video_segmentation(weights, davis, tmp_path / "out", image_size=side)
     _, info = dino_jax.load(weights)
     monkeypatch.setattr(backbone, "load", lambda *_, **__: (Tokenless(), info))
-    with pytest.raises(UsageError, match="a Tokenless has no tokens"):
+    with pytest.raises(UsageError, match=r"Tokenless has no tokens of single .*: give a ViT"):
         run(goldens, davis, tmp_path / "out")

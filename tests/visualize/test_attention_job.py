@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dino_jax.errors import UsageError
-from dino_jax.visualize import score_job
+from dino_jax.visualize import pictures, score_job
 from dino_jax.visualize.attention_job import attention
 from dino_jax.visualize.score_job import attention_score
 from dino_jax.visualize.sheet import TILE
@@ -28,10 +28,15 @@ def test_writes_maps_masks_and_a_sheet_of_each_picture(weights: str, tmp_path: P
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")
     output = tmp_path / "out"
+    folder = output / "picture_0-attention"
+    folder.mkdir(parents=True)
+    for name in ("head3.png", "head11-mask.png", "notes.png"):
+        (folder / name).touch()  # of a network with more heads, and a file of the user's
     sheets = attention(weights, ("shapes:2@test", str(bad)), output, size=(40, 56))
     assert sheets == [output / f"picture_{i}-attention.png" for i in range(2)]
     maps = ["mean", "head0", "head1", "head2"]
     parts = {f"{part}{kind}.png" for kind in ("", "-mask") for part in maps}
+    (folder / "notes.png").unlink()
     for sheet in sheets:
         folder = sheet.with_suffix("")
         assert {path.name for path in folder.iterdir()} == parts | {"image.png"}
@@ -40,7 +45,7 @@ def test_writes_maps_masks_and_a_sheet_of_each_picture(weights: str, tmp_path: P
         # Two rows of five: image and mean before the heads.
         assert read(sheet).shape[1] > 5 * TILE
     result = json.loads((output / "results.json").read_text())
-    assert result["metrics"] == {"images": 2, "unreadable_images": 1}
+    assert result["metrics"] == {"images": 2, "unreadable_images": [str(bad)]}
     assert result["settings"]["size"] == [40, 56]
     assert len(result["weights"]["sha256"]) == 64
 
@@ -56,6 +61,14 @@ def test_without_threshold_no_masks(weights: str, tmp_path: Path) -> None:
     (sheet,) = attention(weights, ("shapes:1@test",), tmp_path, size=(0,), threshold=None)
     assert not list(sheet.with_suffix("").glob("*mask*"))
     assert read(sheet).shape[0] < 2 * TILE
+
+
+def test_a_picture_that_memory_does_not_hold(
+    weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "machine_memory", lambda: 1000)
+    with pytest.raises(UsageError, match=r"picture_0: 56x40 pixels are 36 tokens, .*a smaller"):
+        attention(weights, ("shapes:1@test",), tmp_path, size=(40, 56))
 
 
 @pytest.mark.parametrize("threshold", [0.0, 1.0, -1.0, 60.0])

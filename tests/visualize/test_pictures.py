@@ -4,10 +4,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from flax import nnx
 from PIL import Image
 
+from dino_jax import create_model
 from dino_jax.errors import UsageError
-from dino_jax.visualize.pictures import Pictures, check_size, fit, open_pictures, resized_shape
+from dino_jax.visualize import pictures as pictures_module
+from dino_jax.visualize.pictures import (
+    Pictures,
+    check_memory,
+    check_size,
+    fit,
+    open_pictures,
+    resized_shape,
+)
 
 
 def save(path: Path, size: tuple[int, int] = (20, 10)) -> str:
@@ -43,13 +53,13 @@ def test_one_bad_image_is_named_and_left_out(
     bad.write_text("no picture")
     pictures = Pictures(open_pictures([str(bad), good]), channels=1)
     ((name, pixels),) = pictures
-    assert (name, pixels.shape, pictures.unreadable) == ("good", (10, 20, 1), 1)
+    assert (name, pixels.shape, pictures.unreadable) == ("good", (10, 20, 1), [str(bad)])
     assert f"unreadable image {bad}" in caplog.text
     for i in range(20):  # these jobs have no bound, nor an option for one
         (tmp_path / f"{i}.png").write_text("no picture")
     pictures = Pictures(open_pictures([str(tmp_path)]), channels=1)
     assert [name for name, _ in pictures] == ["good"]
-    assert pictures.unreadable == 21
+    assert len(pictures.unreadable) == 21
     with pytest.raises(UsageError, match=r"no image of .*bad.png can be read; the warnings above"):
         list(Pictures(open_pictures([str(bad)]), channels=3))
 
@@ -90,6 +100,27 @@ def test_refuses_sizes(size: tuple[int, ...]) -> None:
         UsageError, match=r"size=.*: give height and width, or .* at least 8 pixels"
     ):
         check_size(size, 8)
+
+
+def test_refuses_what_does_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """250 x 187 patches; 6 heads of float32. An XCiT has no such matrix."""
+    monkeypatch.setattr(pictures_module, "machine_memory", lambda: 48 << 30)
+    vit, xcit = (
+        nnx.eval_shape(lambda name=name: create_model(name, rngs=nnx.Rngs(0)))
+        for name in ("vit_small", "xcit_small_12_p16")
+    )
+    photo = np.zeros((2992, 4000, 3), np.uint8)
+    said = (
+        r"4000x2992 pixels are 46751 tokens, whose attention to each other takes 48\.85 GiB of "
+        r"memory, and there are 48\.00 GiB: give a smaller --size, such as --size 480 for"
+    )
+    with pytest.raises(UsageError, match=said):
+        check_memory(photo, vit)
+    check_memory(photo, xcit)
+    check_memory(photo[:2960], vit)
+    monkeypatch.setattr(pictures_module, "device_limit", lambda _: 47 << 30)  # a GPU says its own
+    with pytest.raises(UsageError, match=r"there are 47\.00 GiB"):
+        check_memory(photo[:2960], vit)
 
 
 def test_resizes_bilinear_with_antialiasing_and_cuts_right_and_bottom() -> None:

@@ -58,13 +58,13 @@ def test_tiles_lie_in_columns() -> None:
         return Tile(Image.new("RGB", (width, height), color))
 
     red, blue, green = (255, 0, 0), (0, 0, 255), (0, 255, 0)
-    drawn = sheet.contact_sheet([[tile(30, 20, red), tile(50, 20, blue)], [tile(10, 40, green)]])
+    drawn = sheet.contact_sheet([[tile(30, 20, red), tile(50, 10, blue)], [tile(10, 40, green)]])
     margin, gap = sheet.MARGIN, sheet.GAP
     assert drawn.size == (2 * margin + 30 + gap + 50, 2 * margin + 20 + gap + 40)
     pixels = np.asarray(drawn)
     for color, (top, left), (height, width) in (
         (red, (margin, margin), (20, 30)),
-        (blue, (margin, margin + 30 + gap), (20, 50)),
+        (blue, (margin + 5, margin + 30 + gap), (10, 50)),  # in the middle of its row
         (green, (margin + 20 + gap, margin + 10), (40, 10)),  # in the middle of its column
     ):
         place = (pixels == color).all(axis=-1)
@@ -72,11 +72,21 @@ def test_tiles_lie_in_columns() -> None:
         assert place[top : top + height, left : left + width].all()
 
 
+def test_captions_lie_in_a_line_and_are_not_cut_on_narrow_tiles() -> None:
+    def inked(height: int, caption: str) -> np.ndarray:
+        tiles = [Tile(Image.new("RGB", (50, x), sheet.PAPER), caption) for x in (height, 90)]
+        return np.asarray(sheet.contact_sheet([tiles]))
+
+    np.testing.assert_array_equal(inked(20, "60 % of every head"), inked(90, "60 % of every head"))
+    assert sheet._cut("60 % of every head", sheet.CAPTION, sheet.WORDS) == "60 % of every head"
+    assert inked(90, "").shape[1] < inked(90, "60 % of every head").shape[1]
+
+
 def test_captions_title_and_frames_are_within_the_sheet() -> None:
     tile = Tile(Image.new("RGB", (60, 40), (0, 0, 0)), "a caption of many letters", (0, 200, 0))
     plain = sheet.contact_sheet([[Tile(tile.picture)]])
     drawn = sheet.contact_sheet([[tile]], title="Überschrift, länger als das Blatt breit ist")
-    assert drawn.width == plain.width
+    assert drawn.width == plain.width - 60 + sheet.WORDS  # which do not do
     assert drawn.height == plain.height + sheet.TITLE + 2 * sheet.GAP + sheet.CAPTION + 12
     pixels = np.asarray(drawn)
     edge = np.concatenate([pixels[:, :4], pixels[:, -4:]], axis=1)

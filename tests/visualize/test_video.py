@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import runs
 from clips import clip
 from dino_jax.errors import UsageError
-from dino_jax.visualize import video
+from dino_jax.visualize import video, video_job
 from dino_jax.visualize.pictures import fit
+from dino_jax.visualize.sheet import color_map
 from dino_jax.visualize.video import FPS, check_format, open_frames, write_video
 from dino_jax.visualize.video_job import attention_video
 
@@ -77,6 +79,20 @@ def test_gif_needs_no_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         assert_alike(np.asarray(gif.convert("RGB")), list(frames())[4])
 
 
+@pytest.mark.parametrize("fps", [7, 12.5, 24, 30, 30000 / 1001, 50])
+def test_gif_plays_at_its_speed(fps: float, tmp_path: Path) -> None:
+    """Its durations are hundredths of a second, and their rounding does not add up."""
+    path, shown = tmp_path / "noise.gif", 0
+    write_video(path, np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8), fps)
+    with Image.open(path) as gif:
+        assert gif.n_frames == 40
+        for i in range(gif.n_frames):
+            gif.seek(i)
+            assert gif.info["duration"] >= 20
+            shown += gif.info["duration"]
+            assert shown == pytest.approx(1000 * (i + 1) / fps, abs=5)
+
+
 def test_folder_of_frames_by_the_numbers_in_their_names(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -119,11 +135,11 @@ def test_a_video_that_breaks_off(
     assert found.problems
     output = tmp_path / "a.gif"
     attention_video(str(goldens / "pth" / "backbone.pth"), path, output, size=(16,))
-    metrics = json.loads(output.with_suffix(".json").read_text())["metrics"]
+    metrics = json.loads(output.with_name(f"{output.name}.json").read_text())["metrics"]
     assert (metrics["frames"], metrics["fps"]) == (count, 25)
     assert metrics["damaged"] == len(found.problems)
     shown = capsys.readouterr()
-    assert f"cut.avi is damaged: {metrics['damaged']} complaints, the last: " in shown.out
+    assert f"cut.avi is damaged; the last of {metrics['damaged']} complaints: " in shown.out
 
 
 def test_without_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,7 +163,7 @@ def test_job_from_a_video_to_a_video(goldens: Path, tmp_path: Path) -> None:
     assert [path.name for path in pictures] == [f"frame_{i:05d}.png" for i in range(6)]
     for path, frame in zip(pictures, found, strict=True):
         assert_alike(frame, read(path))
-    result = json.loads(output.with_suffix(".json").read_text())
+    result = json.loads(output.with_name(f"{output.name}.json").read_text())
     assert result["metrics"] == {"frames": 6, "fps": 10.0, "damaged": 0, "damage": []}
     assert result["settings"]["beside"] is True
     assert len(result["weights"]["sha256"]) == 64
@@ -157,7 +173,7 @@ def test_job_on_a_real_video(goldens: Path, tmp_path: Path) -> None:
     output, source = tmp_path / "a.mp4", clip("carphone_pristine")
     weights = str(goldens / "pth" / "backbone.pth")
     attention_video(weights, source, output, size=(48,), beside=True)
-    metrics = json.loads(output.with_suffix(".json").read_text())["metrics"]
+    metrics = json.loads(output.with_name(f"{output.name}.json").read_text())["metrics"]
     assert metrics == {"frames": 120, "fps": 30000 / 1001, "damaged": 0, "damage": []}
     found = open_frames(output)
     assert found.fps == metrics["fps"]
@@ -171,6 +187,9 @@ def test_job_from_a_folder_with_a_threshold(goldens: Path, tmp_path: Path) -> No
     """Frames of other sizes get the first one's."""
     folder = tmp_path / "frames"
     folder.mkdir()
+    (tmp_path / "k").mkdir()
+    for name in ("frame_00003.png", "frame_12345.png", "frame_7.png", "mine.png"):
+        (tmp_path / "k" / name).touch()  # of a longer video, and of others
     for i, frame in enumerate(frames(3)):
         Image.fromarray(frame[: 48 - 8 * i]).save(folder / f"{i}.png")
     (folder / "1_broken.png").write_text("no picture")
@@ -182,9 +201,11 @@ def test_job_from_a_folder_with_a_threshold(goldens: Path, tmp_path: Path) -> No
     attention_video(weights, folder, output, size=(0,), threshold=0.5, keep_frames=kept, fps=20)
     with Image.open(output) as gif:
         assert (gif.n_frames, gif.size, gif.info["duration"]) == (3, (64, 48), 50)
-    metrics = json.loads(output.with_suffix(".json").read_text())["metrics"]
+    metrics = json.loads(output.with_name(f"{output.name}.json").read_text())["metrics"]
     assert metrics["damage"] == [str(folder / "1_broken.png")]
     assert (metrics["frames"], metrics["damaged"]) == (3, 1)
+    drawn = [f"frame_{i:05d}.png" for i in range(3)]
+    assert sorted(path.name for path in kept.iterdir()) == [*drawn, "frame_7.png", "mine.png"]
     first = read(kept / "frame_00000.png").astype(int)
     dimmed = np.abs(first - np.round(0.6 * next(frames()))).max(axis=-1) <= 1
     assert 0.2 < dimmed.mean() < 0.95  # the rest holds half of the mass
@@ -194,16 +215,56 @@ def test_job_from_a_folder_with_a_threshold(goldens: Path, tmp_path: Path) -> No
     ("changes", "message"),
     [
         ({"threshold": 1.5}, "threshold=1.5 must lie between 0 and 1"),
-        ({"fps": 0.0}, "fps=0.0 must be above 0"),
+        ({"fps": 0.0}, "fps=0.0 must be above 0 and finite"),
+        ({"fps": np.nan}, "fps=nan must be above 0"),
+        ({"fps": np.inf}, "fps=inf must be above 0"),
+        ({"fps": 60.0}, r"fps=60 is more than the 50 that players show of a \.gif: write an .mp4"),
         ({"output": Path("a.txt")}, "output=a.txt must end in"),
         ({"size": (4,)}, "size=4: give height and width"),
     ],
 )
 def test_job_refuses(changes: dict, message: str, goldens: Path, tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
-    arguments = {"weights": str(goldens / "pth" / "backbone.pth"), "video": tmp_path}
+    weights = str(goldens / "pth" / "backbone.pth") if "size" in changes else "/nowhere"
+    arguments = {"weights": weights, "video": tmp_path}
     with pytest.raises(UsageError, match=message):
         attention_video(**arguments | {"output": tmp_path / "a.gif"} | changes)
+
+
+def test_map_is_the_heads_mean_and_its_colours_are_those_of_all_frames(
+    goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, kept = tmp_path / "frames", tmp_path / "kept"
+    folder.mkdir()
+    for i, frame in enumerate(frames(3)):
+        Image.fromarray(frame).save(folder / f"{i}.png")
+    maps = np.random.default_rng(0).random((3, 4, 6, 8)) * np.array([1, 3, 2])[:, None, None, None]
+    given = iter(maps)
+    monkeypatch.setattr(video_job, "attention_of", lambda *_: lambda _: next(given))
+    weights, output = str(goldens / "pth" / "backbone.pth"), tmp_path / "a.gif"
+    attention_video(weights, folder, output, size=(0,), keep_frames=kept)
+    means = maps.mean(axis=1)
+    limits = means.min(), np.quantile(means, 0.999)
+    for path, values in zip(sorted(kept.iterdir()), means, strict=True):
+        expected = color_map(np.kron(values, np.ones((8, 8))), limits)
+        np.testing.assert_array_equal(read(path), expected)
+
+
+def test_job_with_a_network_of_one_channel(tmp_path: Path) -> None:
+    """Which sees the frames in grey, as they are shown beside."""
+    workdir, folder, kept = tmp_path / "run", tmp_path / "frames", tmp_path / "kept"
+    config = runs.tiny_config(crops__mean=(0.5,), crops__std=(0.25,))
+    runs.train_here(config, workdir, stop_after=1)
+    folder.mkdir()
+    for i, frame in enumerate(frames(2)):
+        Image.fromarray(frame).save(folder / f"{i}.png")
+    attention_video(
+        str(workdir), folder, tmp_path / "a.gif", size=(0,), beside=True, keep_frames=kept
+    )
+    shown = read(kept / "frame_00001.png")
+    assert shown.shape == (48, 128, 3)
+    grey = np.asarray(Image.fromarray(list(frames(2))[1]).convert("L"))
+    np.testing.assert_array_equal(shown[:, :64], np.stack([grey] * 3, axis=-1))
 
 
 @pytest.mark.usefixtures("ffmpeg")
