@@ -226,6 +226,15 @@ def test_remat_policies_recompute_and_change_no_number() -> None:
         )
 
 
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_a_model_can_be_closed_over(remat: str) -> None:
+    model, images = tiny(remat=remat), random_images(2, 16, 16, 3)
+    expected = features(tiny(), images)
+    np.testing.assert_allclose(jax.jit(lambda x: model(x))(images), expected, atol=1e-5)
+    slopes = jax.jit(jax.grad(lambda x: jnp.square(model(x)).mean()))(images)
+    assert np.abs(slopes).max() > 0
+
+
 def test_bfloat16_computes_in_half_and_returns_float32() -> None:
     def everything(model: VisionTransformer, images: jax.Array) -> list[jax.Array]:
         tokens = model.get_intermediate_layers(images)[0]
