@@ -345,11 +345,18 @@ def parameters(name: str, **settings: Any) -> int:
     ("overrides", "message"),
     [
         ({"num_heads": 5}, "embed_dim=32 is not divisible by num_heads=5: change one"),
-        ({"num_heads": 0}, "embed_dim=32 is not divisible by num_heads=0"),
-        ({"depth": 0}, "depth=0: a transformer needs at least one block"),
+        ({"num_heads": 0}, "num_heads=0 must be a whole number of at least 1"),
+        ({"depth": 0}, "depth=0 must be a whole number of at least 1"),
+        ({"depth": 2.0}, "depth=2.0 must be a whole number of at least 1"),
+        ({"in_channels": 0}, "in_channels=0 must be a whole number of at least 1"),
+        ({"mlp_ratio": float("nan")}, "mlp_ratio=nan must give the MLP a finite width"),
+        ({"mlp_ratio": float("inf")}, "mlp_ratio=inf must give the MLP a finite width"),
+        ({"mlp_ratio": 0.001}, "mlp_ratio=0.001 must give the MLP a finite width of at least 1"),
         ({"image_size": 18}, "image_size=18 is not a multiple of patch_size=4: .* change one"),
-        ({"image_size": 0}, "image_size=0 is not a multiple of patch_size=4"),
-        ({"patch_size": 0}, "image_size=16 is not a multiple of patch_size=0"),
+        ({"image_size": 2}, "image_size=2 is not a multiple of patch_size=4"),
+        ({"image_size": 0}, "image_size=0 must be a whole number"),
+        ({"image_size": (16, 16)}, r"image_size=\(16, 16\) must be a whole number"),
+        ({"patch_size": 0}, "patch_size=0 must be a whole number"),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 must be at least 0 and below 1"),
         ({"drop_path_rate": -0.1}, "drop_path_rate=-0.1 must be"),
         ({"remat": "some"}, "remat='some' is unknown: choose one of none, dots, full"),
@@ -361,7 +368,9 @@ def test_sizes_that_do_not_fit_are_refused(overrides: dict[str, Any], message: s
         VisionTransformer(rngs=nnx.Rngs(0), **TINY | overrides)
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 16, 1), (1, 3, 16, 3), (1, 16, 3, 3)])
+@pytest.mark.parametrize(
+    "shape", [(1, 16, 16, 1), (1, 3, 16, 3), (1, 16, 3, 3), (16, 16, 3), (0, 16, 16, 3)]
+)
 def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"B, H, W, 3.* at least 4 \(one patch\)") as error:
         tiny()(random_images(*shape))

@@ -144,7 +144,8 @@ def test_initial_weights(arch: str, scale: float) -> None:
     ("overrides", "message"),
     [
         ({"num_heads": 5}, "embed_dim=32 is not divisible by num_heads=5"),
-        ({"depth": 0}, "depth=0: a transformer needs at least one block"),
+        ({"depth": 0}, "depth=0 must be a whole number of at least 1"),
+        ({"in_channels": 0}, "in_channels=0 must be a whole number of at least 1"),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 must be at least 0 and below 1"),
         ({"patch_size": 4}, "patch_size=4: an XCiT has patches of 8 or 16 pixels"),
         ({"embed_dim": 36}, "embed_dim=36 is not a multiple of 8, as .* patch_size=16 needs"),
@@ -157,7 +158,7 @@ def test_sizes_that_do_not_fit_are_refused(overrides: dict[str, Any], message: s
         XCiT(rngs=nnx.Rngs(0), layer_scale=1.0, **{"patch_size": 16} | TINY | overrides)
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 16, 1), (1, 0, 16, 3)])
+@pytest.mark.parametrize("shape", [(1, 16, 16, 1), (1, 0, 16, 3), (16, 16, 3), (0, 16, 16, 3)])
 def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"takes \[B, H, W, 3\] .* at least 1 \(one pixel\)"):
         tiny()(jnp.zeros(shape))
