@@ -110,7 +110,7 @@ def main() -> None:
         maker.start()  # a process of its own, so that its tensors are gone afterwards
         maker.join()
         if maker.exitcode:
-            sys.exit("the file could not be made: pip install 'dino_jax[torch]'")
+            sys.exit("the file could not be made: pip install -e '.[torch]'")
         size = file.stat().st_size / 2**30
         import_seconds, import_peak = measure(WORK["imports"])
         result = {"benchmark": "convert", **vars(flags), "file_gib": round(size, 3)}

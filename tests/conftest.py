@@ -12,7 +12,16 @@ import jax
 import pytest
 
 LONGEST = ("test_train_parity.py", "test_benchmarks.py", "test_resume.py")  # of all files
-GOLDENS = Path(os.environ.get("DINO_JAX_GOLDENS", Path(__file__).parent / "goldens"))
+GOLDENS = Path(__file__).parent / "goldens"
+PARITY_GOLDENS = Path(os.environ.get("DINO_JAX_GOLDENS", GOLDENS))
+
+
+def parity_cases(pattern: str) -> list[Path]:
+    """The files that a parity test runs over; another folder than our own may have none."""
+    assert PARITY_GOLDENS.is_dir(), f"DINO_JAX_GOLDENS={PARITY_GOLDENS} is no folder"
+    cases = sorted(PARITY_GOLDENS.glob(pattern))
+    assert cases or PARITY_GOLDENS != GOLDENS, f"{GOLDENS} has no {pattern}"
+    return cases
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -22,7 +31,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def goldens() -> Path:
-    """The folder of numbers recorded from the reference implementation."""
+    """Our own folder of numbers recorded from the reference implementation."""
     return GOLDENS
 
 

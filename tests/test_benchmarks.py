@@ -143,7 +143,7 @@ def test_train_step(started: dict[str, Future]) -> None:
     assert 0.9 < flop["compiled"] / flop["formula"] < 2
 
 
-@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install 'dino_jax[torch]'")
+@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install -e '.[torch]'")
 def test_peer_torch_computes_the_same(started: dict[str, Future]) -> None:
     result = started["peer_torch"].result()
     assert result["benchmark"] == "peer_torch"
@@ -173,7 +173,7 @@ def test_a_variant_that_computes_something_else_is_seen() -> None:
     assert difference(ours, [np.array([1.0, 5.0]), np.array([2.0])]) == 0.25
 
 
-@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install 'dino_jax[torch]'")
+@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install -e '.[torch]'")
 def test_features_agree_with_torch(started: dict[str, Future]) -> None:
     result = started["features"].result()
     assert result["apart"] < 1e-3
@@ -254,7 +254,7 @@ def test_operations_of_a_training_step() -> None:
     assert flops_per_image(vit_small.get_config()) == pytest.approx(0.931 * 113.5e9, rel=0.01)
 
 
-@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install 'dino_jax[torch]'")
+@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install -e '.[torch]'")
 def test_convert() -> None:
     result = script("convert", "--model=vit_tiny", "--out-dim=64")
     assert (result["benchmark"], result["model"]) == ("convert", "vit_tiny")
@@ -287,7 +287,7 @@ def test_data(started: dict[str, Future]) -> None:
     assert min(stages.values()) > 0
 
 
-@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install 'dino_jax[torch]'")
+@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install -e '.[torch]'")
 def test_knn_of_both_sides_agrees() -> None:
     sizes = ("--queries=60", "--bank=600", "--width=16", "--classes=7", "--ks", "1", "9", "50")
     result = script("knn", *sizes, "--rounds=1", "--tolerance=1e-6")

@@ -23,8 +23,8 @@ from dino_jax import run_lock, sharding, train
 from dino_jax.config_file import override, read_config
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
-from dino_jax.plan import Plan
 from dino_jax.models.network import split
+from dino_jax.plan import Plan
 from dino_jax.visualize import run_sheet
 
 Command = Callable[..., tuple[int, str]]

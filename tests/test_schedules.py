@@ -1,15 +1,21 @@
 """Schedules against the reference's numbers and against NumPy."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
-from conftest import GOLDENS
+from conftest import parity_cases
 from dino_jax import schedules
 from dino_jax.schedules import Schedule
 
-GOLDEN = np.load(GOLDENS / "schedules.npz") if (GOLDENS / "schedules.npz").exists() else {}
-CASES = [name for name in GOLDEN if not name.endswith("_args")]
+CASES = [
+    (path, name.removesuffix("_args"))
+    for path in parity_cases("schedules*.npz")
+    for name in np.load(path)
+    if name.endswith("_args")
+]
 
 
 def evaluate(schedule: Schedule, steps: int) -> np.ndarray:
@@ -17,21 +23,18 @@ def evaluate(schedule: Schedule, steps: int) -> np.ndarray:
     return np.asarray(jax.vmap(schedule)(np.arange(steps, dtype=np.int32)))
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_cosine_equals_the_reference(name: str) -> None:
-    base, final, epochs, steps_per_epoch, warmup_epochs = GOLDEN[f"{name}_args"].tolist()
+@pytest.mark.parametrize(("path", "name"), CASES)
+def test_cosine_equals_the_reference(path: Path, name: str) -> None:
+    golden = np.load(path)
+    base, final, epochs, steps_per_epoch, warmup_epochs = golden[f"{name}_args"].tolist()
     total = round(epochs * steps_per_epoch)
     arguments = {"total_steps": total, "warmup_steps": round(warmup_epochs * steps_per_epoch)}
     with jax.enable_x64(True):
         found = evaluate(schedules.cosine(base, final, **arguments), total)
-    np.testing.assert_allclose(found, GOLDEN[name], rtol=1e-9)
+    np.testing.assert_allclose(found, golden[name], rtol=1e-9)
     single = evaluate(schedules.cosine(base, final, **arguments), total)
     assert single.dtype == np.float32
-    np.testing.assert_allclose(single, GOLDEN[name], rtol=2e-4, atol=1e-6 * base)
-
-
-def test_there_are_schedule_goldens() -> None:
-    assert CASES
+    np.testing.assert_allclose(single, golden[name], rtol=2e-4, atol=1e-6 * base)
 
 
 def test_warmup_includes_both_ends() -> None:

@@ -69,7 +69,8 @@ class CropSettings:
         _require(self._pair("aspect_ratio")[0] > 0, "aspect_ratio", self.aspect_ratio, "above 0")
         _require(self._pair("blur_radius")[0] >= 0, "blur_radius", self.blur_radius, "0 or more")
         for name in ("brightness", "contrast", "saturation"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, name, value, "0 or more, and finite")
         _require(0 <= self.hue <= 0.5, "hue", self.hue, "between 0 and 0.5 turns")
         for name in ("flip_prob", "jitter_prob", "gray_prob", "blur_prob", "solarize_prob"):
             value = getattr(self, name)
@@ -77,11 +78,14 @@ class CropSettings:
         _require(len(self.blur_prob) == 3, "blur_prob", self.blur_prob, "three probabilities")
         paired = len(self.mean) == len(self.std) > 0
         _require(paired, "mean", self.mean, f"as long as std={self.std}, with a value a channel")
-        _require(min(self.std) > 0, "std", self.std, "positive")
+        _require(np.all(np.isfinite(self.mean)), "mean", self.mean, "finite")
+        positive = min(self.std) > 0 and np.all(np.isfinite(self.std))
+        _require(positive, "std", self.std, "positive and finite")
 
     def _pair(self, name: str) -> tuple[float, float]:
         pair = getattr(self, name)
-        _require(len(pair) == 2 and pair[0] <= pair[1], name, pair, "two numbers (low, high)")
+        ordered = len(pair) == 2 and pair[0] <= pair[1] < math.inf
+        _require(ordered, name, pair, "two finite numbers (low, high)")
         return pair
 
 

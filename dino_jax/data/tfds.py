@@ -56,7 +56,16 @@ class TfdsSource:
         return open_image(io.BytesIO(self.encoded(index)))
 
     def encoded(self, index: int) -> bytes:
-        record = self._records[int(index)]
+        try:
+            record = self._records[int(index)]
+            if record[self._picture] is None:  # so tfds reads what has been cut off
+                raise ValueError("it is empty")
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(
+                f"{self.name(index)} cannot be read ({reason}); {self._folder} is damaged: copy or "
+                "prepare it again"
+            ) from error
         if self._labels is not None:
             self._labels[index] = record["label"]
         return record[self._picture]
@@ -78,6 +87,7 @@ class TfdsSource:
 def open_tfds(location: str, split: str | None) -> TfdsSource:
     """Opens `tfds:location@split`, prepared below TFDS_DATA_DIR; see `open_source`."""
     import tensorflow_datasets as tfds  # half a second, which other kinds need not pay
+    from google.protobuf.json_format import ParseError  # tfds brings it
 
     spec = f"tfds:{location}" + (f"@{split}" if split else "")
     data_dir = os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
@@ -92,6 +102,11 @@ def open_tfds(location: str, split: str | None) -> TfdsSource:
         raise UsageError(
             f"source {spec!r}: no prepared set of that name in {data_dir} (TFDS_DATA_DIR); "
             f"{prepare}"
+        ) from error
+    except ParseError as error:
+        raise UsageError(
+            f"source {spec!r}: dataset_info.json of the set in {data_dir} (TFDS_DATA_DIR) is "
+            f"damaged ({error}); copy the set again, or {prepare}"
         ) from error
     formats = {file_format.value for file_format in builder.info.available_file_formats()}
     if "array_record" not in formats:

@@ -3,7 +3,9 @@
 Dims: B images, N tokens (class token first), M queries, D width, h heads, d = D / h.
 """
 
+import math
 from functools import partial
+from numbers import Integral
 
 import jax
 import jax.numpy as jnp
@@ -16,30 +18,38 @@ from dino_jax.models.initializers import normal_init
 from dino_jax.models.residual import add_branch
 
 
+def check_counts(**counts: int) -> None:
+    """Raises UsageError for a count or a size in pixels that is none, named as it is given."""
+    for name, count in counts.items():
+        if not isinstance(count, Integral) or count < 1:
+            raise UsageError(f"{name}={count!r} must be a whole number of at least 1")
+
+
 def check_transformer(
     embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, drop_path_rate: float
 ) -> None:
     """Raises UsageError for sizes of a transformer that do not fit each other."""
-    if embed_dim < 1 or num_heads < 1 or embed_dim % num_heads:
+    check_counts(embed_dim=embed_dim, depth=depth, num_heads=num_heads)
+    if embed_dim % num_heads:
         raise UsageError(
             f"embed_dim={embed_dim} is not divisible by num_heads={num_heads}: "
             "change one so that every head has the same width"
         )
-    if depth < 1:
-        raise UsageError(f"depth={depth}: a transformer needs at least one block")
-    if round(embed_dim * mlp_ratio) < 1:
-        raise UsageError(f"mlp_ratio={mlp_ratio} leaves the MLP no width: 4 is usual")
+    if not math.isfinite(mlp_ratio) or round(embed_dim * mlp_ratio) < 1:
+        raise UsageError(
+            f"mlp_ratio={mlp_ratio} must give the MLP a finite width of at least 1: 4 is usual"
+        )
     if not 0.0 <= drop_path_rate < 1.0:
         raise UsageError(f"drop_path_rate={drop_path_rate} must be at least 0 and below 1")
 
 
 def check_images(images: jax.Array, in_channels: int, least: int, reason: str) -> None:
-    """Raises UsageError for images of other channels, or with a side of less than `least`."""
-    _, height, width, channels = images.shape
-    if channels != in_channels or min(height, width) < least:
+    """Raises UsageError for images of other channels, with a side of less than `least`, or none."""
+    shape = images.shape
+    if len(shape) != 4 or shape[3] != in_channels or min(shape[1:3]) < least or shape[0] < 1:
         raise UsageError(
-            f"images of shape {images.shape} do not fit this model: it takes "
-            f"[B, H, W, {in_channels}] with H and W of at least {least} ({reason})"
+            f"images of shape {shape} do not fit this model: it takes [B, H, W, {in_channels}] "
+            f"with B of at least 1, and H and W of at least {least} ({reason})"
         )
 
 

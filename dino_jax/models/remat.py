@@ -7,6 +7,7 @@ import jax
 from flax import nnx
 
 from dino_jax.errors import UsageError
+from dino_jax.models.batch_norm import BatchNorm
 
 
 def _products_saveable(primitive: Any, *args: Any, **params: Any) -> bool:
@@ -39,10 +40,17 @@ def run_block(block: nnx.Module, remat: str, *args: jax.Array | None, **static: 
       *args: the block's arrays.
       **static: its other arguments, which are not traced.
     """
-
-    def call(block: nnx.Module, *args: jax.Array | None) -> jax.Array:
+    if remat == "none":
         return block(*args, **static)
+    graphdef, arrays = nnx.split(block)
 
-    if remat != "none":
-        call = nnx.remat(call, policy=POLICIES[remat])
-    return call(block, *args)
+    def call(arrays: nnx.State, *args: jax.Array | None) -> tuple[jax.Array, nnx.State]:
+        block = nnx.merge(graphdef, arrays)
+        return block(*args, **static), nnx.state(block, nnx.BatchStat)
+
+    output, stats = jax.checkpoint(call, policy=POLICIES[remat])(arrays, *args)
+    # Written back where they moved alone: a model in evaluation may be closed over under jit.
+    modules = (module for _, module in nnx.iter_modules(block))
+    if any(isinstance(m, BatchNorm) and not m.use_running_average for m in modules):
+        nnx.update(block, stats)
+    return output

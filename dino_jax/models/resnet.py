@@ -15,7 +15,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from dino_jax.errors import UsageError
-from dino_jax.models.block import at_least_float32, check_images
+from dino_jax.models.block import at_least_float32, check_counts, check_images
 from dino_jax.models.conv import ConvNorm
 from dino_jax.models.remat import check_remat, run_block
 
@@ -109,6 +109,7 @@ class ResNet(nnx.Module):
         dtype: Dtype | None = None,
         rngs: nnx.Rngs,
     ) -> None:
+        check_counts(groups=groups, width_per_group=width_per_group, in_channels=in_channels)
         check_remat(remat)
         if not bottleneck and (groups, width_per_group) != (1, 64):
             raise UsageError(

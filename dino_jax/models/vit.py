@@ -16,6 +16,7 @@ from dino_jax.models.attention import check_kernel
 from dino_jax.models.block import (
     Block,
     at_least_float32,
+    check_counts,
     check_images,
     check_transformer,
     image_draws,
@@ -95,7 +96,8 @@ class VisionTransformer(nnx.Module):
         check_transformer(embed_dim, depth, num_heads, mlp_ratio, drop_path_rate)
         check_kernel(attention, dtype)
         check_remat(remat)
-        if patch_size < 1 or image_size < patch_size or image_size % patch_size:
+        check_counts(patch_size=patch_size, image_size=image_size, in_channels=in_channels)
+        if image_size % patch_size:
             raise UsageError(
                 f"image_size={image_size} is not a multiple of patch_size={patch_size}: "
                 "the position table needs whole patches; change one of them"

@@ -19,6 +19,7 @@ from flax.typing import Dtype
 from dino_jax.errors import UsageError
 from dino_jax.models.block import (
     at_least_float32,
+    check_counts,
     check_images,
     check_transformer,
     image_draws,
@@ -118,6 +119,7 @@ class XCiT(nnx.Module):
         rngs: nnx.Rngs,
     ) -> None:
         check_transformer(embed_dim, depth, num_heads, mlp_ratio, drop_path_rate)
+        check_counts(in_channels=in_channels)
         check_remat(remat)
         if patch_size not in (8, 16):
             raise UsageError(f"patch_size={patch_size}: an XCiT has patches of 8 or 16 pixels")

@@ -189,7 +189,7 @@ def _ffmpeg() -> str:
         from imageio_ffmpeg import get_ffmpeg_exe
     except ImportError as error:
         raise UsageError(
-            "videos need ffmpeg: pip install 'dino_jax[video]', or read a folder of frames and "
+            "videos need ffmpeg: pip install -e '.[video]', or read a folder of frames and "
             "write a .gif"
         ) from error
     return get_ffmpeg_exe()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from conftest import parity_cases
 from dino_jax.data.decode import (
     UnreadableImage,
     decode,
@@ -182,8 +183,9 @@ def test_squash_is_pillows_bicubic_resize(photo: Image.Image) -> None:
     assert squash(encoded(photo, "PNG"), 32, channels=1).shape == (32, 32, 1)
 
 
-def test_resize_and_crop_matches_torchvision(goldens: Path) -> None:
-    golden = np.load(goldens / "augment.npz")
+@pytest.mark.parametrize("path", parity_cases("augment*.npz"), ids=lambda p: p.stem)
+def test_resize_and_crop_matches_torchvision(path: Path) -> None:
+    golden = np.load(path)
     cases = [key for key in golden if key.startswith("eval_")]
     assert cases
     for case in cases:

@@ -1,6 +1,7 @@
 """Prepared TensorFlow Datasets sets, read without TensorFlow and without the network."""
 
 import io
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -155,6 +156,35 @@ def test_another_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     info = tmp_path / "tiny" / "1.0.0" / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(UsageError, match=r"prepared as tfrecord, .*--file_format=array_record"):
+        open_source("tfds:tiny@train")
+
+
+@pytest.fixture
+def damaged(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the set `tiny` of which a test may break a file."""
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path))
+    return Path(shutil.copytree(prepared / "tiny", tmp_path / "tiny")) / "1.0.0"
+
+
+@pytest.mark.parametrize("size", [None, 0, 70_000, 65_536, -1], ids=str)
+def test_a_file_of_records_that_is_cut_short_or_missing(damaged: Path, size: int | None) -> None:
+    (shard,) = damaged.glob("*train*array_record*")
+    content = shard.read_bytes()
+    shard.unlink()
+    if size is not None:
+        shard.write_bytes(content[:size])
+    source = open_source("tfds:tiny@train")
+    message = "record 0 cannot be read .*tiny/1.0.0 is damaged: copy or prepare it again"
+    with pytest.raises(UsageError, match=message):
+        source.encoded(0)
+    with pytest.raises(UsageError, match=message):
+        source.label(0)
+
+
+@pytest.mark.parametrize("content", ["", "{"])
+def test_a_damaged_description(damaged: Path, content: str) -> None:
+    (damaged / "dataset_info.json").write_text(content)
+    with pytest.raises(UsageError, match=r"dataset_info\.json .* is damaged .*; copy the set"):
         open_source("tfds:tiny@train")
 
 

@@ -13,6 +13,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 
 import dino_jax
 import runs
+from conftest import parity_cases
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import backbone
 from dino_jax.evaluate.backbone import Pass
@@ -103,13 +104,11 @@ def descriptors(goldens: Path, paths: list[Path]) -> np.ndarray:
     return np.stack(rows)
 
 
-def test_equals_the_reference(goldens: Path) -> None:
-    paths = sorted(goldens.glob("copydays_ap*.json"))
-    assert paths
-    for path in paths:
-        for case in json.loads(path.read_text()):
-            found = average_precision(np.array(case["ranks"], np.int64), case["nres"])
-            assert found == pytest.approx(case["ap"], abs=1e-12)
+@pytest.mark.parametrize("path", parity_cases("copydays_ap*.json"), ids=lambda p: p.stem)
+def test_equals_the_reference(path: Path) -> None:
+    for case in json.loads(path.read_text()):
+        found = average_precision(np.array(case["ranks"], np.int64), case["nres"])
+        assert found == pytest.approx(case["ap"], abs=1e-12)
 
 
 def test_generalized_mean_by_hand() -> None:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from conftest import parity_cases
 from dino_jax import sharding
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import knn
@@ -48,26 +49,22 @@ def clusters(
     return train.astype(np.float32), labels, test.astype(np.float32), test_labels
 
 
-def test_equals_the_reference(goldens: Path) -> None:
-    paths = sorted(goldens.glob("knn*.npz"))
-    assert paths
-    for path in paths:
-        golden = np.load(path)
-        meta = json.loads(str(golden["meta"]))
-        table = knn_accuracy(
-            golden["train_features"],
-            golden["train_labels"],
-            golden["query_features"],
-            golden["query_labels"],
-            ks=meta["ks"],
-            temperature=meta["temperature"],
-        )
-        assert list(table) == sorted(meta["ks"])
-        for k, row in table.items():
-            # Percentages, so one query decided otherwise would show as 0.3.
-            np.testing.assert_allclose(
-                (row["top1"], row["top5"]), meta["accuracy"][str(k)], atol=1e-3
-            )
+@pytest.mark.parametrize("path", parity_cases("knn*.npz"), ids=lambda p: p.stem)
+def test_equals_the_reference(path: Path) -> None:
+    golden = np.load(path)
+    meta = json.loads(str(golden["meta"]))
+    table = knn_accuracy(
+        golden["train_features"],
+        golden["train_labels"],
+        golden["query_features"],
+        golden["query_labels"],
+        ks=meta["ks"],
+        temperature=meta["temperature"],
+    )
+    assert list(table) == sorted(meta["ks"])
+    for k, row in table.items():
+        # Percentages, so one query decided otherwise would show as 0.3.
+        np.testing.assert_allclose((row["top1"], row["top5"]), meta["accuracy"][str(k)], atol=1e-3)
 
 
 @pytest.mark.parametrize(

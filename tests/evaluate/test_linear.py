@@ -8,41 +8,38 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from conftest import parity_cases
 from dino_jax.evaluate import linear
 from dino_jax.evaluate.linear import Heads, Probe, learning_rates, new_probe, score, train_step
 
 
-def test_equals_the_reference(goldens: Path) -> None:
+@pytest.mark.parametrize("path", parity_cases("linear*.npz"), ids=lambda p: p.stem)
+def test_equals_the_reference(path: Path) -> None:
     """Weights, losses, accuracies and rates; another rate beside it changes nothing."""
-    paths = sorted(goldens.glob("linear*.npz"))
-    assert paths
     step = jax.jit(train_step)
-    for path in paths:
-        golden = np.load(path)
-        meta = json.loads(str(golden["meta"]))
-        features, labels = golden["features"], golden["labels"].astype(np.int32)
-        train, batch = meta["n_train"], meta["batch"]
-        base = (0.5, meta["base_lr"])
-        kernel = jnp.tile(golden["weight0"].T, (2, 1, 1))
-        heads = Heads(kernel, jnp.zeros((2, kernel.shape[2])))
-        probe = Probe(heads, jax.tree.map(jnp.zeros_like, heads))
-        for epoch in range(meta["epochs"]):
-            rates = learning_rates(base, batch_size=batch, epoch=epoch, epochs=meta["epochs"])
-            np.testing.assert_allclose(rates[1], golden["epoch_lr"][epoch], rtol=1e-6)
-            losses = []
-            for start in range(0, train, batch):
-                block = slice(start, start + batch)
-                probe, loss = step(probe, features[block], labels[block], rates)
-                losses.append(loss)
-            np.testing.assert_allclose(
-                np.mean(losses, axis=0)[1], golden["losses"][epoch], rtol=1e-5
-            )
-            found = score(probe.heads, features[train:], labels[train:])
-            top1, top5 = golden["acc1_acc5"][epoch]
-            assert (found["top1"][1], found["top5"][1]) == pytest.approx((top1, top5))
-        np.testing.assert_allclose(probe.heads.kernel[1].T, golden["weight"], atol=1e-5)
-        np.testing.assert_allclose(probe.heads.bias[1], golden["bias"], atol=1e-5)
-        assert np.abs(probe.heads.kernel[0].T - golden["weight"]).max() > 0.1
+    golden = np.load(path)
+    meta = json.loads(str(golden["meta"]))
+    features, labels = golden["features"], golden["labels"].astype(np.int32)
+    train, batch = meta["n_train"], meta["batch"]
+    base = (0.5, meta["base_lr"])
+    kernel = jnp.tile(golden["weight0"].T, (2, 1, 1))
+    heads = Heads(kernel, jnp.zeros((2, kernel.shape[2])))
+    probe = Probe(heads, jax.tree.map(jnp.zeros_like, heads))
+    for epoch in range(meta["epochs"]):
+        rates = learning_rates(base, batch_size=batch, epoch=epoch, epochs=meta["epochs"])
+        np.testing.assert_allclose(rates[1], golden["epoch_lr"][epoch], rtol=1e-6)
+        losses = []
+        for start in range(0, train, batch):
+            block = slice(start, start + batch)
+            probe, loss = step(probe, features[block], labels[block], rates)
+            losses.append(loss)
+        np.testing.assert_allclose(np.mean(losses, axis=0)[1], golden["losses"][epoch], rtol=1e-5)
+        found = score(probe.heads, features[train:], labels[train:])
+        top1, top5 = golden["acc1_acc5"][epoch]
+        assert (found["top1"][1], found["top5"][1]) == pytest.approx((top1, top5))
+    np.testing.assert_allclose(probe.heads.kernel[1].T, golden["weight"], atol=1e-5)
+    np.testing.assert_allclose(probe.heads.bias[1], golden["bias"], atol=1e-5)
+    assert np.abs(probe.heads.kernel[0].T - golden["weight"]).max() > 0.1
 
 
 def test_a_new_probe_is_small_and_the_same_for_all_rates() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import parity_cases
 from dino_jax.evaluate.retrieval import KS, average_precision, rank, score
 
 
@@ -14,23 +15,21 @@ def lists(**indices: list[int]) -> dict[str, np.ndarray]:
     return {name: np.array(indices.get(name, []), np.int64) for name in names}
 
 
-def test_equals_the_reference(goldens: Path) -> None:
-    paths = sorted(goldens.glob("retrieval*.npz"))
-    assert paths
-    for path in paths:
-        golden = np.load(path)
-        truth = [lists(**entry) for entry in json.loads(str(golden["gnd"]))]
-        kappas = golden["kappas"].tolist()
-        for protocol in ("medium", "hard"):
-            found = score(golden["ranks"], truth, protocol, kappas)
-            np.testing.assert_allclose(
-                found.average_precisions, golden[f"ap_{protocol}"], rtol=0, atol=1e-12
-            )
-            assert found.mean_average_precision == pytest.approx(float(golden[f"map_{protocol}"]))
-            assert list(found.mean_precision) == kappas
-            np.testing.assert_allclose(
-                list(found.mean_precision.values()), golden[f"mpk_{protocol}"], rtol=1e-12
-            )
+@pytest.mark.parametrize("path", parity_cases("retrieval*.npz"), ids=lambda p: p.stem)
+def test_equals_the_reference(path: Path) -> None:
+    golden = np.load(path)
+    truth = [lists(**entry) for entry in json.loads(str(golden["gnd"]))]
+    kappas = golden["kappas"].tolist()
+    for protocol in ("medium", "hard"):
+        found = score(golden["ranks"], truth, protocol, kappas)
+        np.testing.assert_allclose(
+            found.average_precisions, golden[f"ap_{protocol}"], rtol=0, atol=1e-12
+        )
+        assert found.mean_average_precision == pytest.approx(float(golden[f"map_{protocol}"]))
+        assert list(found.mean_precision) == kappas
+        np.testing.assert_allclose(
+            list(found.mean_precision.values()), golden[f"mpk_{protocol}"], rtol=1e-12
+        )
 
 
 @pytest.mark.parametrize(

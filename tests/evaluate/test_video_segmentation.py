@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import runs
+from conftest import parity_cases
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.video_segmentation import (
     FramePatches,
@@ -35,26 +36,22 @@ def run(target: np.ndarray, memory: Memory, settings: Propagation) -> np.ndarray
     return np.asarray(jax.jit(partial(propagate, settings=settings))(target, memory))
 
 
-def test_equals_the_reference(goldens: Path) -> None:
-    paths = sorted(goldens.glob("davis_propagation*.npz"))
-    assert paths
-    for path in paths:
-        golden = np.load(path)
-        meta = json.loads(str(golden["meta"]))
-        grid = meta["h"], meta["w"]
-        features = unit(
-            jnp.asarray(golden["context"].reshape(-1, *grid, golden["target"].shape[1]))
-        )
-        labels = jnp.moveaxis(jnp.asarray(golden["context_segs"]), 1, -1)
-        settings = Propagation(
-            radius=meta["radius"], top_k=meta["topk"], temperature=meta["temperature"]
-        )
-        found = run(
-            unit(jnp.asarray(golden["target"].reshape(*grid, -1))),
-            Memory(features, labels, jnp.ones(len(features), bool)),
-            settings,
-        )
-        np.testing.assert_allclose(np.moveaxis(found, -1, 0), golden["seg"], rtol=0, atol=1e-5)
+@pytest.mark.parametrize("path", parity_cases("davis_propagation*.npz"), ids=lambda p: p.stem)
+def test_equals_the_reference(path: Path) -> None:
+    golden = np.load(path)
+    meta = json.loads(str(golden["meta"]))
+    grid = meta["h"], meta["w"]
+    features = unit(jnp.asarray(golden["context"].reshape(-1, *grid, golden["target"].shape[1])))
+    labels = jnp.moveaxis(jnp.asarray(golden["context_segs"]), 1, -1)
+    settings = Propagation(
+        radius=meta["radius"], top_k=meta["topk"], temperature=meta["temperature"]
+    )
+    found = run(
+        unit(jnp.asarray(golden["target"].reshape(*grid, -1))),
+        Memory(features, labels, jnp.ones(len(features), bool)),
+        settings,
+    )
+    np.testing.assert_allclose(np.moveaxis(found, -1, 0), golden["seg"], rtol=0, atol=1e-5)
 
 
 def plain(target: np.ndarray, memory: Memory, settings: Propagation) -> np.ndarray:

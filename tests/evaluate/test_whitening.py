@@ -5,19 +5,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import parity_cases
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.whitening import learn_whitening
 
 
-def test_equals_the_reference(goldens: Path) -> None:
-    paths = sorted(goldens.glob("whitening*.npz"))
-    assert paths
-    for path in paths:
-        golden = np.load(path)
-        # The recorded features are whitened as they are: centred beforehand or not at all.
-        whitened = golden["x"] @ learn_whitening(golden["train"]).matrix
-        np.testing.assert_allclose(np.abs(whitened), golden["y_abs"], rtol=0, atol=1e-8)
-        np.testing.assert_allclose(whitened @ whitened.T, golden["gram"], rtol=0, atol=1e-8)
+@pytest.mark.parametrize("path", parity_cases("whitening*.npz"), ids=lambda p: p.stem)
+def test_equals_the_reference(path: Path) -> None:
+    golden = np.load(path)
+    # The recorded features are whitened as they are: centred beforehand or not at all.
+    whitened = golden["x"] @ learn_whitening(golden["train"]).matrix
+    np.testing.assert_allclose(np.abs(whitened), golden["y_abs"], rtol=0, atol=1e-8)
+    np.testing.assert_allclose(whitened @ whitened.T, golden["gram"], rtol=0, atol=1e-8)
 
 
 def test_centred_features_become_alike_in_all_directions() -> None:

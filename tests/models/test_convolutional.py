@@ -122,6 +122,17 @@ def test_remat_recomputes_and_changes_no_number(build: Callable) -> None:
         assert_close(results[policy], results["none"], rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("remat", ["none", "dots", "full"])
+def test_a_model_can_be_closed_over(build: Callable, remat: str) -> None:
+    params, stats = weights(build)
+    model = nnx.merge(structure(build, train=False, remat=remat), params, stats)
+    expected, _ = run(structure(build, train=False), params, stats, images())
+    features = jax.jit(lambda images: model(images))(images())
+    np.testing.assert_allclose(features, expected, rtol=1e-4, atol=1e-5)
+    slopes = jax.jit(jax.grad(lambda images: jnp.square(model(images)).mean()))(images())
+    assert np.abs(slopes).max() > 0
+
+
 @pytest.mark.parametrize("train", [False, True])
 def test_bfloat16_computes_in_half_and_keeps_float32(build: Callable, train: bool) -> None:
     params, stats = weights(build)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from conftest import GOLDENS
+from conftest import parity_cases
 from dino_jax.errors import UsageError
 from dino_jax.models import XCiT, create_model
 from dino_jax.models.network import split
@@ -18,7 +18,7 @@ from dino_jax.models.xcit import fourier_positions
 from reference import assert_forward_equals, call, recipe_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-CASES = sorted(GOLDENS.glob("forward_xcit*.npz"))
+CASES = parity_cases("forward_xcit*.npz")
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 4}
 
 features = partial(call, XCiT.__call__)
@@ -39,10 +39,6 @@ def image_keys(number: int) -> jax.Array:
 @pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)
 def test_forward_equals_the_reference(path: Path) -> None:
     assert_forward_equals(path, tolerance=2e-5)
-
-
-def test_there_are_forward_goldens() -> None:
-    assert CASES
 
 
 def test_positions_are_sines_and_cosines_of_rows_then_columns() -> None:
@@ -148,7 +144,8 @@ def test_initial_weights(arch: str, scale: float) -> None:
     ("overrides", "message"),
     [
         ({"num_heads": 5}, "embed_dim=32 is not divisible by num_heads=5"),
-        ({"depth": 0}, "depth=0: a transformer needs at least one block"),
+        ({"depth": 0}, "depth=0 must be a whole number of at least 1"),
+        ({"in_channels": 0}, "in_channels=0 must be a whole number of at least 1"),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 must be at least 0 and below 1"),
         ({"patch_size": 4}, "patch_size=4: an XCiT has patches of 8 or 16 pixels"),
         ({"embed_dim": 36}, "embed_dim=36 is not a multiple of 8, as .* patch_size=16 needs"),
@@ -161,7 +158,7 @@ def test_sizes_that_do_not_fit_are_refused(overrides: dict[str, Any], message: s
         XCiT(rngs=nnx.Rngs(0), layer_scale=1.0, **{"patch_size": 16} | TINY | overrides)
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 16, 1), (1, 0, 16, 3)])
+@pytest.mark.parametrize("shape", [(1, 16, 16, 1), (1, 0, 16, 3), (16, 16, 3), (0, 16, 16, 3)])
 def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"takes \[B, H, W, 3\] .* at least 1 \(one pixel\)"):
         tiny()(jnp.zeros(shape))

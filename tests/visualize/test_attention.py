@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 import runs
-from conftest import GOLDENS
+from conftest import parity_cases
 from dino_jax import create_model, sharding
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
@@ -22,7 +22,7 @@ from dino_jax.visualize.attention import (
 )
 from reference import assert_full_precision, call
 
-CASES = sorted(GOLDENS.glob("attention_mask*.npz"))
+CASES = parity_cases("attention_mask*.npz")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
 
 

@@ -144,7 +144,7 @@ def test_a_video_that_breaks_off(
 
 def test_without_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "imageio_ffmpeg", None)
-    with pytest.raises(UsageError, match=r"videos need ffmpeg: pip install 'dino_jax\[video\]'"):
+    with pytest.raises(UsageError, match=r"videos need ffmpeg: pip install -e '\.\[video\]'"):
         check_format(tmp_path / "x.mp4")
     with pytest.raises(UsageError, match=r"output=.*x.mov must end in one of .mp4, .avi, .gif"):
         check_format(tmp_path / "x.mov")

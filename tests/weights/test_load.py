@@ -13,7 +13,7 @@ from flax import nnx
 
 import dino_jax
 import runs
-from conftest import GOLDENS
+from conftest import GOLDENS, parity_cases
 from dino_jax import settings
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.knn_job import knn
@@ -30,8 +30,6 @@ from torch_files import save
 IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
 PTH = GOLDENS / "pth"
 FULL = PTH / "full_checkpoint.pth"
-EXPECTED = np.load(PTH / "expected.npz")
-META = json.loads(str(EXPECTED["meta"]))
 MANIFESTS = json.loads((GOLDENS / "manifests.json").read_text())
 # Largest difference of a feature: float32 as every forward golden; the others are rounded weights
 # of 11 and 8 bits, compared with what the unrounded ones give.
@@ -39,21 +37,28 @@ TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 5e-2}
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def images() -> np.ndarray:
-    return recipe_images(META["images"], (2, 3, META["img"], META["img"]))
+def recorded(folder: Path) -> dict[str, Any]:
+    """What the reference gave for the networks of a folder, and the images it saw."""
+    expected = dict(np.load(folder / "expected.npz"))
+    meta = json.loads(str(expected["meta"]))
+    images = recipe_images(meta["images"], (2, 3, meta["img"], meta["img"]))
+    return expected | {"meta": meta, "images": images}
 
 
 # .pth files
 
 
-@pytest.mark.parametrize("path", sorted(PTH.glob("backbone*.pth")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", parity_cases("pth/backbone*.pth"), ids=lambda p: p.stem)
 def test_features_of_a_backbone_file(path: Path) -> None:
     model, info = dino_jax.load(path)
-    assert (info.patch_size, info.embed_dim, info.which) == (META["patch"], META["dim"], "teacher")
+    expected = recorded(path.parent)
+    meta = expected["meta"]
+    assert (info.patch_size, info.embed_dim, info.which) == (meta["patch"], meta["dim"], "teacher")
     assert (info.dtype, info.source, info.resize, info.crop) == ("float32", str(path), 256, 224)
     stored = read_torch_checkpoint(path).network("teacher").backbone
     tolerance = TOLERANCES[stored["cls_token"].dtype.name]
-    np.testing.assert_allclose(model(images()), EXPECTED["teacher_cls"], rtol=0, atol=tolerance)
+    features = model(expected["images"])
+    np.testing.assert_allclose(features, expected["teacher_cls"], rtol=0, atol=tolerance)
 
     # Back in the names, layout and precision of the file: the same bytes.
     tensors = to_torch(*split(model)[1:], "vit")
@@ -63,15 +68,17 @@ def test_features_of_a_backbone_file(path: Path) -> None:
         np.testing.assert_array_equal(found, tensor, strict=True, err_msg=name)
 
 
+@pytest.mark.parametrize("path", parity_cases("pth/full_checkpoint*.pth"), ids=lambda p: p.stem)
 @pytest.mark.parametrize("which", ["teacher", "student"])
-def test_features_and_logits_of_a_whole_checkpoint(which: str) -> None:
-    model, head, info = dino_jax.load(FULL, which=which, head=True)
-    features = model(images())
-    np.testing.assert_allclose(features, EXPECTED[f"{which}_cls"], rtol=0, atol=1e-4)
+def test_features_and_logits_of_a_whole_checkpoint(which: str, path: Path) -> None:
+    model, head, info = dino_jax.load(path, which=which, head=True)
+    expected = recorded(path.parent)
+    features = model(expected["images"])
+    np.testing.assert_allclose(features, expected[f"{which}_cls"], rtol=0, atol=1e-4)
     if which == "teacher":
-        np.testing.assert_allclose(head(features), EXPECTED["teacher_head"], rtol=0, atol=1e-4)
+        np.testing.assert_allclose(head(features), expected["teacher_head"], rtol=0, atol=1e-4)
     assert info.which == which
-    stored = read_torch_checkpoint(FULL).network(which)
+    stored = read_torch_checkpoint(path).network(which)
     for part, family, tensors in ((model, "vit", stored.backbone), (head, "head", stored.head)):
         found = to_torch(*split(part)[1:], family)
         assert list(found) == list(tensors)
@@ -83,19 +90,21 @@ def test_features_and_logits_of_a_whole_checkpoint(which: str) -> None:
 def test_a_converted_folder_gives_the_same(backbone_only: bool, tmp_path: Path) -> None:
     convert(str(FULL), tmp_path / "out", backbone_only=backbone_only)
     model, info = dino_jax.load(tmp_path / "out")
-    features = model(images())
-    np.testing.assert_allclose(features, EXPECTED["teacher_cls"], rtol=0, atol=1e-4)
+    expected = recorded(PTH)
+    features = model(expected["images"])
+    np.testing.assert_allclose(features, expected["teacher_cls"], rtol=0, atol=1e-4)
     assert info.sha256 == dino_jax.load(FULL)[1].sha256
-    assert (info.resize, info.crop, info.patch_size) == (256, 224, META["patch"])
+    assert (info.resize, info.crop, info.patch_size) == (256, 224, expected["meta"]["patch"])
     if backbone_only:
         for asked in ({"which": "student"}, {"head": True}):
             with pytest.raises(UsageError, match="was converted from a backbone alone"):
                 dino_jax.load(tmp_path / "out", **asked)
         return
     head, info = dino_jax.load(tmp_path / "out", head=True)[1:]
-    np.testing.assert_allclose(head(features), EXPECTED["teacher_head"], rtol=0, atol=1e-4)
+    np.testing.assert_allclose(head(features), expected["teacher_head"], rtol=0, atol=1e-4)
     student, _ = dino_jax.load(tmp_path / "out", which="student")
-    np.testing.assert_allclose(student(images()), EXPECTED["student_cls"], rtol=0, atol=1e-4)
+    features = student(expected["images"])
+    np.testing.assert_allclose(features, expected["student_cls"], rtol=0, atol=1e-4)
 
 
 def test_a_model_does_not_depend_on_its_file(tmp_path: Path) -> None:

@@ -7,14 +7,18 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from conftest import GOLDENS
+from conftest import parity_cases
 from dino_jax.errors import UsageError
 from dino_jax.models import MODELS, DINOHead, create_model
 from dino_jax.models.network import abstract
 from dino_jax.weights.mapping import shape_problems, to_ours, to_torch, torch_shapes
 from dino_jax.weights.tables import FAMILIES, VECTOR
 
-MANIFESTS = json.loads((GOLDENS / "manifests.json").read_text())
+MANIFESTS = {
+    name: shapes
+    for path in parity_cases("manifests*.json")
+    for name, shapes in json.loads(path.read_text()).items()
+}
 ARCHITECTURES = {
     "dino_vits16": ("vit_small", {"patch_size": 16}),
     "dino_vits8": ("vit_small", {"patch_size": 8}),

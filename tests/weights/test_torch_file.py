@@ -12,12 +12,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from conftest import GOLDENS
+from conftest import parity_cases
 from dino_jax.errors import TorchFileError
 from dino_jax.weights.torch_file import read_torch_file
 from torch_files import expect_refusal, legacy_file, read, storage, tensor, zip_file
 
-FIXTURES = sorted((GOLDENS / "pth").glob("*.pth"))
+FIXTURES = parity_cases("pth/*.pth")
 BAD_NAMES = ("evil", "truncated")
 
 
