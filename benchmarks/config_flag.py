@@ -1,7 +1,10 @@
 """The settings that a benchmark runs with, given as to `main.py`."""
 
 import argparse
+import contextlib
 import sys
+import time
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,11 +40,20 @@ def load(flags: argparse.Namespace, overrides: list[str]) -> "ConfigDict":
     return config
 
 
+def versions() -> dict[str, str]:
+    """The day, and what is installed of that which decides on speed."""
+    found = {"date": time.strftime("%Y-%m-%d")}
+    for name in ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "torch"):
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
 def describe(flags: argparse.Namespace, config: "ConfigDict") -> dict[str, Any]:
     """What a result says of its settings."""
     file, _, argument = flags.config.partition(":")
     crops = config.crops
-    return {
+    return versions() | {
         "config": Path(file).stem + (argument and f":{argument}"),
         "batch_size": config.train.batch_size,
         "crops": f"2x{crops.global_size} + {crops.local_number}x{crops.local_size}",
