@@ -31,6 +31,15 @@ SMALL = [
     "--config.model.overrides.depth=1",
 ]
 TINY = [*SMALL, "--steps=1"]
+LEARNING = [  # in place of ten thousand pictures and a model of depth 4
+    "--config.data.train=shapes:16@train",
+    "--config.eval.knn_test=shapes:8@val",
+    "--config.train.batch_size=8",
+    "--config.train.epochs=2",
+    "--config.model.overrides.depth=1",
+    "--config.crops.local_number=1",
+    "--config.head.out_dim=64",
+]
 # Compiling is most of the time here; and these processes need no virtual devices.
 ENVIRONMENT = os.environ | {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
@@ -108,10 +117,17 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futu
                 script, "variants", *TINY, "--rounds=1", "--variant", "blocked-loss"
             ),
             "features": threads.submit(script, "features", *TINY, "--rounds=1", "--steps=1"),
+            "learning_parity": threads.submit(
+                script, "learning_parity", f"--workdir={out / 'run'}", *LEARNING
+            ),
+            "learning_torch": threads.submit(
+                script, "learning_torch", "--crops=ours", "--epochs=1", *LEARNING
+            ),
             "scaling": threads.submit(script, "scaling", *SMALL, "--step-ms=1"),
         }
         if not TORCH:
-            del runs["peer_torch"], runs["features"]
+            for name in ("peer_torch", "features", "learning_torch"):
+                del runs[name]
         yield runs
 
 
@@ -399,6 +415,50 @@ def test_startup(started: dict[str, Future]) -> None:
     assert result["cache_mib"] > 0, "a cold start leaves its programs"
     assert list(result["help_s"]) == ["main", "jobs", "inspect"]
     assert result["help_s_max"] == max(result["help_s"].values()) > 0
+
+
+def test_learning_parity(started: dict[str, Future]) -> None:
+    result = started["learning_parity"].result()
+    assert result["benchmark"] == "learning_parity"
+    assert result["changed"] == LEARNING
+    assert len(result["ours"]["loss"]) == 2
+    assert min(result["ours"]["loss"]) > 0
+    assert list(result["ours"]["knn10"]) == ["untrained", "1", "2"]
+    assert {"date", "device", "cores", "jax"} <= result.keys()
+
+
+def test_learning_parity_starts_a_new_run(tmp_path: Path) -> None:
+    done = run(sys.executable, "benchmarks/learning_parity.py", f"--workdir={tmp_path}")
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        f"--workdir={tmp_path} exists, and its run would be continued: give a new folder"
+    )
+
+
+@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install 'dino_jax[torch]'")
+def test_learning_torch(started: dict[str, Future]) -> None:
+    result = started["learning_torch"].result()
+    assert (result["benchmark"], result["crops"]) == ("learning_torch", "ours")
+    assert 0 < result["loss"][0] < 2 * np.log(64)
+    assert {"date", "device", "cores", "jax", "torch"} <= result.keys()
+
+
+@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install 'dino_jax[torch]'")
+def test_every_epoch_has_other_crops(monkeypatch: pytest.MonkeyPatch) -> None:
+    import learning_torch
+
+    def crop_maker(config: None) -> Callable[..., Any]:
+        return lambda batch, epoch: ((jnp.full((1, 2, 1, 1, 3), epoch),), None)
+
+    monkeypatch.setattr(learning_torch, "crop_maker", crop_maker)
+    views = learning_torch.our_views(None, [{}] * 6, steps=2)
+    assert [float(each[0].max()) for each in views] == [0, 0, 1, 1, 2, 2]
+
+
+def test_scaling_wants_nodes_of_gpus() -> None:
+    done = run(sys.executable, "benchmarks/scaling.py", *SMALL, "--step-ms=1", "--node=0")
+    assert done.returncode == 1
+    assert done.stderr.strip() == "--node=0: give the GPUs of a node, at least 1"
 
 
 def test_scaling_counts_what_the_formula_says(started: dict[str, Future]) -> None:
