@@ -1,12 +1,11 @@
 """The settings that a benchmark runs with, given as to `main.py`."""
 
 import argparse
-import contextlib
 import sys
-import time
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from machine import versions
 
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
@@ -38,15 +37,6 @@ def load(flags: argparse.Namespace, overrides: list[str]) -> "ConfigDict":
     config.data.train = config.data.train or "none"  # it is not read
     override(config, overrides)
     return config
-
-
-def versions() -> dict[str, str]:
-    """The day, and what is installed of that which decides on speed."""
-    found = {"date": time.strftime("%Y-%m-%d")}
-    for name in ("jax", "jaxlib", "jax-cuda12-plugin", "jax-cuda13-plugin", "torch"):
-        with contextlib.suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def describe(flags: argparse.Namespace, config: "ConfigDict") -> dict[str, Any]:

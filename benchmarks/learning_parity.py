@@ -11,12 +11,15 @@ line repeats what was changed.
 import argparse
 import json
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for `configs`
+
 import jax
-from config_flag import versions  # puts `configs` on the path, too
+from machine import versions
 from ml_collections import ConfigDict
 
 from configs import default, fashion_mnist
