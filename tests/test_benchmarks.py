@@ -4,6 +4,7 @@ import importlib.util
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -137,6 +138,7 @@ def test_train_step(started: dict[str, Future]) -> None:
     assert result["config"] == "default:debug"
     assert result["batch_size"] == 4
     assert result["dtype"] == "bfloat16"
+    assert result["attention"] == "xla"
     assert result["devices"] == 1
     above_zero = (
         "images_per_s",
@@ -444,6 +446,31 @@ def test_learning_torch(started: dict[str, Future]) -> None:
 
 
 @pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install 'dino_jax[torch]'")
+def test_a_step_of_the_peer_sends_nothing_to_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    from learning_torch import first_weights
+    from peers.torch_step import TorchStep
+
+    sizes = {"embed_dim": 6, "patch_size": 4, "image_size": 8, "in_channels": 3, "num_heads": 1}
+    sizes |= {"mlp_dim": 8, "depth": 1, "head_widths": [6, 8, 4], "out_dim": 16, "clip_grad": 3.0}
+    sizes |= {"norm_last_layer": True, "student_temp": 0.1, "center_momentum": 0.9}
+    names = ("lr", "weight_decay", "momentum", "teacher_temp")
+    step = TorchStep(
+        sizes,
+        first_weights(sizes, seed=0),
+        dict.fromkeys(names, np.linspace(0.04, 0.07, 4)),
+        variant="modern",
+        dtype=torch.float32,
+        compiled=False,
+        device=torch.device("cpu"),
+    )
+    views = [torch.ones(2, 3, 8, 8)] * 2
+    for name in ("tensor", "as_tensor", "from_numpy"):
+        monkeypatch.setattr(torch, name, None)
+    assert np.isfinite([float(step(views)) for _ in range(2)]).all()
+
+
+@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install 'dino_jax[torch]'")
 def test_every_epoch_has_other_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     import learning_torch
 
@@ -485,6 +512,7 @@ def test_activations_are_below_what_the_advice_reckons_with() -> None:
     result = script("activations", SMALL[0], depth, "--config.model.dtype=bfloat16")
     assert result["benchmark"] == "activations"
     kept, share = result["kept_mb"], result["share"]
+    assert kept["none"] == pytest.approx(0.329, rel=0.02)  # GELU and LayerNorm keep inputs alone
     assert kept["none"] > kept["dots"] > kept["full"] > 0
     assert share["dots"] == pytest.approx(kept["dots"] / kept["none"], abs=0.01)
     assert share["none"] == 1
@@ -523,10 +551,89 @@ def test_gpu_script_goes_on_after_a_failure(tmp_path: Path) -> None:
     assert "4 failures" in done.stdout
 
 
-def test_gpu_script_names_its_stages(tmp_path: Path) -> None:
-    done = gpu_script(tmp_path, "speed")
+@pytest.mark.parametrize(
+    ("stage", "seconds", "message"),
+    [
+        ("speed", "570", "unknown stage 'speed': choose from step, peer, check"),
+        ("step", "ten", "DINO_JAX_BENCH_SECONDS=ten: give a whole number of seconds"),
+    ],
+)
+def test_gpu_script_says_what_it_wants(
+    stage: str, seconds: str, message: str, tmp_path: Path
+) -> None:
+    done = gpu_script(tmp_path, stage, DINO_JAX_BENCH_SECONDS=seconds)
     assert done.returncode == 2
-    assert "unknown stage 'speed': choose from check, step" in done.stderr
+    assert message in done.stderr
+
+
+def test_gpu_script_starts_its_results_anew_and_says_where_they_are_from(tmp_path: Path) -> None:
+    for stage in ("step", "variants:scan,barriers"):
+        gpu_script(tmp_path, stage, DINO_JAX_BENCH_SECONDS="0")
+    (row,) = rows(tmp_path)
+    assert row["command"].endswith("--variant scan barriers")
+    assert {"date", "device", "driver", "jax", "jaxlib"} <= row.keys()
+
+
+def test_the_limits_of_the_usual_stages_fit_in_ten_minutes() -> None:
+    stages = re.split(r"^(\w+)\(\) \{$", (BENCHMARKS / "gpu.sh").read_text(), flags=re.M)
+    limits = {
+        name: sum(map(int, re.findall(r"(?:measure |\blimit=)(?!400)(\d+)", body)))
+        for name, body in zip(stages[1::2], stages[2::2], strict=True)
+    }
+    assert sum(limits[stage] for stage in ("step", "peer", "check")) <= 570
+
+
+def test_packages_that_are_missing_are_named_at_once() -> None:
+    from machine import NEEDED, missing
+
+    assert missing(NEEDED) == []
+    assert missing(["json", "no_such_package", "nor_this"]) == ["no_such_package", "nor_this"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [("cpu", ""), ("gpu", "tests were to compute on gpu, and did on {'cpu'}")],
+)
+def test_tests_of_the_reference_see_the_device(wanted: str, message: str) -> None:
+    command = ("benchmarks/reference_tests.py", wanted, "-k", "colour_cube")
+    done = run(sys.executable, *command, "tests/data/test_color.py")
+    assert (done.returncode == 0) == (wanted == "cpu"), done.stdout + done.stderr
+    assert message in done.stderr
+
+
+def test_attention() -> None:
+    sizes = ("--images=1", "--lengths", "5", "--crops", "2", "--heads=1", "--head-dim=8")
+    result = script("attention", *sizes, "--rounds=1", "--steps=1")
+    assert result["ms"]["xla"]["5"] > 0
+    assert "cannot be used for 5 tokens" in result["refused"]["5"]
+    assert result["ms"]["cudnn"] == result["ratio"] == {}
+
+
+def test_a_step_that_does_not_fit_is_a_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import train_step
+
+    def measure(*_: Any, **__: Any) -> None:
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.\nAnd more.")
+
+    monkeypatch.setattr(train_step, "measure", measure)
+    monkeypatch.setattr(sys, "argv", ["train_step.py", *SMALL])
+    train_step.main()
+    result = json.loads(capsys.readouterr().out)
+    assert result["out_of_memory"] == "RESOURCE_EXHAUSTED: Out of memory."
+    assert (result["batch_size"], result["attention"]) == (4, "xla")
+
+
+def test_tables_have_no_brackets() -> None:
+    from table import COLUMNS, table
+
+    columns = COLUMNS["data"] | {"apart": "apart", "gone": "gone.here"}
+    row = {"images_per_s": {"folder": {"1": 5, "16": 7}}, "apart": {"224 px": [0, 0.5]}}
+    shown = table([row], columns)
+    assert "| 1: 5; 16: 7 |" in shown
+    assert "| 224 px: 0, 0.5 |  |" in shown
+    assert not set("{}[]'") & set(shown)
 
 
 def test_decode(tmp_path: Path) -> None:
