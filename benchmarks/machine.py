@@ -36,7 +36,7 @@ NEEDED = {
     "typeguard": "typeguard",
     "portpicker": "portpicker",
 }
-WITH = {"torch": "peer, and the reference of knn", "pytest": "check"}
+WITH = {"torch": "peer, nor the reference of knn", "pytest": "check", "matplotlib": "startup"}
 VERSIONS = (
     "jax",
     "jaxlib",
