@@ -5,6 +5,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from machine import versions
+
 if TYPE_CHECKING:
     from ml_collections import ConfigDict
 
@@ -41,7 +43,7 @@ def describe(flags: argparse.Namespace, config: "ConfigDict") -> dict[str, Any]:
     """What a result says of its settings."""
     file, _, argument = flags.config.partition(":")
     crops = config.crops
-    return {
+    return versions() | {
         "config": Path(file).stem + (argument and f":{argument}"),
         "batch_size": config.train.batch_size,
         "crops": f"2x{crops.global_size} + {crops.local_number}x{crops.local_size}",

@@ -15,7 +15,7 @@ import numpy as np
 from config_flag import describe, load, parser
 from ml_collections import ConfigDict
 from peers.task import Task
-from peers.worker import Worker
+from peers.worker import Worker, share_gpu
 
 
 def open_ours(config: ConfigDict) -> object:
@@ -36,6 +36,7 @@ def main() -> int:
     flags.add_argument("--steps", type=int, default=4, help="batches in a turn")
     flags, overrides = flags.parse_known_args()
     config = load(flags, overrides)
+    share_gpu(2)
     ours = Worker(open_ours, config)
     task = ours.call("task")
     sides = {"ours": ours, "torch": Worker(open_torch, task)}

@@ -1,23 +1,31 @@
 #!/usr/bin/env bash
 # Checks the package on a GPU and measures it: one command for a machine with a GPU.
 #
-#   benchmarks/gpu.sh [check | step | peer | augment | data | knn | startup | variants | all] ...
+#   benchmarks/gpu.sh [STAGE ...]
 #
-#   check    numbers of the reference implementation, on the GPU at full matmul precision
-#   step     the training step: ViT-S/16 at two batch sizes, ViT-B/16
-#   peer     the same step in PyTorch, as of 2021 and as of today; features of images likewise
-#   augment  all crops on the GPU, and by PIL on one core
-#   data     ViT-S/16 behind the real pipeline, reading generated JPEG files; the pipeline alone,
-#            beside one of 2021, and the decoders that are installed
-#   knn      k-NN with ImageNet's numbers of images; beside PyTorch at a tenth of both
-#   startup  seconds until a run has made its first step, and until --help has answered
-#   variants other ways to compute the step, each checked, then timed beside the package's
-#   all      every stage but the last, as without arguments
+#   step      the training step with 64 images: ViT-S/16, the same with remat, ViT-B/16; with it the
+#             most memory that each takes
+#   peer      the same step in PyTorch, as of 2021 and as of today; features of images likewise
+#   check     numbers of the reference implementation, on the GPU at full matmul precision; crops
+#             beside PIL's
+#   augment   all crops on the GPU, and by PIL on one core
+#   data      ViT-S/16 behind the real pipeline, reading generated JPEG files; the pipeline alone,
+#             beside one of 2021, and the decoders that are installed
+#   knn       k-NN with ImageNet's numbers of images; beside PyTorch at a tenth of both
+#   startup   seconds until a run has made its first step, and until --help has answered
+#   attention cuDNN's kernel beside XLA's, alone
+#   batches   the step with 64, 128, ... images, until the GPU's memory does not do
+#   variants  other ways to compute the step, each checked, then timed beside the package's;
+#             variants:NAME,NAME tries some, of a group that is measured together
+#   rest      augment data knn startup attention
 #
-# Adds one JSON line for each result to ${OUT:-benchmarks/results}/gpu.jsonl and prints tables of
-# that file at the end; whatever the commands wrote is in gpu.log beside it. A stage that fails or runs
-# out of time says so there and does not stop the others; the exit code is then 1. All stages
-# together take at most ${DINO_JAX_BENCH_SECONDS:-570} seconds.
+# Without a stage: step peer check. These three take ten minutes at most, and so do `rest`, `batches`
+# and a few variants. No stage begins, and none goes on, after ${DINO_JAX_BENCH_SECONDS:-570} seconds.
+#
+# Writes one JSON line for each result to ${OUT:-benchmarks/results}/gpu.jsonl, in place of those of
+# an earlier run, and prints tables of that file at the end; whatever the commands wrote is in gpu.log
+# beside it. A stage that fails or runs out of time says so there and does not stop the others; the
+# exit code is then 1.
 #
 # Nothing is fetched. Wheels in the folder .whl of the repository are put on the path for this run;
 # PYTHON names another interpreter than python3. Without a GPU, or with DINO_JAX_BENCH_TINY=1,
@@ -26,16 +34,19 @@ set -u -o pipefail
 
 die() { echo "gpu.sh: $*" >&2; exit 2; }
 
-stages=("$@")
-[ ${#stages[@]} -gt 0 ] || stages=(all)
-for stage in "${stages[@]}"; do
+[ $# -gt 0 ] || set -- step peer check
+stages=()
+for stage in "$@"; do
   case $stage in
-    check | step | peer | augment | data | knn | startup | variants) ;;
-    all) stages=(check step peer augment data knn startup) ;;
-    *) die "unknown stage '$stage': choose from check, step, peer, augment, data, knn, startup," \
-      "variants, all" ;;
+    step | peer | check | augment | data | knn | startup | attention | batches) stages+=("$stage") ;;
+    variants | variants:?*) stages+=("$stage") ;;
+    rest) stages+=(augment data knn startup attention) ;;
+    *) die "unknown stage '$stage': choose from step, peer, check, augment, data, knn, startup," \
+      "attention, batches, variants, rest" ;;
   esac
 done
+budget=${DINO_JAX_BENCH_SECONDS:-570}
+[[ $budget =~ ^[0-9]+$ ]] || die "DINO_JAX_BENCH_SECONDS=$budget: give a whole number of seconds"
 
 caller=$PWD
 cd "$(dirname "$0")/.." || die "cannot enter the repository"
@@ -47,7 +58,6 @@ results=$out/gpu.jsonl
 log=$out/gpu.log
 scratch=$(mktemp -d) || die "cannot make a temporary folder"
 trap 'rm -rf "$scratch"' EXIT
-budget=${DINO_JAX_BENCH_SECONDS:-570}
 failures=0
 
 export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}
@@ -56,21 +66,30 @@ if compgen -G '.whl/*.whl' >/dev/null; then
     die "the wheels in .whl cannot be installed"
   PYTHONPATH=$scratch/site:$PYTHONPATH
 fi
-backend=$("$python" -c 'import jax; print(jax.default_backend())') ||
-  die "JAX cannot be used by $python; see above"
+about=$("$python" benchmarks/machine.py) || die "$python cannot run the benchmarks; see above"
+backend=$("$python" -c 'import json, sys; print(json.loads(sys.argv[1])["backend"])' "$about")
+# What one process compiles and tunes, another finds; but start-up is timed with a cache of its own.
+export JAX_COMPILATION_CACHE_DIR=$scratch/compiled
 tiny=${DINO_JAX_BENCH_TINY:-}
 if [ "$backend" = cpu ] && [ -z "$tiny" ]; then
   echo "gpu.sh: JAX finds no GPU; reduced sizes"
   tiny=1
 fi
 
+{ : >"$results"; : >"$log"; } || die "cannot write to $out"
+
 # failed COMMAND WHY
 failed() {
   failures=$((failures + 1))
   echo "gpu.sh: $1: $2" >&2
-  "$python" -c 'import json, sys
-print(json.dumps({"benchmark": "failed", "command": sys.argv[1], "why": sys.argv[2]}))' \
-    "$1" "$2" >>"$results"
+  record '{"benchmark": "failed", "command": sys.argv[2], "why": sys.argv[3]}' "$1" "$2" >>"$results"
+}
+
+# record EXPRESSION ARGUMENTS...: a JSON line of a Python dictionary, with what machine.py says.
+record() {
+  "$python" -c "import json, sys
+about, row = json.loads(sys.argv[1]), $1
+print(json.dumps(row | about | row))" "$about" "${@:2}"
 }
 
 # measure LIMIT BENCHMARK ARGUMENTS...: runs a benchmark; its last line, a JSON object, is the result.
@@ -78,45 +97,44 @@ measure() {
   local limit=$1 left=$((budget - SECONDS)) status
   shift
   : >"$scratch/line"
-  ((left > 15)) || { failed "$*" "no time left of $budget s"; return; }
+  ((left > 15)) || { failed "$*" "no time left of $budget s"; return 1; }
   ((limit < left)) || limit=$left
   echo "--- $* (at most $limit s)" | tee -a "$log"
   timeout -k 10 "$limit" "$python" "benchmarks/$1.py" "${@:2}" 2>>"$log" | tee -a "$log" |
     tail -n 1 >"$scratch/line"
   status=$?
-  if "$python" -m json.tool "$scratch/line" >/dev/null 2>&1; then
-    tee -a "$results" <"$scratch/line"
+  if record 'json.load(sys.stdin)' <"$scratch/line" >"$scratch/row" 2>/dev/null; then
+    tee -a "$results" <"$scratch/row"
   fi
   ((status == 0)) && return
   tail -n 5 "$log" >&2
-  ((status == 124 || status == 137)) && failed "$*" "not ready after $limit s" && return
-  failed "$*" "exit code $status; see gpu.log"
+  if ((status == 124 || status == 137)); then
+    failed "$*" "not ready after $limit s"
+  else
+    failed "$*" "exit code $status; see gpu.log"
+  fi
+  return 1
 }
 
 # verdict WHAT PASSED SUMMARY
 verdict() {
-  printf '{"benchmark": "check", "what": "%s on %s", "passed": %s, "summary": "%s"}\n' \
-    "$1" "$backend" "$2" "${3//[\"\\=]/}" | tee -a "$results"
+  record '{"benchmark": "check", "what": sys.argv[2], "passed": sys.argv[3] == "true",
+    "summary": sys.argv[4].strip("= ")}' "$1 on $backend" "$2" "$3" | tee -a "$results"
   [ "$2" = true ] || failed check "$1; see gpu.log"
 }
 
 check() {
   local limit=$((budget - SECONDS)) passed=false status summary
   ((limit > 15)) || { failed check "no time left of $budget s"; return; }
-  ((limit < 240)) || limit=240
-  # One of the tests wants the eight devices that a test run on a CPU has.
-  local cases="(the_reference or golden or pil) and not pixels_against_pil"
-  [ -z "$tiny" ] || cases="train_vit_adamw or forward_vit_tiny or golden_chains"
+  ((limit < 80)) || limit=80
+  local cases="train_vit_adamw or forward_vit_small16_224 or forward_xcit_small_12_p16 or head_in"
+  cases="$cases or golden"
+  [ -z "$tiny" ] || cases="golden"
   echo "--- check: tests of $cases"
-  # JAX is imported first: it then keeps the GPU, although the tests ask for a CPU.
-  JAX_DEFAULT_MATMUL_PRECISION=highest timeout -k 10 "$limit" "$python" -c '
-import sys, jax
-print("tests on", jax.devices())
-import pytest
-sys.exit(pytest.main(sys.argv[1:]))' \
-    -o filterwarnings=default -p no:cacheprovider -k "$cases" \
-    tests/test_train_parity.py tests/models tests/data/test_{augment,color,preprocess,resample}.py \
-    2>&1 | tee -a "$log" >"$scratch/check"
+  JAX_DEFAULT_MATMUL_PRECISION=highest timeout -k 10 "$limit" "$python" \
+    benchmarks/reference_tests.py "$backend" -k "($cases) and not there_are" \
+    tests/test_train_parity.py tests/models tests/data/test_color.py 2>&1 |
+    tee -a "$log" >"$scratch/check"
   status=$?
   tail -n 15 "$scratch/check"
   summary=$(tail -n 1 "$scratch/check")
@@ -125,21 +143,39 @@ sys.exit(pytest.main(sys.argv[1:]))' \
   verdict goldens $passed "$summary"
 
   passed=false
-  measure 90 augment --batch=4 --canvas=128 --global-size=64 --local-size=32 --seconds=0.1
+  measure 40 augment --batch=4 --canvas=128 --global-size=64 --local-size=32 --seconds=0.1
   "$python" -c 'import json, sys
 sys.exit(json.load(sys.stdin)["grey_levels_apart_mean"] > 1)' <"$scratch/line" 2>>"$log" && passed=true
   verdict "crops and PIL at most one grey level apart in the mean" $passed ""
 }
+
+bf16=--config.model.dtype=bfloat16
 
 step() {
   if [ -n "$tiny" ]; then
     measure 400 train_step --config=configs/default.py:debug --batch-size=8 --steps=2
     return
   fi
-  local bf16=--config.model.dtype=bfloat16
-  measure 150 train_step --config=configs/vit_small.py --batch-size=64 --steps=40 $bf16
-  measure 150 train_step --config=configs/vit_small.py --batch-size=128 --steps=30 $bf16
-  measure 180 train_step --config=configs/vit_base.py --batch-size=128 --steps=20 $bf16
+  measure 100 train_step --config=configs/vit_small.py --batch-size=64 --steps=40 $bf16
+  measure 70 train_step --config=configs/vit_small.py --batch-size=64 --steps=20 $bf16 \
+    --config.model.remat=dots
+  measure 90 train_step --config=configs/vit_base.py --batch-size=64 --steps=20 $bf16
+}
+
+batches() {
+  [ -n "${XLA_PYTHON_CLIENT_MEM_FRACTION:-}" ] ||
+    local -x XLA_CLIENT_MEM_FRACTION=${XLA_CLIENT_MEM_FRACTION:-0.95}
+  local config batch
+  if [ -n "$tiny" ]; then
+    measure 400 train_step --config=configs/default.py:debug --batch-size=8 --steps=2
+    return
+  fi
+  for config in configs/vit_small.py configs/vit_base.py; do
+    for batch in 64 128 256 512 1024; do
+      measure 100 train_step --config=$config --batch-size=$batch --steps=5 $bf16 || break
+      ! grep -q '"out_of_memory"' "$scratch/line" || break
+    done
+  done
 }
 
 peer() {
@@ -149,10 +185,9 @@ peer() {
     measure 400 features --config=configs/default.py:debug --batch-size=8 --steps=1 --rounds=2
     return
   fi
-  measure 300 peer_torch --config=configs/vit_small.py --batch-size=64 --steps=10 --rounds=5 \
-    --variant eager modern --config.model.dtype=bfloat16
-  measure 60 features --config=configs/vit_small.py --batch-size=256 --steps=10 \
-    --config.model.dtype=bfloat16
+  measure 150 peer_torch --config=configs/vit_small.py --batch-size=64 --steps=10 --rounds=5 \
+    --variant eager modern $bf16
+  measure 40 features --config=configs/vit_small.py --batch-size=256 --steps=10 $bf16
 }
 
 augment() {
@@ -161,7 +196,7 @@ augment() {
       --seconds=0.1
     return
   fi
-  measure 120 augment --batch=64 --canvas=512 --seconds=3
+  measure 40 augment --batch=64 --canvas=512 --seconds=3
 }
 
 data() {
@@ -177,10 +212,10 @@ data() {
     measure 400 decode --folder="$scratch/jpeg" --number=8 --threads 2 --rounds=1
     return
   fi
-  measure 200 train_step --config=configs/vit_small.py --batch-size=256 --steps=20 \
-    --config.model.dtype=bfloat16 --data="folder:$scratch/jpeg"
-  measure 120 data --folder="$scratch/jpeg" --number=2048 --threads 1 16 --batch-size=128
-  measure 60 decode --folder="$scratch/jpeg" --number=512 --threads 1 16 --rounds=3
+  measure 110 train_step --config=configs/vit_small.py --batch-size=256 --steps=20 $bf16 \
+    --data="folder:$scratch/jpeg"
+  measure 80 data --folder="$scratch/jpeg" --number=2048 --threads 1 16 --batch-size=128
+  measure 40 decode --folder="$scratch/jpeg" --number=512 --threads 1 16 --rounds=3
 }
 
 knn() {
@@ -188,8 +223,8 @@ knn() {
     measure 400 knn --queries=200 --bank=2000 --width=32 --classes=20 --rounds=1 --no-reference
     return
   fi
-  measure 120 knn --queries=50000 --bank=1281167 --memory-budget=8589934592 --no-reference
-  measure 120 knn --queries=5000 --bank=128000
+  measure 60 knn --queries=50000 --bank=1281167 --memory-budget=8589934592 --no-reference
+  measure 60 knn --queries=5000 --bank=128000
 }
 
 startup() {
@@ -197,28 +232,39 @@ startup() {
     measure 400 startup --config=configs/default.py:debug --batch-size=8 --rounds=1 --jobs knn
     return
   fi
-  measure 240 startup --config=configs/vit_small.py --batch-size=64 --rounds=1 \
-    --config.model.dtype=bfloat16
+  measure 130 startup --config=configs/vit_small.py --batch-size=64 --rounds=1 $bf16
 }
 
-variants() {
+attention() {
   if [ -n "$tiny" ]; then
-    measure 400 variants --config=configs/default.py:debug --batch-size=8 --steps=1 --rounds=1 \
-      --variant keep-activations bottleneck-loss
+    measure 400 attention --images=1 --lengths 37 --crops 2 --rounds=1 --steps=1
     return
   fi
-  # A process each, so a few at a time: they share the memory of the GPU.
-  local group
-  for group in "attention-xla keep-activations" "one-token-batch stacked-optimizer" \
-    "half-logits bottleneck-loss blocked-loss" "scan barriers" "no-triton-gemm" \
-    "remat-dots remat-full"; do
+  measure 40 attention
+}
+
+# variants [NAME,NAME]
+variants() {
+  # Each in a process with its part of the GPU's memory, so a few at a time.
+  local group groups=("attention-xla keep-activations" "half-logits bottleneck-loss" \
+    "one-token-batch stacked-optimizer" "scan barriers" "blocked-loss no-triton-gemm" \
+    "remat-dots remat-full")
+  local sizes=(--config=configs/vit_small.py --batch-size=64 --steps=10 --rounds=5 $bf16)
+  [ -z "$tiny" ] || groups=("keep-activations bottleneck-loss")
+  [ -z "$tiny" ] || sizes=(--config=configs/default.py:debug --batch-size=8 --steps=1 --rounds=1)
+  [ $# -eq 0 ] || groups=("${1//,/ }")
+  for group in "${groups[@]}"; do
     # shellcheck disable=SC2086
-    measure 200 variants --config=configs/vit_small.py --batch-size=64 --steps=10 --rounds=5 \
-      --config.model.dtype=bfloat16 --variant $group
+    measure 280 variants "${sizes[@]}" --variant $group
   done
 }
 
-for stage in "${stages[@]}"; do "$stage"; done
+for stage in "${stages[@]}"; do
+  case $stage in
+    variants:*) variants "${stage#variants:}" ;;
+    *) "$stage" ;;
+  esac
+done
 "$python" benchmarks/table.py "$results"
 echo "gpu.sh: $failures failures, $SECONDS s"
 ((failures == 0))

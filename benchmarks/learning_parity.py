@@ -3,21 +3,28 @@
 The reference implementation was run once on the first 10,000 training images of Fashion-MNIST with
 the settings below; its losses and k-NN scores stand here to be compared with. Takes a quarter of
 an hour on two CPU cores: python benchmarks/learning_parity.py --workdir=runs/parity
+
+Settings of `get_config` can be changed, `--config.seed=1` or `--config.train.epochs=3`; the JSON
+line repeats what was changed.
 """
 
 import argparse
 import json
+import os
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # for `configs`
 
 import jax
+from machine import versions
 from ml_collections import ConfigDict
 
 from configs import default, fashion_mnist
 from dino_jax import train
+from dino_jax.config_file import override
 
 REFERENCE = {
     "knn10": {"untrained": 49.3, "3": 50.9, "6": 55.1, "9": 56.9, "10": 56.6},
@@ -42,13 +49,30 @@ def get_config() -> ConfigDict:
     return config
 
 
+def about(overrides: list[str]) -> dict[str, Any]:
+    """What was changed, on which machine."""
+    return versions() | {
+        "changed": overrides,
+        "backend": jax.default_backend(),
+        "device": jax.devices()[0].device_kind,
+        "cores": os.cpu_count(),
+    }
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--workdir", type=Path, required=True, help="a new folder")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
+    args, overrides = parser.parse_known_args()
+    if args.workdir.exists():
+        raise SystemExit(
+            f"--workdir={args.workdir} exists, and its run would be continued: give a new folder"
+        )
     config = get_config()
-    config.seed = args.seed
+    override(config, overrides)
     start = time.perf_counter()
     train.run(config, args.workdir)
     seconds = time.perf_counter() - start
@@ -56,11 +80,10 @@ def main() -> None:
     first = json.loads((args.workdir / "metrics.jsonl").open().readline())
     knn = {"untrained": first["knn_10_top1"]}
     knn |= {str(e["epoch"] + 1): e["knn_10_top1"] for e in epochs}
-    ours = {"knn10": knn, "loss": [round(e["train_loss"], 3) for e in epochs], "seconds": seconds}
-    where = {"jax": jax.__version__, "backend": jax.default_backend()}
-    print(
-        json.dumps({"benchmark": "learning_parity", "ours": ours, "reference": REFERENCE} | where)
-    )
+    ours = {"knn10": knn, "loss": [round(e["train_loss"], 3) for e in epochs]}
+    ours["seconds"] = round(seconds)
+    result = {"benchmark": "learning_parity", "ours": ours, "reference": REFERENCE}
+    print(json.dumps(result | about(overrides)))
 
 
 if __name__ == "__main__":

@@ -115,6 +115,8 @@ def main() -> None:
     flags, overrides = flags.parse_known_args()
     config = load(flags, overrides)
     cluster = Cluster(flags.node, flags.link, flags.network)
+    if cluster.node < 1:
+        raise SystemExit(f"--node={cluster.node}: give the GPUs of a node, at least 1")
     if refused := [n for n in flags.gpus if n < cluster.node or n % cluster.node]:
         raise SystemExit(f"--gpus {refused}: give multiples of --node={cluster.node}")
     step_ms, source = flags.step_ms, "given"

@@ -16,6 +16,8 @@ COLUMNS = {
         "config": "config",
         "batch": "batch_size",
         "dtype": "dtype",
+        "remat": "remat",
+        "attention": "attention",
         "images/s": "images_per_s",
         "step ms": "step_ms",
         "FLOP utilisation": "utilisation",
@@ -27,10 +29,12 @@ COLUMNS = {
         "compile s": "compile_s",
         "images/s with data": "data.images_per_s",
         "data wait": "data.wait_share",
+        "does not fit": "out_of_memory",
     },
     "peer_torch": {
         "config": "config",
         "batch": "batch_size",
+        "attention": "sides.ours.attention",
         "ours ms": "step_ms.ours",
         "eager ms": "step_ms.eager",
         "modern ms": "step_ms.modern",
@@ -55,9 +59,18 @@ COLUMNS = {
         "config": "config",
         "batch": "batch_size",
         "dtype": "about.dtype",
+        "attention": "about.attention",
         "step ms": "step_ms",
         "ratio": "ratio",
         "temporary MB an image": "mb_per_image",
+        "refused": "refused",
+    },
+    "attention": {
+        "images": "images",
+        "heads": "heads",
+        "ms by tokens, XLA": "ms.xla",
+        "cuDNN": "ms.cudnn",
+        "XLA / cuDNN": "ratio",
         "refused": "refused",
     },
     "augment": {
@@ -136,10 +149,23 @@ COLUMNS = {
         "queries": "queries",
         "bank": "bank",
         "width": "width",
+        "k": "ks",
         "ours s": "seconds.ours",
         "reference s": "seconds.reference",
         "reference / ours": "ratio",
         "percent apart": "percent_apart",
+    },
+    "learning_parity": {
+        "changed": "changed",
+        "k-NN after epochs": "ours.knn10",
+        "mean loss of each": "ours.loss",
+        "seconds": "ours.seconds",
+    },
+    "learning_torch": {
+        "crops": "crops",
+        "seed": "seed",
+        "changed": "changed",
+        "mean loss of each epoch": "loss",
     },
     "failed": {"command": "command", "why": "why"},
 }
@@ -150,7 +176,16 @@ def value(row: Row, path: str) -> str:
     here: Any = row
     for key in path.split("."):
         here = here.get(key) if isinstance(here, dict) else None
-    return "" if here is None or here == {} else str(here)
+    return "" if here is None else text(here)
+
+
+def text(found: Any) -> str:
+    """A cell: what an object or a list holds, without brackets."""
+    if isinstance(found, dict):
+        return "; ".join(f"{key}: {text(each)}" for key, each in found.items())
+    if isinstance(found, list):
+        return ", ".join(map(text, found))
+    return str(found)
 
 
 def table(rows: list[Row], columns: dict[str, str]) -> str:

@@ -19,6 +19,8 @@ It compiles the step of a config and reports
   dispatch_ms              host time of calling the step while the device is idle. On a GPU this
                            adds the launches of its kernels; on a CPU part of the computation may
                            run in the caller, so there it is no measure of overhead
+  attention                the kernel that computes it, of a ViT
+  out_of_memory            in place of all figures: what the device said where the step did not fit
   data                     with --data: the same step behind the real pipeline. Each step ends
                            before the next batch is asked for, so that waiting for it is time in
                            which the device stands still
@@ -32,7 +34,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import jaxlib
 import numpy as np
 from config_flag import describe, load, parser
 from flops import flops_per_image
@@ -43,6 +44,8 @@ from dino_jax import settings, sharding
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.sources import open_source
+from dino_jax.models import vit
+from dino_jax.out_of_memory import is_out_of_memory
 from dino_jax.plan import crop_maker
 from dino_jax.step import Batch
 
@@ -183,7 +186,6 @@ def measure(config: ConfigDict, *, steps: int, data: str | None) -> dict[str, An
         "dispatch_ms": round(1e3 * dispatch, 3),
         "compile_s": round(ours.compile_seconds, 1),
         "data": pipeline,
-        "dtype": jnp.dtype(dtype).name,
     }
 
 
@@ -193,8 +195,16 @@ def main() -> None:
     flags.add_argument("--data", help="also time the pipeline: KIND:LOCATION[@SPLIT]")
     flags, overrides = flags.parse_known_args()
     config = load(flags, overrides)
-    result = measure(config, steps=flags.steps, data=flags.data)
+    try:
+        result = measure(config, steps=flags.steps, data=flags.data)
+    except jax.errors.JaxRuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        result = {"out_of_memory": str(error).partition("\n")[0]}
+    is_vit = config.model.name in vit.ARCHITECTURES
     about = {
+        "dtype": jnp.dtype(settings.compute_dtype(config.model.dtype)).name,
+        "attention": settings.attention_kernel(config).kernel if is_vit else None,
         "canvas_size": config.data.canvas_size,
         "sharding": config.train.sharding,
         "steps": flags.steps,
@@ -202,8 +212,6 @@ def main() -> None:
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "jaxlib": jaxlib.__version__,
     }
     print(json.dumps({"benchmark": "train_step"} | result | describe(flags, config) | about))
 

@@ -5,11 +5,13 @@ python benchmarks/variants.py --config=configs/vit_small.py --batch-size=8
 
 The variants are in `peers/variants.py`; unnamed, all are tried. Each lives in a process of its own.
 Before any timing, the teacher's logits, the loss and all its gradients must agree in float32 at
-full matmul precision, and then the losses of the first three steps; a variant that differs, or
-that the machine cannot compile, is refused and not timed.
+full matmul precision, and then the losses of the first three steps. Where the timed arithmetic is
+another, logits, loss and gradients in that may be no further from those in float32 than twice the
+package's own. A variant that differs, or that the machine cannot compile, is refused and not timed.
 
   step_ms, ratio    median of the rounds; a ratio above 1 says that the variant is faster
   mb_per_image      memory for temporaries, as the compiler planned it, by image of the batch
+  apart             from float32 in the timed arithmetic, as a share of an array's largest value
   refused           why a variant has no figures
 """
 
@@ -22,10 +24,11 @@ import numpy as np
 from config_flag import describe, load, parser
 from ml_collections import ConfigDict
 from peer_torch import check, make_comparable, open_ours
-from peers.task import Side
-from peers.worker import Worker
+from peers.task import Side, Task
+from peers.worker import Worker, share_gpu
 
 TOLERANCE = 1e-4  # on logits, loss and gradients, of the largest value of an array
+ROUGH = 2  # times as far from float32 as the package is, in the timed arithmetic
 
 
 def open_variant(config: ConfigDict, name: str) -> Side:
@@ -43,22 +46,41 @@ def difference(ours: list[np.ndarray], others: list[np.ndarray]) -> float:
     )
 
 
+def distances(side: Worker, task: Task, expected: list[np.ndarray]) -> tuple[float, float]:
+    """Of a side's logits, loss and gradients from those in float32: exact ones, and as timed."""
+    exact = difference(expected, side.call("derivatives", task, exact=True))
+    if task.exact:
+        return exact, exact
+    return exact, difference(expected, side.call("derivatives", task, exact=False))
+
+
+def objection(exact: float, rough: float, package: float) -> str | None:
+    """What speaks against a variant with these distances, the package's as timed."""
+    if not exact <= TOLERANCE:  # nor a NaN
+        return f"logits, loss or gradients are {exact:.1e} apart"
+    if not rough <= max(TOLERANCE, ROUGH * package):
+        return f"in the timed arithmetic {rough:.1e} from float32, the package {package:.1e}"
+    return None
+
+
 def compare(config: ConfigDict, names: list[str], *, rounds: int, steps: int) -> dict[str, Any]:
-    sides, refused = {"ours": Worker(open_ours, config)}, {}
-    task = sides["ours"].call("task")
-    expected = sides["ours"].call("derivatives", task)
+    ours = Worker(open_ours, config)
+    task = ours.call("task")
+    expected = ours.call("derivatives", task, exact=True)
+    _, package = distances(ours, task, expected)
+    sides, apart, refused = {"ours": ours}, {"ours": package}, {}
     for name in names:
         print("checking", name, file=sys.stderr, flush=True)
-        side = Worker(open_variant, config, name)
         try:
-            apart = difference(expected, side.call("derivatives", task))
+            side = Worker(open_variant, config, name)
+            exact, apart[name] = distances(side, task, expected)
         except Exception as error:  # the others may still be compared
-            refused[name] = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            refused[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             continue
-        if apart > TOLERANCE:
-            refused[name] = f"logits, loss or gradients are {apart:.1e} apart"
-            continue
-        sides[name] = side
+        if why := objection(exact, apart[name], package):
+            refused[name] = why
+        else:
+            sides[name] = side
     refused |= check(sides, task)[1]
     timed = {name: side for name, side in sides.items() if name not in refused}
     for side in timed.values():
@@ -73,6 +95,7 @@ def compare(config: ConfigDict, names: list[str], *, rounds: int, steps: int) ->
             name: round(side.call("temporary_bytes") / task.batch_size / 1e6, 1)
             for name, side in timed.items()
         },
+        "apart": {name: float(f"{each:.2g}") for name, each in apart.items()},
         "refused": refused,
         "about": sides["ours"].call("about"),
     }
@@ -88,6 +111,7 @@ def main() -> None:
     flags, overrides = flags.parse_known_args()
     config = load(flags, overrides)
     make_comparable(config)
+    share_gpu(1 + len(flags.variant))
     result = compare(config, flags.variant, rounds=flags.rounds, steps=flags.steps)
     about = {"rounds": flags.rounds, "steps": flags.steps}
     print(json.dumps({"benchmark": "variants"} | result | describe(flags, config) | about))

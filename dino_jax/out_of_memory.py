@@ -23,7 +23,8 @@ ACTIVATIONS = {"none": 1.0, "dots": 0.5, "full": 0.3}
 WEIGHTS = {"dp": 2, "fsdp": 3}  # copies in a step: gradients, results; what fsdp gathers
 MARGIN = 1.05  # of an estimate
 GPU_SHARE = 0.75  # of a GPU's memory that JAX takes unless told otherwise
-_FRACTION = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+# That say otherwise; the second is the former name, and JAX refuses both together.
+FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
 _SIGNS = ("resource_exhausted", "out of memory", "out_of_memory")  # in what JAX raises
 
 
@@ -116,8 +117,8 @@ def remedies(config: ConfigDict, need: Need, num_devices: int) -> Iterator[str]:
         for change in fitting("train.batch_size", range(batch - multiple, 0, -multiple))
     )
     larger = (need.limit or 0) * 0.95 / GPU_SHARE
-    if _FRACTION not in os.environ and room < need.total <= larger:
-        yield f"the environment variable {_FRACTION}=0.95, on a GPU"
+    if not any(map(os.environ.get, FRACTIONS)) and room < need.total <= larger:
+        yield f"the environment variable {FRACTIONS[0]}=0.95, on a GPU"
 
 
 def with_any_step(need: Need) -> Need:

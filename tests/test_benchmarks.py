@@ -1,75 +1,43 @@
 """Every benchmark runs at a tiny size and says what it promises; no time is asserted."""
 
-import importlib.util
 import io
-import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 from PIL import Image
 
-from dino_jax.models import create_model
-from dino_jax.out_of_memory import ACTIVATIONS
+from benchmark_runs import (
+    BENCHMARKS,
+    SMALL,
+    TINY,
+    TORCH,
+    gpu_script,
+    needs_torch,
+    rows,
+    run,
+    script,
+)
 
-ROOT = Path(__file__).parent.parent
-BENCHMARKS = ROOT / "benchmarks"
-TORCH = importlib.util.find_spec("torch") is not None
 VARIANTS = ["eager", "modern"]
-SMALL = [
-    "--config=configs/default.py:debug",
-    "--batch-size=4",
+LEARNING = [  # in place of ten thousand pictures and a model of depth 4
+    "--config.data.train=shapes:16@train",
+    "--config.eval.knn_test=shapes:8@val",
+    "--config.train.batch_size=8",
+    "--config.train.epochs=2",
     "--config.model.overrides.depth=1",
+    "--config.crops.local_number=1",
+    "--config.head.out_dim=64",
 ]
-TINY = [*SMALL, "--steps=1"]
-# Compiling is most of the time here; and these processes need no virtual devices.
-ENVIRONMENT = os.environ | {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",
-    "PYTHONPATH": str(ROOT),
-}
 
 
 @pytest.fixture(autouse=True)
 def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
     """Lets tests import the benchmarks' modules, as the scripts do."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
-def run(*command: str, **environment: str) -> subprocess.CompletedProcess:
-    """Runs a command in the repository."""
-    return subprocess.run(
-        command, cwd=ROOT, env=ENVIRONMENT | environment, capture_output=True, text=True
-    )
-
-
-def script(name: str, *arguments: str) -> dict[str, Any]:
-    """What the last line of a benchmark says; it must succeed."""
-    done = run(sys.executable, f"benchmarks/{name}.py", *arguments)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def gpu_script(out: Path, *stages: str, **environment: str) -> subprocess.CompletedProcess:
-    """Runs `gpu.sh` at its reduced sizes."""
-    tiny = {"OUT": str(out), "PYTHON": sys.executable, "DINO_JAX_BENCH_TINY": "1"}
-    return run(str(BENCHMARKS / "gpu.sh"), *stages, **tiny | environment)
-
-
-def rows(out: Path) -> list[dict[str, Any]]:
-    """The results of `gpu.sh`."""
-    return [json.loads(line) for line in (out / "gpu.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +76,17 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futu
                 script, "variants", *TINY, "--rounds=1", "--variant", "blocked-loss"
             ),
             "features": threads.submit(script, "features", *TINY, "--rounds=1", "--steps=1"),
+            "learning_parity": threads.submit(
+                script, "learning_parity", f"--workdir={out / 'run'}", *LEARNING
+            ),
+            "learning_torch": threads.submit(
+                script, "learning_torch", "--crops=ours", "--epochs=1", *LEARNING
+            ),
             "scaling": threads.submit(script, "scaling", *SMALL, "--step-ms=1"),
         }
         if not TORCH:
-            del runs["peer_torch"], runs["features"]
+            for name in ("peer_torch", "features", "learning_torch"):
+                del runs[name]
         yield runs
 
 
@@ -121,6 +96,7 @@ def test_train_step(started: dict[str, Future]) -> None:
     assert result["config"] == "default:debug"
     assert result["batch_size"] == 4
     assert result["dtype"] == "bfloat16"
+    assert result["attention"] == "xla"
     assert result["devices"] == 1
     above_zero = (
         "images_per_s",
@@ -143,7 +119,7 @@ def test_train_step(started: dict[str, Future]) -> None:
     assert 0.9 < flop["compiled"] / flop["formula"] < 2
 
 
-@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install -e '.[torch]'")
+@needs_torch
 def test_peer_torch_computes_the_same(started: dict[str, Future]) -> None:
     result = started["peer_torch"].result()
     assert result["benchmark"] == "peer_torch"
@@ -165,96 +141,14 @@ def test_variants_compute_the_same(started: dict[str, Future]) -> None:
     assert min(result["mb_per_image"].values()) > 0
 
 
-def test_a_variant_that_computes_something_else_is_seen() -> None:
-    from variants import difference
-
-    ours = [np.array([1.0, 4.0]), np.array([2.0])]
-    assert difference(ours, ours) == 0
-    assert difference(ours, [np.array([1.0, 5.0]), np.array([2.0])]) == 0.25
-
-
-@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install -e '.[torch]'")
+@needs_torch
 def test_features_agree_with_torch(started: dict[str, Future]) -> None:
     result = started["features"].result()
     assert result["apart"] < 1e-3
     assert result["ratio"] > 0
 
 
-class Answers:
-    """Stands in for a side's process: gives its losses, or fails."""
-
-    def __init__(self, losses: list[float] | Exception) -> None:
-        self.losses = losses
-
-    def start(self, method: str, *args: Any, **kwargs: Any) -> Future:
-        assert method == "losses"
-        future: Future = Future()
-        if isinstance(self.losses, Exception):
-            future.set_exception(self.losses)
-        else:
-            future.set_result(self.losses)
-        return future
-
-
-def test_a_peer_that_computes_something_else_is_refused() -> None:
-    from peer_torch import check
-    from peers.task import Task
-
-    sides = {
-        "ours": Answers([5.0, 6.0]),
-        "same": Answers([5.0002, 6.0]),
-        "other": Answers([5.0, 6.01]),
-        "nan": Answers([5.0, float("nan")]),
-        "broken": Answers(MemoryError("no room")),
-    }
-    task = Task(sizes={}, weights={}, schedules={}, batch_size=4, dtype="float32", exact=True)
-    losses, refused = check(sides, task)
-    assert list(refused) == ["other", "nan", "broken"]
-    assert "no room" in refused["broken"]
-    assert "6.01" in refused["other"]
-    assert losses["same"] == [5.0002, 6.0]
-
-
-def test_in_half_precision_only_the_first_loss_must_agree() -> None:
-    from peer_torch import check
-    from peers.task import Task
-
-    class Rough(Answers):
-        """Exact first, then as float16 with a scaler that skips a step."""
-
-        def start(self, method: str, *args: Any, exact: bool) -> Future:
-            return Answers([5.0, 6.0] if exact else self.losses).start(method)
-
-    sides = {"ours": Answers([5.0, 6.0]), "scaled": Rough([5.01, 5.0]), "off": Rough([5.2, 6.0])}
-    task = Task(sizes={}, weights={}, schedules={}, batch_size=4, dtype="bfloat16", exact=False)
-    _, refused = check(sides, task)
-    assert list(refused) == ["off"]
-
-
-@pytest.mark.parametrize("side", [224, 96])
-def test_counted_operations_of_a_forward_pass(side: int) -> None:
-    from flops import vit_forward
-
-    model = nnx.eval_shape(lambda: create_model("vit_small", rngs=nnx.Rngs(0)))
-    graphdef, params = nnx.split(model)
-    forward = jax.jit(lambda params, x: nnx.merge(graphdef, params)(x))
-    image = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
-    analysed = forward.lower(params, image).cost_analysis()["flops"]
-    # What is not counted: norms, softmax, GELU, biases, and the resized position table.
-    assert 0.95 < sum(vit_forward(model, side)) / analysed <= 1
-
-
-def test_operations_of_a_training_step() -> None:
-    from flops import flops_per_image
-
-    from configs import vit_small
-
-    # 9.2 GFLOP a pass for 224 pixels (published) and 1.6 for 96: 2 passes of the teacher, 3 of the
-    # student for each view, the head: 113.5. The last block for one token saves 7 % of it.
-    assert flops_per_image(vit_small.get_config()) == pytest.approx(0.931 * 113.5e9, rel=0.01)
-
-
-@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install -e '.[torch]'")
+@needs_torch
 def test_convert() -> None:
     result = script("convert", "--model=vit_tiny", "--out-dim=64")
     assert (result["benchmark"], result["model"]) == ("convert", "vit_tiny")
@@ -287,7 +181,7 @@ def test_data(started: dict[str, Future]) -> None:
     assert min(stages.values()) > 0
 
 
-@pytest.mark.skipif(not TORCH, reason="PyTorch is not installed: pip install -e '.[torch]'")
+@needs_torch
 def test_knn_of_both_sides_agrees() -> None:
     sizes = ("--queries=60", "--bank=600", "--width=16", "--classes=7", "--ks", "1", "9", "50")
     result = script("knn", *sizes, "--rounds=1", "--tolerance=1e-6")
@@ -306,6 +200,32 @@ def test_startup(started: dict[str, Future]) -> None:
     assert result["cache_mib"] > 0, "a cold start leaves its programs"
     assert list(result["help_s"]) == ["main", "jobs", "inspect"]
     assert result["help_s_max"] == max(result["help_s"].values()) > 0
+
+
+def test_learning_parity(started: dict[str, Future]) -> None:
+    result = started["learning_parity"].result()
+    assert result["benchmark"] == "learning_parity"
+    assert result["changed"] == LEARNING
+    assert len(result["ours"]["loss"]) == 2
+    assert min(result["ours"]["loss"]) > 0
+    assert list(result["ours"]["knn10"]) == ["untrained", "1", "2"]
+    assert {"date", "device", "cores", "jax"} <= result.keys()
+
+
+def test_learning_parity_starts_a_new_run(tmp_path: Path) -> None:
+    done = run(sys.executable, "benchmarks/learning_parity.py", f"--workdir={tmp_path}")
+    assert done.returncode == 1
+    assert done.stderr.strip() == (
+        f"--workdir={tmp_path} exists, and its run would be continued: give a new folder"
+    )
+
+
+@needs_torch
+def test_learning_torch(started: dict[str, Future]) -> None:
+    result = started["learning_torch"].result()
+    assert (result["benchmark"], result["crops"]) == ("learning_torch", "ours")
+    assert 0 < result["loss"][0] < 2 * np.log(64)
+    assert {"date", "device", "cores", "jax", "torch"} <= result.keys()
 
 
 def test_scaling_counts_what_the_formula_says(started: dict[str, Future]) -> None:
@@ -327,53 +247,12 @@ def test_scaling_counts_what_the_formula_says(started: dict[str, Future]) -> Non
         assert shares[0]["none"] > shares[1]["none"] > shares[2]["none"]
 
 
-def test_activations_are_below_what_the_advice_reckons_with() -> None:
-    depth = "--config.model.overrides.depth=4"
-    result = script("activations", SMALL[0], depth, "--config.model.dtype=bfloat16")
-    assert result["benchmark"] == "activations"
-    kept, share = result["kept_mb"], result["share"]
-    assert kept["none"] > kept["dots"] > kept["full"] > 0
-    assert share["dots"] == pytest.approx(kept["dots"] / kept["none"], abs=0.01)
-    assert share["none"] == 1
-    assert all(share[policy] <= ACTIVATIONS[policy] for policy in ACTIVATIONS)
-
-
-def test_seconds_of_a_collective() -> None:
-    """64 GB over two nodes of four: 48 GB arrive by links, and 8 of a quarter by the network."""
-    from scaling import Cluster, efficiency
-
-    cluster = Cluster(node=4, link=12e9, network=1e9)
-    assert cluster.one_way_seconds(64e9, 8) == pytest.approx(48 / 12 + 16 / 2)
-    assert cluster.one_way_seconds(64e9, 4) == pytest.approx(48 / 12)
-    assert efficiency(30, 10) == {"none": 0.75, "full": 1}
-    assert efficiency(10, 40) == {"none": 0.2, "full": 0.25}
-
-
-def test_bytes_of_collectives() -> None:
-    from collectives import moved_bytes
-
-    program = """
-      %a = (f32[2,3]{1,0}, s32[]) all-reduce(%x, %y), replica_groups={}
-      %b = bf16[10]{0} all-gather(%z), dimensions={0}
-      %c = f32[5]{0} add(%p, %q)
-      ROOT %d = pred[7]{0} all-reduce(%e)
-    """
-    assert moved_bytes(program) == {"all-reduce": 24 + 4 + 7, "all-gather": 20}
-
-
-def test_gpu_script_goes_on_after_a_failure(tmp_path: Path) -> None:
-    done = gpu_script(tmp_path, "check", "augment", "peer", DINO_JAX_BENCH_SECONDS="0")
-    assert done.returncode == 1
-    commands = [row["command"].split()[0] for row in rows(tmp_path)]
-    assert commands == ["check", "augment", "peer_torch", "features"]
-    assert all(row["why"] == "no time left of 0 s" for row in rows(tmp_path))
-    assert "4 failures" in done.stdout
-
-
-def test_gpu_script_names_its_stages(tmp_path: Path) -> None:
-    done = gpu_script(tmp_path, "speed")
-    assert done.returncode == 2
-    assert "unknown stage 'speed': choose from check, step" in done.stderr
+def test_attention() -> None:
+    sizes = ("--images=1", "--lengths", "5", "--crops", "2", "--heads=1", "--head-dim=8")
+    result = script("attention", *sizes, "--rounds=1", "--steps=1")
+    assert result["ms"]["xla"]["5"] > 0
+    assert "cannot be used for 5 tokens" in result["refused"]["5"]
+    assert result["ms"]["cudnn"] == result["ratio"] == {}
 
 
 def test_decode(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from dino_jax.memory import Need
 from dino_jax.models.remat import POLICIES
 from dino_jax.out_of_memory import (
     ACTIVATIONS,
+    FRACTIONS,
     MemoryGuard,
     answer,
     is_out_of_memory,
@@ -106,12 +107,15 @@ def test_a_state_that_is_too_large_is_spread() -> None:
 
 
 def test_a_gpu_can_lend_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("XLA_PYTHON_CLIENT_MEM_FRACTION", raising=False)
-    lent = "the environment variable XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, on a GPU"
+    for name in FRACTIONS:
+        monkeypatch.delenv(name, raising=False)
+    lent = "the environment variable XLA_CLIENT_MEM_FRACTION=0.95, on a GPU"
     assert list(remedies(paper(), need(120), 1))[-1] == lent
     assert lent not in remedies(paper(), need(130), 1)
-    monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.75")
-    assert lent not in remedies(paper(), need(120), 1)
+    for name in FRACTIONS:
+        with monkeypatch.context() as patch:
+            patch.setenv(name, "0.75")
+            assert lent not in remedies(paper(), need(120), 1)
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ class OurSide:
         device = self.mesh.devices.flat[0]
         return {
             "dtype": np.dtype(dtype).name,
+            "attention": settings.attention_kernel(self.config).kernel,
             "backend": device.platform,
             "device": device.device_kind,
             "jax": jax.__version__,
@@ -102,10 +103,10 @@ class OurSide:
         self.step = step
         return [float(step(self.batch).meters.interval["loss"]) for _ in range(CHECKED_STEPS)]
 
-    def derivatives(self, task: Task) -> list[np.ndarray]:
-        """The teacher's logits, the loss and its gradients, at full precision."""
+    def derivatives(self, task: Task, *, exact: bool) -> list[np.ndarray]:
+        """The teacher's logits, the loss and its gradients, on the views of the exact steps."""
         config = copy.deepcopy(self.config)
-        config.model.dtype = "float32"
+        config.model.dtype = "float32" if exact else task.dtype
         views = task.views(exact=True)
         model = nnx.eval_shape(lambda: settings.build_model(config, nnx.Rngs(0)))
         graphdef, _, batch_stats = split(model)
@@ -123,7 +124,7 @@ class OurSide:
             )
             return output.loss, (teacher_logits, output.loss)
 
-        with jax.default_matmul_precision("highest"):
+        with jax.default_matmul_precision("highest" if exact else None):
             gradients, values = jax.jit(jax.grad(loss, has_aux=True))(self.params, views)
         return jax.device_get([*values, *jax.tree.leaves(gradients)])
 

@@ -74,6 +74,10 @@ class TorchStep:
         device: torch.device,
     ) -> None:
         self.sizes, self.schedules, self.modern = sizes, schedules, variant == "modern"
+        # On the device from the start: a value that is sent there in a step makes the host wait.
+        self.teacher_temps = torch.tensor(
+            schedules["teacher_temp"], dtype=torch.float32, device=device
+        )
         self.step = 0
         self.student, self.teacher = (MultiCrop(sizes, self.modern).to(device) for _ in range(2))
         for network in (self.student, self.teacher):
@@ -104,12 +108,12 @@ class TorchStep:
     def __call__(self, views: list[Tensor]) -> Tensor:
         """One step on V views [B, C, H, W], the two global ones first; returns its loss."""
         now = {name: float(x[self.step % len(x)]) for name, x in self.schedules.items()}
+        # A tensor, so that torch.compile need not specialise on its value; a copy, to be aligned.
+        teacher_temp = self.teacher_temps[self.step % len(self.teacher_temps)].clone()
         self.step += 1
         decayed, plain = self.optimizer.param_groups
         decayed.update(lr=now["lr"], weight_decay=now["weight_decay"])
         plain.update(lr=now["lr"])
-        # A tensor, so that torch.compile need not specialise on its value.
-        teacher_temp = torch.tensor(now["teacher_temp"], device=self.center.device)
         loss, teacher = self.losses(views, teacher_temp)
         if not self.modern and not math.isfinite(loss.item()):
             raise FloatingPointError("the loss is not finite")

@@ -49,14 +49,11 @@ def pack(
     """
     if shard_size < 1:
         raise UsageError(f"shard_size={shard_size} must be at least 1 MiB")
+    if num_threads < 1:
+        raise UsageError(f"num_threads={num_threads} must be at least 1")
     part = records.part_of(out)
     if out.exists():
         raise UsageError(f"out={out} exists: give a folder that does not, or remove it")
-    if part.exists():
-        raise UsageError(
-            f"out={out}: {part} is what a packing has left that did not come to its end, or is "
-            "still at work; remove it, or give another folder"
-        )
     import grain  # here: it is slow to import, and --help needs none
 
     opened = open_source(source)
@@ -75,6 +72,14 @@ def pack(
     ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     try:
         part.mkdir(parents=True)
+    except FileExistsError as error:
+        raise UsageError(
+            f"out={out}: {part} is what a packing has left that did not come to its end, or is "
+            "still at work; remove it, or give another folder"
+        ) from error
+    except OSError as error:
+        raise UsageError(f"out={out} cannot be written: {error}; give another folder") from error
+    try:  # the folder is ours from here on
         with tqdm(total=len(opened), desc=opened.spec, unit=" images") as bar:
             shards = _write_shards(contents.to_iter_dataset(ahead), part, shard_size * 2**20, bar)
         _write_index(opened, part)

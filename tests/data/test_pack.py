@@ -170,6 +170,35 @@ def test_shards_of_no_size_are_refused(folder: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_no_threads_are_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="num_threads=-3 must be at least 1"):
+        pack(f"folder:{folder}", tmp_path / "out", num_threads=-3)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_folder_of_another_packing_is_left_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may begin while the source is being opened."""
+    theirs = tmp_path / "out.part" / "00000.array_record"
+
+    def open_meanwhile(spec: str) -> EncodedSource:
+        theirs.parent.mkdir()
+        theirs.touch()
+        return open_source(spec)
+
+    monkeypatch.setattr("dino_jax.data.pack.open_source", open_meanwhile)
+    with pytest.raises(UsageError, match=r"out\.part is what a packing has left"):
+        pack(f"folder:{folder}", tmp_path / "out")
+    assert theirs.exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UsageError, match=r"out=.*/file/out cannot be written: .*Not a directory"):
+        pack(f"folder:{folder}", tmp_path / "file" / "out")
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error")])
 def test_a_packing_that_is_stopped_leaves_nothing(
     error: BaseException, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
