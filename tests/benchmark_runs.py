@@ -28,7 +28,7 @@ ENVIRONMENT = os.environ | {
     "PYTHONPATH": str(ROOT),
 }
 needs_torch = pytest.mark.skipif(
-    not TORCH, reason="PyTorch is not installed: pip install 'dino_jax[torch]'"
+    not TORCH, reason="PyTorch is not installed: pip install -e '.[torch]'"
 )
 
 
