@@ -115,7 +115,7 @@ def _classes(paths: Names) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
     for path in paths:
         top, _, rest = path.partition(os.fsencode(os.sep))
         classes.append(number.setdefault(top, len(number)) if rest else -1)
-    if len(number) < 2 or min(classes) < 0:
+    if min(classes) < 0:
         return None, None
     names = sorted(number)
     rank = np.empty(len(names), np.int32)

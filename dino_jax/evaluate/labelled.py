@@ -68,7 +68,7 @@ def open_test(spec: str) -> Source:
     if source.label(0) < 0:
         raise UsageError(
             f"{spec} has no labels, which a classification needs: put its images into a folder for "
-            f"each class, at least two, and none beside these; the first one is {source.name(0)}"
+            f"each class, and none beside these folders; the first one is {source.name(0)}"
         )
     return source
 

@@ -78,7 +78,14 @@ def test_folder_classes_are_the_first_level(tmp_path: Path) -> None:
     assert [source.label(i) for i in range(len(source))] == source.labels.tolist()
 
 
-@pytest.mark.parametrize("files", [("a/1.png",), ("a/1.png", "b/2.png", "3.png"), ("1.png",)])
+def test_one_folder_is_one_class(tmp_path: Path) -> None:
+    add_image(tmp_path / "cat/young/1.png")
+    source = open_source(str(tmp_path))
+    assert source.class_names == ("cat",)
+    assert source.labels.tolist() == [0]
+
+
+@pytest.mark.parametrize("files", [("a/1.png", "b/2.png", "3.png"), ("1.png",)])
 def test_folder_without_classes(tmp_path: Path, files: tuple[str, ...]) -> None:
     for name in files:
         add_image(tmp_path / name)
