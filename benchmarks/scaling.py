@@ -102,7 +102,7 @@ def efficiency(step: float, communication: float) -> dict[str, float]:
 
 
 def megabytes(sizes: dict[str, int]) -> dict[str, float]:
-    return {kind: round(size / 1e6, 2) for kind, size in sorted(sizes.items())}
+    return {kind: round(size / 1e6, 4) for kind, size in sorted(sizes.items())}
 
 
 def main() -> None:
@@ -140,7 +140,7 @@ def main() -> None:
     result = {
         "step_ms": round(step_ms, 2),
         "step_ms_from": source,
-        "parameter_mb": round(parameters / 1e6, 2),
+        "parameter_mb": round(parameters / 1e6, 4),
         "collectives_mb": {
             side: {mode: megabytes(sizes) for mode, sizes in modes.items()}
             for side, modes in collectives.items()

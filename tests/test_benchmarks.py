@@ -234,8 +234,8 @@ def test_scaling_counts_what_the_formula_says(started: dict[str, Future]) -> Non
     formula, compiled = (result["collectives_mb"][side] for side in ("formula", "compiled"))
     p = result["parameter_mb"]
     assert formula["dp"] == {"all-reduce": p}
-    assert formula["fsdp"]["all-gather"] == pytest.approx(2 * p, abs=0.02)  # both are rounded
-    assert formula["fsdp"]["reduce-scatter"] == pytest.approx(p / 8, abs=0.01)
+    assert formula["fsdp"]["all-gather"] == pytest.approx(2 * p, abs=2e-4)  # both are rounded
+    assert formula["fsdp"]["reduce-scatter"] == pytest.approx(p / 8, abs=1e-4)
     assert list(compiled["dp"]) == ["all-reduce"]
     assert p <= compiled["dp"]["all-reduce"] < 1.05 * p
     # Small arrays stay whole, and this model has many.
