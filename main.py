@@ -13,7 +13,7 @@ from dino_jax.errors import UsageError
 
 
 def main() -> int:
-    """Runs the training; exit code 0 finished or stopped, 1 diverged, 2 wrong usage."""
+    """Runs the training; exit code 0 finished or stopped, 1 diverged, 2 wrong usage or storage."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -49,7 +49,10 @@ def main() -> int:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:  # a disk that is full, a file system that fails
+    except OSError as error:
+        if error.errno is None:
+            raise
+        # A disk that is full, a file system that fails: nothing that a traceback would explain.
         print(f"error: {error}; the same command continues", file=sys.stderr)
         return 2
     return 0

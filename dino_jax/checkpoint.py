@@ -8,6 +8,7 @@ the state; `about` is the resolved config, a checksum of every array, and one of
 import dataclasses
 import json
 import logging
+import re
 import tempfile
 import textwrap
 import zlib
@@ -107,10 +108,14 @@ class RunCheckpoints:
     def __enter__(self) -> "RunCheckpoints":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type | None, error: BaseException | None, *_: object) -> None:
         try:
             with self._written():
                 self._manager.close()  # waits for a save that is under way
+        except UsageError as trouble:
+            if error is None:
+                raise
+            logging.error("%s", trouble)  # must not hide why the run ends
         finally:
             if self._lock:
                 self._lock.close()
@@ -120,7 +125,10 @@ class RunCheckpoints:
         """Says in a sentence that what Orbax writes meanwhile, or wrote before, cannot be."""
         try:
             yield
-        except (OSError, ValueError) as error:  # TensorStore's are of the latter class
+        except (OSError, ValueError) as error:
+            # TensorStore's are of the latter class, and begin with a status.
+            if isinstance(error, ValueError) and not re.match(r"[A-Z_]+: ", str(error)):
+                raise
             reason = textwrap.shorten(str(error), 200)
             raise UsageError(
                 f"a checkpoint cannot be written to {self._manager.directory} ({reason}): see to "

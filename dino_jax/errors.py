@@ -7,8 +7,8 @@ from contextlib import contextmanager
 class UsageError(ValueError):
     """A wrong setting, path or file; the message names the value, the rule and the way out.
 
-    Commands print it as one line and exit with code 2. Anything else that escapes is a bug and
-    keeps its traceback.
+    Commands print it as one line and exit with code 2. Anything else that escapes, but for the
+    system's own errors, is a bug and keeps its traceback.
     """
 
 

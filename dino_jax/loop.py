@@ -143,7 +143,8 @@ def train_loop(
         table = None
         if cadence.scores(epoch):
             table = result["knn"] = score(state)
-        checkpoints.wait()  # an epoch in the log has its checkpoint, whenever the run is killed
+        if epoch == 0:
+            checkpoints.wait()  # killed with a log but no checkpoint, a run would begin anew
         log.epoch(epoch, _epoch_metrics(epoch, _summary(state), schedules, cadence), table)
 
     def save(step: int, state: TrainState) -> None:

@@ -76,22 +76,22 @@ def pass_layout(param_shardings: PyTree, mesh: Mesh) -> PassLayout | None:
 def spread_pass(run: Run, layout: PassLayout) -> Run:
     """Lets every device run a pass over its share of the batch, and averages what comes out.
 
-    Whatever moves between devices is written here, but for BatchNorm's statistics: weights that
-    are stored in parts are gathered once, and gradients are added up once, after all passes of a
-    step; each ends where its parameter is stored.
+    What moves of weights and gradients is written here: weights that are stored in parts are
+    gathered once, and gradients are added up once, after all passes of a step; each ends where its
+    parameter is stored.
 
     Args:
-      run: (weights, constants, batch) -> (gradients, means, constants), of some images. Weights
+      run: (weights, shared, batch) -> (gradients, means, shared), of some images. Weights
         are the student's and the teacher's, gradients the student's; gradients and means are means
-        over these images, and the constants that come out are equal on all devices.
-      layout: of the weights; the batch is spread over its first axis, constants are not.
+        over these images, and what is shared is equal on all devices, before and after.
+      layout: of the weights; the batch is spread over its first axis.
     """
     weights = layout.params, layout.params
 
-    def share(here: PyTree, constants: PyTree, batch: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-        gradients, means, constants = run(jax.tree.map(_gather, here, weights), constants, batch)
+    def share(here: PyTree, shared: PyTree, batch: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        gradients, means, shared = run(jax.tree.map(_gather, here, weights), shared, batch)
         gradients = jax.tree.map(_mean_in_place, gradients, layout.params)
-        return gradients, jax.lax.pmean(means, AXIS), constants
+        return gradients, jax.lax.pmean(means, AXIS), shared
 
     nowhere = PartitionSpec()
     return jax.shard_map(

@@ -136,18 +136,18 @@ def _forward_backward(
     run = partial(_passes, settings=settings)
     if settings.layout:
         run = spread_pass(run, settings.layout)
-    constants = {
+    shared = {
         "stats": (state.batch_stats, state.teacher_batch_stats),
         "center": state.center,
         "epoch": state.step // settings.steps_per_epoch,
         "teacher_temp": settings.teacher_temp(state.step),
     }
-    return run((state.params, state.teacher_params), constants, batch)
+    return run((state.params, state.teacher_params), shared, batch)
 
 
 def _passes(
     weights: tuple[PyTree, PyTree],
-    constants: dict[str, PyTree],
+    shared: dict[str, PyTree],
     batch: Batch,
     *,
     settings: StepSettings,
@@ -159,7 +159,7 @@ def _passes(
         stats: tuple[PyTree, PyTree], batch: Batch
     ) -> tuple[tuple[PyTree, PyTree], tuple[PyTree, _Means]]:
         batch_stats, teacher_batch_stats = stats
-        views, keys = settings.make_views(batch, constants["epoch"])
+        views, keys = settings.make_views(batch, shared["epoch"])
         teacher_logits, teacher_batch_stats = settings.network(
             teacher_params, teacher_batch_stats, views[:1]
         )
@@ -169,9 +169,9 @@ def _passes(
             output = dino_loss(
                 logits,
                 teacher_logits,
-                constants["center"],
+                shared["center"],
                 student_temp=settings.student_temp,
-                teacher_temp=constants["teacher_temp"],
+                teacher_temp=shared["teacher_temp"],
             )
             return output.loss, (output, new_stats)
 
@@ -183,7 +183,7 @@ def _passes(
 
     steps = settings.accumulation_steps
     if steps == 1:
-        stats, result = one_pass(constants["stats"], batch)
+        stats, result = one_pass(shared["stats"], batch)
         return *result, stats
 
     def accumulate(
@@ -196,11 +196,9 @@ def _passes(
     # Every steps-th image: a micro-batch holds the same ones on any number of devices.
     micro_batches = jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1), batch)
     first = jax.tree.map(lambda x: x[0], micro_batches)
-    shapes = jax.eval_shape(
-        lambda stats, batch: one_pass(stats, batch)[1], constants["stats"], first
-    )
+    shapes = jax.eval_shape(lambda stats, batch: one_pass(stats, batch)[1], shared["stats"], first)
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-    (stats, result), _ = jax.lax.scan(accumulate, (constants["stats"], zeros), micro_batches)
+    (stats, result), _ = jax.lax.scan(accumulate, (shared["stats"], zeros), micro_batches)
     return *result, stats
 
 

@@ -85,11 +85,13 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             notes += resume.advice(former, config)
         state = checkpoints.restore_latest(sharding.with_shardings(plan.shapes, plan.shardings))
         if state is None:
-            found = find(config, plan.shapes) if config.init_from else None
-            state = plan.first_state(config.seed)
-            if found:
-                state, has_center, said = start_from(found, state)
+            if config.init_from:  # looked for before anything compiles
+                found = find(config, plan.shapes)
+                state, has_center, said = start_from(found, plan.first_state(config.seed))
                 notes += said
+                del found  # as large as the state
+            else:
+                state = plan.first_state(config.seed)
         elif converted := checkpoints.latest_about().get("converted"):
             # It counts epochs only: how many steps they have follows from the data.
             state = state.replace(step=state.step + converted["epoch"] * steps_per_epoch)
@@ -98,7 +100,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         owes_epoch = start > 0 and not rest and not is_logged(workdir, epoch - 1)
         if start >= total_steps and not owes_epoch:
             print(f"{workdir} is finished: all {total_steps} steps are done")
-            draw_missing(workdir, state, draw_sheet)
+            draw_pictures(workdir, state, draw_sheet)
             return {"step": start, "total_steps": total_steps, "finished": True}
 
         numpy_batches = train_batches(
@@ -182,11 +184,10 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     return result | {"total_steps": total_steps, "finished": result["step"] == total_steps}
 
 
-def draw_missing(workdir: Path, state: TrainState, draw_sheet: RunSheet | None) -> None:
-    """Draws what a run that was killed after its last step did not come to draw."""
-    sheet = workdir / SHEET_FILE
-    if draw_sheet and not sheet.exists():
-        draw_sheet(state.teacher_params, state.teacher_batch_stats, sheet)
+def draw_pictures(workdir: Path, state: TrainState, draw_sheet: RunSheet | None) -> None:
+    """Draws what a run that was killed after its last step may not have come to draw."""
+    if draw_sheet:
+        draw_sheet(state.teacher_params, state.teacher_batch_stats, workdir / SHEET_FILE)
     if jax.process_index() == 0:
         with suppress(UsageError):  # the logs of a run may have been removed
             plot_learning_curve(workdir)

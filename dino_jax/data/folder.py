@@ -19,8 +19,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 class FolderSource:
     """Image files below a folder, in an order that does not depend on the file system.
 
-    There are classes where every image lies under a sub-folder and there are at least two of
-    these: the class is the first-level sub-folder, numbered in sorted order.
+    There are classes where every image lies under a sub-folder: the class is the first-level
+    sub-folder, numbered in sorted order.
     """
 
     def __init__(self, root: Path, spec: str) -> None:

@@ -72,8 +72,8 @@ class FeatureCache:
 
 
 def describe_data(source: Source) -> About:
-    """The listing of a source: `spec`, `images` and a hash of which pictures these are."""
-    digest = hashlib.sha256()
+    """The listing of a source: `spec`, `images` and a hash of its pictures and names of classes."""
+    digest = hashlib.sha256(repr(source.class_names).encode())
     for i in range(len(source)):
         digest.update(os.fsencode(source.stamp(i)) + b"\0")
     return {"spec": source.spec, "images": len(source), "listing": digest.hexdigest()}

@@ -44,7 +44,7 @@ class Found:
 
 
 def find(config: ConfigDict, shapes: TrainState) -> Found:
-    """Reads the weights of `config.init_from`; no array is placed on a device.
+    """Reads the weights of `config.init_from` into the host's memory.
 
     Args:
       config: of the run; `init_from` is anything that `load.load` takes; of a hub name it is the
@@ -162,6 +162,7 @@ def _of_folder(config: ConfigDict) -> Found:
         return checkpoint.to_items(jax.eval_shape(init, jax.random.key(0)))
 
     there, items, _ = read_folder(config.init_from, wanted)
+    items = jax.device_get(items)
     training = items.get("training", {})
 
     def opt_state(start: PyTree) -> PyTree:
