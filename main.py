@@ -60,5 +60,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     # Until a run has something to save, and once it is told a second time, Ctrl-C ends it at once.
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not where it is ignored
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     sys.exit(main())

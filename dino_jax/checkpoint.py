@@ -132,7 +132,7 @@ class RunCheckpoints:
             reason = textwrap.shorten(str(error), 200)
             raise UsageError(
                 f"a checkpoint cannot be written to {self._manager.directory} ({reason}): see to "
-                "the space there and run the same command, which continues from the one before"
+                "the space there and run the same command"
             ) from error
 
     def save(self, step: int, state: TrainState) -> None:

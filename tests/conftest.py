@@ -1,6 +1,7 @@
 """Every test runs offline on the CPU with eight virtual devices."""
 
 import os
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,8 @@ os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # no test writes to the us
 
 import jax
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 
 LONGEST = ("test_train_parity.py", "test_benchmarks.py", "test_resume.py")  # of all files
 GOLDENS = Path(__file__).parent / "goldens"

@@ -104,7 +104,7 @@ def test_runs(rows: Rows) -> None:
     first, *_, last = runs.steps(runs.whole())
     table, _ = rows(runs.whole())
     assert (table["kind"], table["shown"], table["images"]) == ("a run", str(last), "85")
-    assert table["optim.lr"] == "0.05"
+    assert table["optim.lr"] == "0.02"
     table, _ = rows(f"{runs.whole()}@{first}")
     assert table["shown"] == str(first)
     assert table["steps"] == ", ".join(map(str, runs.steps(runs.whole())))
