@@ -13,7 +13,7 @@ from configs import default
 def get_config(arg: str = "") -> ConfigDict:
     config = default.get_config()
     config.model.update(name="vit_tiny", patch_size=8)
-    config.model.overrides.update(image_size=48, embed_dim=96, depth=3, num_heads=3)
+    config.model.overrides.update(image_size=48, embed_dim=96, depth=4, num_heads=3)
     config.head.update(out_dim=256, hidden_dim=256, bottleneck_dim=64)
     config.crops.update(global_size=48, global_scale=(0.6, 1.0))
     config.crops.update(local_size=32, local_number=2, local_scale=(0.4, 0.8))
