@@ -5,7 +5,8 @@
 #
 #   step      the training step with 64 images: ViT-S/16, the same with remat, ViT-B/16; with it the
 #             most memory that each takes
-#   peer      the same step in PyTorch, as of 2021 and as of today; features of images likewise
+#   peer      the same step in PyTorch, as of 2021 and as of today, with the blocks of timm's ViT
+#             too where it is installed; features of images likewise
 #   check     numbers of the reference implementation, on the GPU at full matmul precision; crops
 #             beside PIL's
 #   augment   all crops on the GPU, and by PIL on one core
@@ -185,8 +186,15 @@ peer() {
     measure 400 features --config=configs/default.py:debug --batch-size=8 --steps=1 --rounds=2
     return
   fi
-  measure 150 peer_torch --config=configs/vit_small.py --batch-size=64 --steps=10 --rounds=5 \
-    --variant eager modern $bf16
+  local variants="eager modern"
+  if "$python" -c 'import timm.models.vision_transformer' 2>>"$log"; then
+    variants="$variants timm"
+  else
+    echo "gpu.sh: timm is not installed (why: gpu.log), and so not compared"
+  fi
+  # shellcheck disable=SC2086
+  measure 200 peer_torch --config=configs/vit_small.py --batch-size=64 --steps=10 --rounds=5 \
+    --variant $variants $bf16
   measure 40 features --config=configs/vit_small.py --batch-size=256 --steps=10 $bf16
 }
 

@@ -51,7 +51,7 @@ class Step(TorchStep):
 def first_weights(sizes: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     """As the paper's code draws them."""
     torch.manual_seed(seed)
-    model = MultiCrop(sizes, fused=False)
+    model = MultiCrop(sizes, "plain")
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)

@@ -2,7 +2,7 @@
 
 python benchmarks/peer_torch.py                                    # small, for a laptop's CPU
 python benchmarks/peer_torch.py --config=configs/vit_small.py \
-    --variant eager modern
+    --variant eager modern timm
 
 The variants are described in `peers/torch_step.py`. Each side lives in a process of its own; groups
 of steps are timed in turns, so that a change of the machine's load meets all sides. Crops are left
@@ -32,7 +32,7 @@ from ml_collections import ConfigDict
 from peers.task import Side, Task
 from peers.worker import Worker, share_gpu
 
-VARIANTS = ("eager", "modern")
+VARIANTS = ("eager", "modern", "timm")
 EXACT, ROUGH = 1e-4, 2e-2  # relative, on losses: float32, and bfloat16 or TF32
 
 
@@ -111,7 +111,7 @@ def main() -> int:
     flags.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
-        help="torch.compile in the modern variant; unset: on a GPU only",
+        help="torch.compile in variants other than eager; unset: on a GPU only",
     )
     flags.add_argument("--threads", type=int, help="CPU cores for each side; unset: all")
     flags.add_argument("--rounds", type=int, default=5, help="turns of each side")

@@ -198,6 +198,21 @@ def test_a_step_of_the_peer_sends_nothing_to_the_device(monkeypatch: pytest.Monk
 
 
 @needs_torch
+@pytest.mark.parametrize("kind", ["fused", "timm"])
+def test_every_block_of_the_peers_computes_the_same(kind: str) -> None:
+    import torch
+    from peers.torch_model import BLOCKS
+
+    if kind == "timm":
+        pytest.importorskip("timm", reason="the blocks of timm's ViT: timm is not installed")
+    torch.manual_seed(0)
+    plain, other = BLOCKS["plain"](12, 3, 24), BLOCKS[kind](12, 3, 24)
+    other.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 5, 12)
+    torch.testing.assert_close(other(x), plain(x))
+
+
+@needs_torch
 def test_every_epoch_has_other_crops(monkeypatch: pytest.MonkeyPatch) -> None:
     import learning_torch
 

@@ -48,7 +48,7 @@ class TorchForward:
         self.torch = torch
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.dtype = getattr(torch, task.dtype)
-        self.model = VisionTransformer(task.sizes, fused=True).to(self.device).eval()
+        self.model = VisionTransformer(task.sizes, "fused").to(self.device).eval()
         self.model.load_state_dict(
             {
                 name.removeprefix("backbone."): torch.tensor(array)

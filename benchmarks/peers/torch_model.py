@@ -7,6 +7,8 @@ Dims: B images, V views, N tokens, D width, h heads, K prototypes.
 """
 
 import itertools
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -52,18 +54,32 @@ class Block(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
+def timm_block(dim: int, num_heads: int, hidden_dim: int) -> nn.Module:
+    """The block of timm's ViT, whose parts bear the same names."""
+    from timm.models.vision_transformer import Block as TimmBlock
+
+    norm = partial(nn.LayerNorm, eps=1e-6)
+    return TimmBlock(dim, num_heads, hidden_dim / dim, qkv_bias=True, norm_layer=norm)
+
+
+# From width, heads and hidden width. Attention spelt out or fused, and timm's.
+BLOCKS: dict[str, Callable[[int, int, int], nn.Module]] = {
+    "plain": partial(Block, fused=False),
+    "fused": partial(Block, fused=True),
+    "timm": timm_block,
+}
+
+
 class VisionTransformer(nn.Module):
-    def __init__(self, sizes: dict[str, Any], fused: bool) -> None:
+    def __init__(self, sizes: dict[str, Any], block: str) -> None:
         super().__init__()
         dim, patch = sizes["embed_dim"], sizes["patch_size"]
         self.table_side = sizes["image_size"] // patch
         self.patch_embed = nn.Conv2d(sizes["in_channels"], dim, patch, stride=patch)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + self.table_side**2, dim))
-        blocks = (
-            Block(dim, sizes["num_heads"], sizes["mlp_dim"], fused) for _ in range(sizes["depth"])
-        )
-        self.blocks = nn.ModuleList(blocks)
+        shape = dim, sizes["num_heads"], sizes["mlp_dim"]
+        self.blocks = nn.ModuleList(BLOCKS[block](*shape) for _ in range(sizes["depth"]))
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def positions(self, rows: int, columns: int) -> Tensor:
@@ -113,9 +129,9 @@ class Head(nn.Module):
 class MultiCrop(nn.Module):
     """Backbone once for each size of view, head once over all."""
 
-    def __init__(self, sizes: dict[str, Any], fused: bool) -> None:
+    def __init__(self, sizes: dict[str, Any], block: str) -> None:
         super().__init__()
-        self.backbone = VisionTransformer(sizes, fused)
+        self.backbone = VisionTransformer(sizes, block)
         self.head = Head(sizes["head_widths"], sizes["out_dim"])
 
     def forward(self, views: list[Tensor]) -> Tensor:

@@ -1,12 +1,13 @@
 """DINO's training step in plain PyTorch, written from the paper and its reference's description.
 
-In two manners:
+In three manners:
 
   eager    as code of 2021 reads: attention spelt out; a Python loop over the parameters for each
            of clipping, AdamW and moving average; every gradient's norm and every loss fetched;
            float16 with a gradient scaler on a GPU
   modern   scaled_dot_product_attention, fused AdamW, for-each kernels instead of loops, nothing
            fetched, bfloat16, and torch.compile around both networks and the loss
+  timm     likewise, with the blocks of timm's ViT (that package must be installed)
 
 Dims: B images, V views, K prototypes.
 """
@@ -24,6 +25,8 @@ import torch.nn.functional as F
 from peers.task import CHECKED_STEPS, Task
 from peers.torch_model import MultiCrop
 from torch import Tensor
+
+VARIANTS = {"eager": "plain", "modern": "fused", "timm": "timm"}  # the blocks of each
 
 
 def dino_loss(
@@ -56,9 +59,9 @@ class TorchStep:
       sizes: of the model, the loss and the clipping, by name.
       tensors: initial weights by the names of this module, for student and teacher.
       schedules: values by step: lr, weight_decay, momentum, teacher_temp.
-      variant: "eager" or "modern".
+      variant: one of `VARIANTS`.
       dtype: of autocast; float32 for none.
-      compiled: whether "modern" uses torch.compile.
+      compiled: whether torch.compile is used, where the variant is not "eager".
       device: where it runs.
     """
 
@@ -73,13 +76,14 @@ class TorchStep:
         compiled: bool,
         device: torch.device,
     ) -> None:
-        self.sizes, self.schedules, self.modern = sizes, schedules, variant == "modern"
+        self.sizes, self.schedules, self.modern = sizes, schedules, variant != "eager"
         # On the device from the start: a value that is sent there in a step makes the host wait.
         self.teacher_temps = torch.tensor(
             schedules["teacher_temp"], dtype=torch.float32, device=device
         )
         self.step = 0
-        self.student, self.teacher = (MultiCrop(sizes, self.modern).to(device) for _ in range(2))
+        block = VARIANTS[variant]
+        self.student, self.teacher = (MultiCrop(sizes, block).to(device) for _ in range(2))
         for network in (self.student, self.teacher):
             network.load_state_dict({name: torch.tensor(x) for name, x in tensors.items()})
         self.teacher.requires_grad_(False)
@@ -164,7 +168,7 @@ class TorchSide:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         on_gpu = self.device.type == "cuda"
-        self.compiled = variant == "modern" and (on_gpu if compiled is None else compiled)
+        self.compiled = variant != "eager" and (on_gpu if compiled is None else compiled)
         half = "float16" if variant == "eager" and on_gpu else "bfloat16"
         self.dtype = half if task.dtype == "bfloat16" else task.dtype
 

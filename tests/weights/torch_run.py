@@ -40,7 +40,7 @@ class TorchRun:
 
     def __init__(self, file: dict[str, Any], optimizer: str = "adamw") -> None:
         self.names = [name.removeprefix("module.") for name in file["student"]]  # in its order
-        self.student, self.teacher = MultiCrop(SIZES, False), MultiCrop(SIZES, False)
+        self.student, self.teacher = MultiCrop(SIZES, "plain"), MultiCrop(SIZES, "plain")
         for network, which in ((self.student, "student"), (self.teacher, "teacher")):
             network.double().load_state_dict(
                 {here(name): tensor for name, tensor in file[which].items()}
