@@ -157,10 +157,10 @@ step() {
     measure 400 train_step --config=configs/default.py:debug --batch-size=8 --steps=2
     return
   fi
-  measure 100 train_step --config=configs/vit_small.py --batch-size=64 --steps=40 $bf16
-  measure 70 train_step --config=configs/vit_small.py --batch-size=64 --steps=20 $bf16 \
+  measure 80 train_step --config=configs/vit_small.py --batch-size=64 --steps=40 $bf16
+  measure 60 train_step --config=configs/vit_small.py --batch-size=64 --steps=20 $bf16 \
     --config.model.remat=dots
-  measure 90 train_step --config=configs/vit_base.py --batch-size=64 --steps=20 $bf16
+  measure 80 train_step --config=configs/vit_base.py --batch-size=64 --steps=20 $bf16
 }
 
 batches() {
@@ -193,7 +193,7 @@ peer() {
     echo "gpu.sh: timm is not installed (why: gpu.log), and so not compared"
   fi
   # shellcheck disable=SC2086
-  measure 200 peer_torch --config=configs/vit_small.py --batch-size=64 --steps=10 --rounds=5 \
+  measure 190 peer_torch --config=configs/vit_small.py --batch-size=64 --steps=10 --rounds=5 \
     --variant $variants $bf16
   measure 40 features --config=configs/vit_small.py --batch-size=256 --steps=10 $bf16
 }
@@ -209,6 +209,7 @@ augment() {
 
 data() {
   local number=4096
+  ((budget - SECONDS > 15)) || { failed data "no time left of $budget s"; return; }
   [ -z "$tiny" ] || number=64
   "$python" benchmarks/jpeg_folder.py "$scratch/jpeg" --number=$number ||
     { failed data "the pictures could not be written"; return; }

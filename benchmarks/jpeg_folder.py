@@ -2,7 +2,7 @@
 
 python benchmarks/jpeg_folder.py FOLDER --number=4096
 
-For timing the pipeline where no pictures are at hand: 500x375 and 375x500 pixels, near 110 KB each,
+For timing the pipeline where no pictures are at hand: 500x375 and 375x500 pixels, near 93 KB each,
 colour fields with enough grain to make the decoder work. Prints one JSON line.
 """
 

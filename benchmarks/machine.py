@@ -40,9 +40,14 @@ WITH = {"torch": "peer, nor the reference of knn", "pytest": "check", "matplotli
 VERSIONS = (
     "jax",
     "jaxlib",
+    "flax",
+    "optax",
+    "orbax-checkpoint",
+    "numpy",
     *(f"jax-cuda{n}-plugin" for n in (12, 13)),
     *(f"nvidia-cudnn-cu{n}" for n in (12, 13)),
     "torch",
+    "timm",
 )
 
 

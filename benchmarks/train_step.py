@@ -40,7 +40,7 @@ from flops import flops_per_image
 from ml_collections import ConfigDict
 from our_step import OurStep, build, peak_bytes, seconds_per_call
 
-from dino_jax import settings, sharding
+from dino_jax import checks, settings, sharding
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.sources import open_source
@@ -138,7 +138,7 @@ def with_data(
 def measure(config: ConfigDict, *, steps: int, data: str | None) -> dict[str, Any]:
     """Everything that the module's docstring names."""
     mesh = sharding.make_mesh()
-    settings.check(config, mesh.size)
+    checks.check(config, mesh.size)
     size = config.train.batch_size
     batch = random_batch(config, mesh)
     make_views = crop_maker(config)

@@ -46,12 +46,9 @@ def difference(ours: list[np.ndarray], others: list[np.ndarray]) -> float:
     )
 
 
-def distances(side: Worker, task: Task, expected: list[np.ndarray]) -> tuple[float, float]:
-    """Of a side's logits, loss and gradients from those in float32: exact ones, and as timed."""
-    exact = difference(expected, side.call("derivatives", task, exact=True))
-    if task.exact:
-        return exact, exact
-    return exact, difference(expected, side.call("derivatives", task, exact=False))
+def distance(side: Worker, task: Task, expected: list[np.ndarray], *, exact: bool) -> float:
+    """Of a side's logits, loss and gradients from those in float32: exact ones, or as timed."""
+    return difference(expected, side.call("derivatives", task, exact=exact))
 
 
 def objection(exact: float, rough: float, package: float) -> str | None:
@@ -67,13 +64,15 @@ def compare(config: ConfigDict, names: list[str], *, rounds: int, steps: int) ->
     ours = Worker(open_ours, config)
     task = ours.call("task")
     expected = ours.call("derivatives", task, exact=True)
-    _, package = distances(ours, task, expected)
+    package = 0.0 if task.exact else distance(ours, task, expected, exact=False)
     sides, apart, refused = {"ours": ours}, {"ours": package}, {}
     for name in names:
         print("checking", name, file=sys.stderr, flush=True)
         try:
             side = Worker(open_variant, config, name)
-            exact, apart[name] = distances(side, task, expected)
+            exact = apart[name] = distance(side, task, expected, exact=True)
+            if not task.exact:
+                apart[name] = distance(side, task, expected, exact=False)
         except Exception as error:  # the others may still be compared
             refused[name] = f"{type(error).__name__}: {error}".splitlines()[0]
             continue

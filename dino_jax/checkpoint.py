@@ -30,6 +30,14 @@ PyTree = Any
 
 FOLDER = "checkpoints"
 ARRAY_ITEMS = ("student", "teacher", "training")
+# With these TensorStore refuses what the files hold; with others it could not read them.
+_OF_DAMAGED_FILES = (
+    "NOT_FOUND",
+    "OUT_OF_RANGE",
+    "DATA_LOSS",
+    "FAILED_PRECONDITION",
+    "INVALID_ARGUMENT",
+)
 READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
 
 
@@ -126,8 +134,7 @@ class RunCheckpoints:
         try:
             yield
         except (OSError, ValueError) as error:
-            # TensorStore's are of the latter class, and begin with a status.
-            if isinstance(error, ValueError) and not re.match(r"[A-Z_]+: ", str(error)):
+            if isinstance(error, ValueError) and not _storage_status(error):
                 raise
             reason = textwrap.shorten(str(error), 200)
             raise UsageError(
@@ -271,6 +278,19 @@ def read_items(
     return items
 
 
+def _storage_status(error: Exception) -> str | None:
+    """The status that TensorStore's errors, which are of class ValueError, begin with."""
+    found = re.match(r"([A-Z_]+): ", str(error))
+    return found[1] if found else None
+
+
+def _is_of_the_machine(error: Exception) -> bool:
+    """Whether a reading failed for another reason than what the files hold."""
+    if isinstance(error, OSError):
+        return not isinstance(error, FileNotFoundError)
+    return _storage_status(error) not in (None, *_OF_DAMAGED_FILES)
+
+
 def _read(
     manager: ocp.CheckpointManager, step: int, abstract_items: dict[str, PyTree]
 ) -> dict[str, PyTree]:
@@ -282,15 +302,13 @@ def _read(
         recorded = items["about"].pop("checksum")
     except (MemoryError, jax.errors.JaxRuntimeError):
         raise  # the machine's trouble, not the checkpoint's
-    except OSError as error:
-        if not isinstance(error, FileNotFoundError):
-            raise UsageError(
-                f"checkpoint of step {step} cannot be read now ({error}): see to the file system "
-                "and run the same command"
-            ) from error
-        raise DamagedCheckpoint(f"checkpoint of step {step} is not whole: {error}") from error
     except Exception as error:  # Orbax raises that class itself where array data is missing
         reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
+        if _is_of_the_machine(error):
+            raise UsageError(
+                f"checkpoint of step {step} cannot be read now ({reason}): see to the file system "
+                "and run the same command"
+            ) from error
         raise DamagedCheckpoint(f"checkpoint of step {step} cannot be read: {reason}") from error
     if recorded != _text_checksum(items["about"]):
         raise DamagedCheckpoint(f"checkpoint of step {step} is damaged: its config has changed")

@@ -17,11 +17,8 @@ from dino_jax.evaluate.online import Table
 from dino_jax.interrupt import StopRequest
 from dino_jax.metrics import RunLog
 from dino_jax.schedules import Schedule
-from dino_jax.step import MAX_SKIPPED_IN_A_ROW
+from dino_jax.step import MAX_SKIPPED_IN_A_ROW, Batch
 from dino_jax.train_state import TrainState
-
-Batch = dict[str, jax.Array]
-
 
 STEPS_AHEAD = 2
 CONFER_STEPS = 10  # after which several hosts ask each other at the latest whether to stop
@@ -157,7 +154,7 @@ def train_loop(
 
     # An epoch's scores can take minutes: they come after its checkpoint, and a run that was stopped
     # between the two writes them when it continues.
-    if owes_epoch and float(state.meters.epoch["steps"]):
+    if owes_epoch:
         finish_epoch(start, state)
     clock = IntervalClock(data_seconds)
     for step in range(start + 1, cadence.total_steps + 1):
@@ -180,7 +177,7 @@ def train_loop(
         if not (stopping or ends_epoch or saves):
             continue
         save(step, state)
-        if ends_epoch and not stopping:
+        if ends_epoch and (not stopping or step == cadence.total_steps):
             with clock.excluded():
                 finish_epoch(step, state)
         if stopping:

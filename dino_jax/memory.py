@@ -34,10 +34,14 @@ def planned_bytes(compiled: jax.stages.Compiled) -> int | None:
     return plan.argument_size_in_bytes + results + plan.temp_size_in_bytes
 
 
-def device_limit(mesh: Mesh) -> int | None:
-    """Bytes that the smallest local device lends to JAX; None where it does not say (a CPU)."""
-    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in mesh.local_devices]
-    return min((limit for limit in limits if limit), default=None)
+def device_limit(mesh: Mesh) -> int:
+    """Bytes that the smallest local device lends to JAX.
+
+    Devices that do not say (a CPU's) share the memory of this machine.
+    """
+    devices = mesh.local_devices
+    limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
+    return min((limit for limit in limits if limit), default=machine_memory() // len(devices))
 
 
 def machine_memory() -> int:
@@ -51,7 +55,7 @@ class Need:
 
     state: int  # there between steps
     weights: int  # of this the student's parameters, as if they were not spread over devices
-    limit: int | None  # what a device lends, where that is known
+    limit: int  # what a device lends
     step: int | None = None  # more within a step: batch, activations, gradients; once compiled
 
     @classmethod
@@ -73,12 +77,11 @@ class Need:
     @property
     def fits(self) -> bool:
         """Whether nothing is known against it."""
-        return self.limit is None or self.total <= self.limit
+        return self.total <= self.limit
 
     def __str__(self) -> str:
         step = "" if self.step is None else f" and {gib(self.step)} more in a step"
-        limit = f", of {gib(self.limit)}" if self.limit else ""
-        return f"per device {gib(self.state)} of state{step}{limit}"
+        return f"per device {gib(self.state)} of state{step}, of {gib(self.limit)}"
 
 
 def gib(num_bytes: float) -> str:

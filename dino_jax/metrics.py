@@ -92,7 +92,7 @@ class RunLog:
                 _reopen(self.workdir / INTERVALS_FILE, lambda r: r["step"] <= start > 0)
             )
             self._tensorboard = opened.enter_context(
-                ScalarWriter(self.workdir / "tensorboard", purge_step=start + 1)
+                ScalarWriter(self.workdir / "tensorboard", purge_step=start + 1 if start else 0)
             )
             if sys.stderr.isatty():
                 self._bar = opened.enter_context(

@@ -59,24 +59,6 @@ def add_weight_decay() -> Transformation:
     return Transformation(optax.init_empty_state, update)
 
 
-def scale_by_trust_ratio(eta: float) -> Transformation:
-    """LARS's scaling by eta * ||p|| / ||update|| of tensors that are not 1-D.
-
-    You et al., arXiv 1708.03888; where either norm is zero the update is left as it is.
-    """
-
-    def scale(u: jax.Array, p: jax.Array) -> jax.Array:
-        if p.ndim == 1:
-            return u
-        p_norm, u_norm = optax.tree.norm(p), optax.tree.norm(u)
-        positive = (p_norm > 0) & (u_norm > 0)
-        return u * jnp.where(positive, eta * p_norm / jnp.where(positive, u_norm, 1.0), 1.0)
-
-    return optax.with_extra_args_support(
-        optax.stateless(lambda updates, params: jax.tree.map(scale, updates, params))
-    )
-
-
 def scale_by_learning_rate() -> Transformation:
     """Multiplies by minus the `learning_rate` given to `update`."""
 
@@ -109,10 +91,10 @@ def hold_while_frozen(inner: Transformation) -> Transformation:
         **extra: Any,
     ) -> tuple[PyTree, optax.OptState]:
         new_updates, new_state = inner.update(updates, state, params, **extra)
-        zeros = jax.tree.map(jnp.zeros_like, new_updates)
+        zeros = optax.tree.zeros_like(new_updates)
         return (
-            jax.tree.map(lambda old, new: jnp.where(frozen, old, new), zeros, new_updates),
-            jax.tree.map(lambda old, new: jnp.where(frozen, old, new), state, new_state),
+            optax.tree.where(frozen, zeros, new_updates),
+            optax.tree.where(frozen, state, new_state),
         )
 
     return Transformation(inner.init, update)
@@ -129,9 +111,13 @@ def sgd() -> Transformation:
 
 
 def lars() -> Transformation:
-    """LARS, momentum 0.9, eta 0.001; 1-D tensors get neither decay nor scaling."""
+    """LARS (You et al., arXiv 1708.03888), momentum 0.9, eta 0.001; not on 1-D tensors."""
+    scale = optax.scale_by_trust_ratio(trust_coefficient=0.001)
     return optax.chain(
-        add_weight_decay(), scale_by_trust_ratio(0.001), optax.trace(0.9), scale_by_learning_rate()
+        add_weight_decay(),
+        optax.masked(scale, decay_mask),
+        optax.trace(0.9),
+        scale_by_learning_rate(),
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -16,6 +17,7 @@ from dino_jax.step import Batch, MakeViews, StepSettings
 from dino_jax.train_state import TrainState, initializer
 
 PyTree = Any
+LAST_FOLD = np.uint32(2**32 - 1)  # of the initial weights; crops fold in the epoch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +31,7 @@ class Plan:
 
     def first_state(self, seed: int) -> TrainState:
         """The state of step 0; every array is made where it belongs."""
-        key, _ = jax.random.split(jax.random.key(seed))  # crops use the whole
+        key = jax.random.fold_in(jax.random.key(seed), LAST_FOLD)
         return jax.jit(self.init, out_shardings=self.shardings)(key)
 
     def center_of(self, state: TrainState, batch: Batch) -> jax.Array:

@@ -121,8 +121,7 @@ def train_step(state: TrainState, batch: Batch, *, settings: StepSettings) -> Tr
     before = state.replace(meters=meters)
     # A run that is about to be stopped stays as its last good step left it.
     accept = finite & (state.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW)
-    chosen = jax.tree.map(lambda new, old: jnp.where(accept, new, old), after, before)
-    return chosen.replace(
+    return optax.tree.where(accept, after, before).replace(
         step=step + 1,
         skipped_steps=state.skipped_steps + ~accept,
         skipped_in_a_row=jnp.where(accept, 0, state.skipped_in_a_row + 1),

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dino_jax import health, resume, settings, sharding
+from dino_jax import checks, health, resume, settings, sharding
 from dino_jax.checkpoint import RunCheckpoints
 from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records, train_batches
@@ -46,11 +46,11 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         the devices have too little memory.
       TrainingDiverged: three steps in a row were not finite.
     """
-    workdir = Path(workdir)
+    workdir = Path(workdir).expanduser()
     mesh = sharding.make_mesh()
 
     # What is wrong with settings, data or folder is said here, within seconds.
-    settings.check(config, mesh.size)
+    checks.check(config, mesh.size)
     source = open_source(config.data.train)
     batch_size = config.train.batch_size
     steps_per_epoch = len(source) // batch_size
@@ -79,7 +79,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             keep_every_steps=config.checkpoint.keep_every_epochs * steps_per_epoch,
         ) as checkpoints,
     ):
-        notes, has_center = settings.advice(config), True
+        notes, has_center = checks.advice(config), True
         if former := checkpoints.latest_about():
             resume.check_same_run(former, config, num_images=len(source), workdir=workdir)
             notes += resume.advice(former, config)
@@ -97,7 +97,8 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             state = state.replace(step=state.step + converted["epoch"] * steps_per_epoch)
         start = int(state.step)
         epoch, rest = divmod(start, steps_per_epoch)
-        owes_epoch = start > 0 and not rest and not is_logged(workdir, epoch - 1)
+        in_epoch = float(state.meters.epoch["steps"])  # none where a converted run starts
+        owes_epoch = not rest and in_epoch > 0 and not is_logged(workdir, epoch - 1)
         if start >= total_steps and not owes_epoch:
             print(f"{workdir} is finished: all {total_steps} steps are done")
             draw_pictures(workdir, state, draw_sheet)

@@ -2,12 +2,16 @@
 
 import os
 import signal
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # no test writes to the user's folders
+if "DINO_JAX_TESTS_CACHE" not in os.environ:  # one for all workers and what they start
+    _cache = tempfile.TemporaryDirectory(prefix="dino_jax_tests_")
+    os.environ["DINO_JAX_TESTS_CACHE"] = _cache.name
 
 import jax
 import pytest

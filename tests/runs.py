@@ -55,7 +55,7 @@ _folders = tempfile.TemporaryDirectory(prefix="dino_jax_runs_")
 COMPILATION = {
     "jax_enable_compilation_cache": True,
     "jax_disable_most_optimizations": True,
-    "jax_compilation_cache_dir": f"{_folders.name}/compiled",
+    "jax_compilation_cache_dir": f"{os.environ['DINO_JAX_TESTS_CACHE']}/compiled",
     "jax_persistent_cache_min_compile_time_secs": 0.0,
 }
 
@@ -125,7 +125,7 @@ def started(
     }
     environment |= {name.upper(): str(value) for name, value in COMPILATION.items()}
     del environment["JAX_COMPILATION_CACHE_DIR"]  # the command's own cache is that folder
-    environment["DINO_JAX_CACHE"] = _folders.name
+    environment["DINO_JAX_CACHE"] = os.environ["DINO_JAX_TESTS_CACHE"]
     with subprocess.Popen(
         [sys.executable, "main.py", "--config", CONFIG, "--workdir", str(workdir), *settings],
         cwd=ROOT,

@@ -11,7 +11,6 @@ import pytest
 from PIL import Image
 
 from benchmark_runs import (
-    BENCHMARKS,
     SMALL,
     TINY,
     TORCH,
@@ -32,12 +31,6 @@ LEARNING = [  # in place of ten thousand pictures and a model of depth 4
     "--config.crops.local_number=1",
     "--config.head.out_dim=64",
 ]
-
-
-@pytest.fixture(autouse=True)
-def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets tests import the benchmarks' modules, as the scripts do."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 @pytest.fixture(scope="module")

@@ -209,6 +209,37 @@ def test_memory_trouble_is_not_taken_for_damage(run: Path, monkeypatch: pytest.M
     assert steps(run) == ["2", "3"]
 
 
+@pytest.mark.parametrize(
+    ("error", "damaged"),
+    [
+        (ValueError("ABORTED: Error reading: Stale file handle"), False),
+        (ValueError("UNKNOWN: Too many levels of symbolic links"), False),
+        (PermissionError(13, "Permission denied"), False),
+        (ValueError("DATA_LOSS: Error reading: checksum differs"), True),
+        (FileNotFoundError(2, "No such file"), True),
+        (KeyError("checksum"), True),
+    ],
+)
+def test_only_what_is_damaged_is_given_up(
+    error: Exception, damaged: bool, run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_run(run) as checkpoints:
+        restore = checkpoints._manager.restore
+
+        def fail(step: int, **args: Any) -> Any:
+            if step == 3:
+                raise error
+            return restore(step, **args)
+
+        monkeypatch.setattr(checkpoints._manager, "restore", fail)
+        if damaged:
+            assert_same(checkpoints.restore_latest(abstract()), state_at(2))
+        else:
+            with pytest.raises(UsageError, match=r"step 3 cannot be read now .*same command"):
+                checkpoints.restore_latest(abstract())
+    assert steps(run) == (["2"] if damaged else ["2", "3"])
+
+
 @pytest.mark.parametrize("place", ["file", "file/below"])
 def test_unwritable_folder(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")

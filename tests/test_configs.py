@@ -7,7 +7,7 @@ from flax import nnx
 
 import runs
 from configs import fashion_mnist
-from dino_jax import settings
+from dino_jax import checks, settings
 from dino_jax.config_file import read_config
 from dino_jax.data.sources import open_source
 
@@ -18,7 +18,7 @@ CONFIGS = sorted((runs.ROOT / "configs").glob("*.py"))
 def test_config_passes_the_checks(path: Path) -> None:
     config = read_config(str(path))
     config.data.train = config.data.train or "folder:/somewhere"
-    settings.check(config, num_devices=8)
+    checks.check(config, num_devices=8)
     assert f"--config=configs/{path.name}" in path.read_text()  # its launch command
 
 
@@ -26,7 +26,7 @@ def test_config_passes_the_checks(path: Path) -> None:
 def test_debug_is_small(path: Path) -> None:
     """All shrink to the same data, and the ViTs to one network; test_train steps each kind."""
     config, small = read_config(f"{path}:debug"), read_config(runs.CONFIG)
-    settings.check(config, num_devices=8)
+    checks.check(config, num_devices=8)
     if config.model.name.startswith("vit"):
         assert config.model.overrides == small.model.overrides
         assert config.model.patch_size == small.model.patch_size

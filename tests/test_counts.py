@@ -8,19 +8,12 @@ import pytest
 from flax import nnx
 
 from benchmark_runs import (
-    BENCHMARKS,
     SMALL,
     run,
     script,
 )
 from dino_jax.models import create_model
 from dino_jax.out_of_memory import ACTIVATIONS
-
-
-@pytest.fixture(autouse=True)
-def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets tests import the benchmarks' modules, as the scripts do."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
 
 
 @pytest.mark.parametrize("side", [224, 96])

@@ -12,12 +12,6 @@ import pytest
 from benchmark_runs import BENCHMARKS, SMALL, gpu_script, rows, run
 
 
-@pytest.fixture(autouse=True)
-def on_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lets tests import the benchmarks' modules, as the scripts do."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-
-
 def test_gpu_script_goes_on_after_a_failure(tmp_path: Path) -> None:
     done = gpu_script(tmp_path, "check", "augment", "peer", DINO_JAX_BENCH_SECONDS="0")
     assert done.returncode == 1

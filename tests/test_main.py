@@ -102,6 +102,7 @@ def junk(folder: Path, count: int) -> Path:
         ("eval.knn_every_epochs=1 eval.knn_test=none", "eval.knn_test is not set: give a lab"),
         ("optim.name=adam", "optim.name='adam' is unknown: choose one of adamw, sgd, lars"),
         ("optim.lr=nan", "optim.lr=nan must be finite and not negative"),
+        ("head.out_dim=99999999999", "memory of a device does not do: .* GiB of state, of .* GiB"),
     ],
 )
 def test_refuses_settings(setting: str, message: str, refused: Callable[..., str]) -> None:
@@ -124,11 +125,14 @@ def test_refuses_data(refused: Callable[..., str], tmp_path: Path) -> None:
     assert re.search(r"1\d of the 20 images in .*junk cannot be read, .* or allow more", said)
 
 
-def test_refuses_workdirs(whole: Path, refused: Callable[..., str], tmp_path: Path) -> None:
+def test_refuses_workdirs(
+    whole: Path, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     file = tmp_path / "file"
     file.write_text("")
-    for workdir in (file, file / "below"):
-        said = refused(workdir=workdir)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("~/file", file / "below"):
+        said, workdir = refused(workdir=name), Path(name).expanduser()
         assert re.search(f"workdir={workdir} cannot be written .*: choose another folder", said)
 
     other = shutil.copytree(whole, tmp_path / "other")

@@ -8,7 +8,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 import runs
-from dino_jax import sharding
+from dino_jax import memory, sharding
 from dino_jax.memory import Need, device_limit, planned_bytes, stored_bytes
 from dino_jax.plan import make_plan
 
@@ -44,21 +44,22 @@ def test_bytes_of_a_compiled_function() -> None:
 def test_a_backend_that_does_not_plan() -> None:
     silent = SimpleNamespace(memory_analysis=lambda: None)
     assert planned_bytes(silent) is None
-    need = Need(state=3 << 29, weights=1 << 29, limit=None).with_step(silent)
+    need = Need(state=3 << 29, weights=1 << 29, limit=1 << 31).with_step(silent)
     assert need.step is None
     assert need.fits
-    assert str(need) == "per device 1.50 GiB of state"
+    assert str(need) == "per device 1.50 GiB of state, of 2.00 GiB"
 
 
-def test_the_smallest_device_sets_the_limit() -> None:
+def test_the_smallest_device_sets_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     def mesh(*limits: int | None) -> SimpleNamespace:
         stats = [None if n is None else {"bytes_limit": n} for n in limits]
         devices = [SimpleNamespace(memory_stats=lambda s=s: s) for s in stats]
         return SimpleNamespace(local_devices=devices)
 
     assert device_limit(mesh(30, 20, 25)) == 20
-    assert device_limit(mesh(None)) is None
-    assert device_limit(sharding.make_mesh()) is None, "a CPU does not say"
+    monkeypatch.setattr(memory, "machine_memory", lambda: 80)
+    assert device_limit(mesh(None)) == 80
+    assert device_limit(sharding.make_mesh()) == 10, "a CPU does not say: eight share the machine"
 
 
 @pytest.mark.parametrize(("limit", "fits"), [(10 << 30, True), ((10 << 30) - 1, False)])

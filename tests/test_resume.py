@@ -68,6 +68,12 @@ def test_killed_at_any_moment_and_continued(tmp_path: Path) -> None:
         assert not list((folder / "checkpoints").glob("*tmp*"))
 
 
+def test_stopped_in_its_last_step(tmp_path: Path) -> None:
+    """It is finished, the last epoch's line included: nobody would run the command again."""
+    assert runs.train_here(runs.tiny_config(), tmp_path, stop_after=runs.TOTAL_STEPS)["finished"]
+    runs.assert_equal(tmp_path, runs.whole())
+
+
 def test_stopped_at_the_end_of_an_epoch(tmp_path: Path) -> None:
     end = runs.STEPS_PER_EPOCH
     result = runs.train_here(runs.tiny_config(), tmp_path, stop_after=end)

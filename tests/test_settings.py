@@ -10,7 +10,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from configs import default
-from dino_jax import settings
+from dino_jax import checks, settings
 from dino_jax.errors import UsageError
 
 RESNET = {
@@ -33,10 +33,10 @@ def config_with(**changes: Any) -> ConfigDict:
 
 def test_the_configs_themselves_can_run() -> None:
     for devices in (1, 2, 4, 8):
-        settings.check(config_with(), devices)
+        checks.check(config_with(), devices)
     config = default.get_config()
     config.data.train = "folder:/somewhere"  # not opened here
-    settings.check(config, 8)
+    checks.check(config, 8)
 
 
 @pytest.mark.parametrize(
@@ -75,6 +75,8 @@ def test_the_configs_themselves_can_run() -> None:
         ({"train__epochs": 0}, r"train.epochs=0 must be finite and above 0"),
         ({"loss__teacher_temp": 0.0}, r"loss.teacher_temp=0.0 must be finite and above 0"),
         ({"loss__student_temp": float("nan")}, r"loss.student_temp=nan must be finite and above 0"),
+        ({"seed": 2**32}, r"seed=4294967296 must be below 2\*\*32"),
+        ({"crops__global_size": 100_000}, r"global_size=100000 must be at most 10000 pixels"),
         ({"log__every_steps": 0}, r"log.every_steps=0 must be finite and above 0"),
         ({"optim__lr": -0.1}, r"optim.lr=-0.1 must be finite and not negative"),
         ({"optim__lr": float("inf")}, r"optim.lr=inf must be finite and not negative"),
@@ -113,21 +115,21 @@ def test_what_cannot_run_is_refused_with_value_rule_and_way_out(
     changes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):
-        settings.check(config_with(**changes), 4)
+        checks.check(config_with(**changes), 4)
 
 
 def test_the_size_of_local_crops_is_free_where_there_are_none() -> None:
-    settings.check(config_with(crops__local_number=0, crops__local_size=100), 1)
+    checks.check(config_with(crops__local_number=0, crops__local_size=100), 1)
 
 
 @pytest.mark.parametrize("crop", [36, 40], ids=["not of whole patches", "larger than resize"])
 def test_the_crop_of_the_k_nn_is_free_where_there_is_none(crop: int) -> None:
-    settings.check(config_with(eval__knn_every_epochs=0, eval__crop=crop), 1)
+    checks.check(config_with(eval__knn_every_epochs=0, eval__crop=crop), 1)
 
 
 def test_convolutions_take_images_of_any_size() -> None:
     odd = {"crops__global_size": 31, "crops__local_size": 17, "eval__crop": 29}
-    settings.check(config_with(**{f"model__{k}": v for k, v in RESNET.items()}, **odd), 1)
+    checks.check(config_with(**{f"model__{k}": v for k, v in RESNET.items()}, **odd), 1)
 
 
 # What runs but is hardly meant
@@ -157,16 +159,16 @@ def test_convolutions_take_images_of_any_size() -> None:
     ids=str,
 )
 def test_advice(changes: dict[str, Any], sentence: str) -> None:
-    (found,) = settings.advice(config_with(**changes))
+    (found,) = checks.advice(config_with(**changes))
     assert re.search(sentence, found)
-    settings.check(config_with(**changes), 1)  # it runs all the same
+    checks.check(config_with(**changes), 1)  # it runs all the same
 
 
 def test_no_advice_without_need() -> None:
-    assert settings.advice(config_with()) == []
-    assert settings.advice(default.get_config()) == []
+    assert checks.advice(config_with()) == []
+    assert checks.advice(default.get_config()) == []
     without_locals = {"crops__local_number": 0, "crops__global_scale": (0.14, 1.0)}
-    assert settings.advice(config_with(**without_locals)) == []
+    assert checks.advice(config_with(**without_locals)) == []
 
 
 # From keys to values
@@ -245,5 +247,5 @@ def test_checking_makes_no_array() -> None:
     before = len(jax.live_arrays())
     config = default.get_config()
     config.data.train = "folder:/somewhere"
-    settings.check(config, 1)
+    checks.check(config, 1)
     assert len(jax.live_arrays()) == before

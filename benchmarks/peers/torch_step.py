@@ -166,6 +166,7 @@ class TorchSide:
     def __init__(self, task: Task, variant: str, compiled: bool | None) -> None:
         self.variant = variant
         torch.set_num_threads(len(os.sched_getaffinity(0)))
+        torch.backends.cudnn.benchmark = True
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         on_gpu = self.device.type == "cuda"
         self.compiled = variant != "eager" and (on_gpu if compiled is None else compiled)

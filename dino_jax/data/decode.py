@@ -131,8 +131,7 @@ def decode(image: Image.Image, max_side: int | None = None, channels: int = 3) -
     """
     with _unreadable_if_broken(), image:
         picture = _to_mode(image, channels, max_side)
-    pixels = np.asarray(picture)
-    return pixels if channels == 3 else pixels[..., None]
+    return _pixels(picture)
 
 
 def resize_and_crop(image: Image.Image, resize: int, crop: int, channels: int = 3) -> np.ndarray:
@@ -158,8 +157,7 @@ def resize_and_crop(image: Image.Image, resize: int, crop: int, channels: int = 
         _check_size((width, height))
         picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     left, top = round((width - crop) / 2), round((height - crop) / 2)
-    pixels = np.asarray(picture.crop((left, top, left + crop, top + crop)))
-    return pixels if channels == 3 else pixels[..., None]
+    return _pixels(picture.crop((left, top, left + crop, top + crop)))
 
 
 def fit(image: Image.Image, side: int, channels: int = 3) -> np.ndarray:
@@ -183,8 +181,7 @@ def fit(image: Image.Image, side: int, channels: int = 3) -> np.ndarray:
         # A copy is of no file format, so `thumbnail` has no draft of it.
         picture = _to_mode(image, channels).copy()
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
-    pixels = np.asarray(picture)
-    return pixels if channels == 3 else pixels[..., None]
+    return _pixels(picture)
 
 
 @functools.cache
@@ -212,8 +209,7 @@ def squash(image: Image.Image, side: int, channels: int = 3) -> np.ndarray:
     """
     with _unreadable_if_broken(), image:
         picture = _to_mode(image, channels).resize((side, side), Image.Resampling.BICUBIC)
-    pixels = np.asarray(picture)
-    return pixels if channels == 3 else pixels[..., None]
+    return _pixels(picture)
 
 
 def _check_size(size: tuple[int, int]) -> None:
@@ -226,6 +222,12 @@ def _check_size(size: tuple[int, int]) -> None:
         raise UnreadableImage(
             f"{width}x{height} is {width * height} pixels, more than Pillow's limit of {limit}"
         )
+
+
+def _pixels(picture: Image.Image) -> np.ndarray:
+    """The pixels [h, w, C] uint8 of a grey or RGB picture."""
+    pixels = np.asarray(picture)
+    return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def _to_mode(image: Image.Image, channels: int, max_side: int | None = None) -> Image.Image:

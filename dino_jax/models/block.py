@@ -73,6 +73,13 @@ def at_least_float32(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
+def unit(x: jax.Array, axis: int = -1) -> jax.Array:
+    """Scales x to norm 1 along an axis, as torch's `normalize`; float32 or wider."""
+    wide = at_least_float32(x)
+    square_norm = jnp.sum(wide * wide, axis=axis, keepdims=True)
+    return wide * jax.lax.rsqrt(jnp.maximum(square_norm, 1e-24))
+
+
 def drop_path(branch: jax.Array, draw: jax.Array | None, rate: float) -> jax.Array:
     """Drops a residual branch for some samples, and scales the rest up (stochastic depth).
 

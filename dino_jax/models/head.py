@@ -10,7 +10,7 @@ from flax.typing import Dtype
 
 from dino_jax.errors import UsageError
 from dino_jax.models.batch_norm import BatchNorm
-from dino_jax.models.block import at_least_float32, gelu
+from dino_jax.models.block import gelu, unit
 from dino_jax.models.initializers import normal_init, torch_uniform_init
 
 
@@ -100,6 +100,4 @@ class DINOHead(nnx.Module):
             if i < len(self.layers) - 1:
                 x = self.norms[i](x) if self.norms else x
                 x = gelu(x)
-        x = at_least_float32(x)
-        square_norm = jnp.sum(x * x, axis=-1, keepdims=True)
-        return self.last_layer(x * jax.lax.rsqrt(jnp.maximum(square_norm, 1e-24)))
+        return self.last_layer(unit(x))

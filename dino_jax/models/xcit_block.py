@@ -13,7 +13,7 @@ from flax.typing import Dtype
 
 from dino_jax.models.attention import Attention
 from dino_jax.models.batch_norm import BatchNorm
-from dino_jax.models.block import Mlp, at_least_float32, drop_path, layer_norm
+from dino_jax.models.block import Mlp, drop_path, layer_norm, unit
 from dino_jax.models.conv import conv
 from dino_jax.models.residual import add_branch
 
@@ -33,20 +33,13 @@ class CrossCovarianceAttention(Attention):
         """[B, N, D] -> [B, N, D]; normalisation and softmax in float32."""
         q, k, v = self.queries_keys_values(x)  # [B, h, N, d]
         covariance = jnp.matmul(
-            _unit_channels(q).swapaxes(-1, -2),
-            _unit_channels(k),
+            unit(q, axis=-2).astype(q.dtype).swapaxes(-1, -2),
+            unit(k, axis=-2).astype(k.dtype),
             preferred_element_type=jnp.promote_types(q.dtype, jnp.float32),
         )
         weights = jax.nn.softmax(covariance * self.temperature[...], axis=-1)  # [B, h, d, d]
         mixed = v @ weights.astype(v.dtype).swapaxes(-1, -2)
         return self.proj(mixed.swapaxes(1, 2).reshape(x.shape))
-
-
-def _unit_channels(x: jax.Array) -> jax.Array:
-    """[B, h, N, d] with every channel scaled to norm 1 over the tokens (torch's normalize)."""
-    wide = at_least_float32(x)
-    square_norm = jnp.sum(wide * wide, axis=-2, keepdims=True)
-    return (wide * jax.lax.rsqrt(jnp.maximum(square_norm, 1e-24))).astype(x.dtype)
 
 
 class LocalPatchInteraction(nnx.Module):

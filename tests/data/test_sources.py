@@ -19,6 +19,7 @@ from dino_jax.errors import UsageError
         ("folder:/no/such/place", "/no/such/place is not a folder"),
         ("/no/such/place", "/no/such/place is not a folder"),
         ("folder:/no/such/place@train", "/no/such/place is not a folder"),
+        ("folder:~nobody_of_that_name/x", "~ is nobody's home there; check the path"),
         ("idx:/no/such/place@train", "/no/such/place is not a folder"),
         ("records:/no/such/place", "there is no /no/such/place/records.json: give a folder that"),
         ("records:/no/such/place@val", "no /no/such/place/val/records.json"),

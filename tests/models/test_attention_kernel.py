@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import configs.default
-from dino_jax import settings
+from dino_jax import checks, settings
 from dino_jax.errors import UsageError
 from dino_jax.models import attention, create_model
 from dino_jax.models.attention import KernelChoice, choose_kernel, what_is_wrong
@@ -130,6 +130,18 @@ def test_refuses_what_a_network_cannot_have() -> None:
         create_model("vit_tiny", attention="cudnn")
 
 
+@pytest.mark.parametrize("sizes", [{"embed_dim": 2}, {"embed_dim": 0}, {"num_heads": -1}])
+def test_sizes_are_checked_before_the_kernel(
+    sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = configs.default.get_config("debug")
+    config.model.update(dtype="bfloat16", overrides=sizes)
+    on_a_gpu(monkeypatch, missing)
+    (name,) = sizes
+    with pytest.raises(UsageError, match=f"{name}={sizes[name]}"):
+        abstract(partial(settings.build_model, config))
+
+
 def test_a_config_is_checked_at_its_own_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a network in shapes, too: the check has numbers while the network is being traced."""
     config = configs.default.get_config("debug")
@@ -146,9 +158,9 @@ def test_a_config_is_checked_at_its_own_lengths(monkeypatch: pytest.MonkeyPatch)
     patch_size = settings.build_backbone(config, None).patch_size
     assert set(lengths) == {1 + (side // patch_size) ** 2 for side in sides}
     assert settings.attention_kernel(config) == KernelChoice("cudnn")
-    assert not any("attention" in note for note in settings.advice(config))
+    assert not any("attention" in note for note in checks.advice(config))
 
     choose_kernel.cache_clear()
     monkeypatch.setattr(jax.nn, "dot_product_attention", missing)
-    assert any("cuDNN is not here" in note for note in settings.advice(config))
+    assert any("cuDNN is not here" in note for note in checks.advice(config))
     assert settings.attention_kernel(config).kernel == "xla"

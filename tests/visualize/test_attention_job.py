@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dino_jax import memory
 from dino_jax.errors import UsageError
-from dino_jax.visualize import pictures, score_job
+from dino_jax.visualize import score_job
 from dino_jax.visualize.attention_job import attention
 from dino_jax.visualize.score_job import attention_score
 from dino_jax.visualize.sheet import TILE
@@ -66,7 +67,7 @@ def test_without_threshold_no_masks(weights: str, tmp_path: Path) -> None:
 def test_a_picture_that_memory_does_not_hold(
     weights: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "machine_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 1000)
     with pytest.raises(UsageError, match=r"picture_0: 56x40 pixels are 36 tokens, .*a smaller"):
         attention(weights, ("shapes:1@test",), tmp_path, size=(40, 56))
 

@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 import dino_jax
+from dino_jax import memory
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
-from dino_jax.visualize import pca_job, pictures
+from dino_jax.visualize import pca_job
 from dino_jax.visualize.pca import is_foreground, principal_components, to_colors
 from dino_jax.visualize.pca_job import pca
 from reference import assert_full_precision
@@ -107,6 +108,6 @@ def test_job_needs_a_vit(goldens: Path, tmp_path: Path) -> None:
 def test_a_picture_that_memory_does_not_hold(
     goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pictures, "machine_memory", lambda: 1000)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 1000)
     with pytest.raises(UsageError, match=r"picture_0: 56x40 pixels are 36 tokens, .*a smaller"):
         pca(str(goldens / "pth" / "backbone.pth"), ("shapes:1@test",), tmp_path, size=(40, 56))

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from dino_jax import create_model
+from dino_jax import create_model, memory
 from dino_jax.errors import UsageError
 from dino_jax.visualize import pictures as pictures_module
 from dino_jax.visualize.pictures import (
@@ -104,7 +104,7 @@ def test_refuses_sizes(size: tuple[int, ...]) -> None:
 
 def test_refuses_what_does_not_fit_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """250 x 187 patches; 6 heads of float32. An XCiT has no such matrix."""
-    monkeypatch.setattr(pictures_module, "machine_memory", lambda: 48 << 30)
+    monkeypatch.setattr(memory, "machine_memory", lambda: 48 << 30)
     vit, xcit = (
         nnx.eval_shape(lambda name=name: create_model(name, rngs=nnx.Rngs(0)))
         for name in ("vit_small", "xcit_small_12_p16")

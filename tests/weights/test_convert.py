@@ -213,6 +213,13 @@ def test_a_run_continues_from_its_epoch(converted: Path, tmp_path: Path) -> None
     runs.assert_equal(cut, whole)
 
 
+def test_a_run_whose_epochs_are_done_is_finished(converted: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(converted, tmp_path / "run")
+    result = runs.train_here(continuing(train__epochs=1), folder)
+    assert result == {"step": 5, "total_steps": 5, "finished": True}
+    assert not (folder / "log.txt").exists()
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
