@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import jax
+import numpy as np
 import pytest
 
 import runs
@@ -27,15 +28,17 @@ class KilledError(Exception):
     pass
 
 
-def test_the_last_interval_is_reported_however_short(tmp_path: Path) -> None:
-    config = runs.tiny_config(train__epochs=1, log__every_steps=50, model__overrides__depth=1)
-    runs.train_here(config, tmp_path, stop_after=4)
-    assert not runs.records(tmp_path)  # the interval goes on after the stop
+def test_an_interval_goes_on_after_a_stop_and_the_last_is_reported_however_short(
+    tmp_path: Path,
+) -> None:
+    config = runs.tiny_config()
+    runs.train_here(config, tmp_path, stop_after=runs.TOTAL_STEPS - 2)
+    assert runs.records(tmp_path)[-1]["step"] == 12
     result = runs.train_here(config, tmp_path)
-    (interval,), (epoch,) = runs.records(tmp_path), runs.records(tmp_path, "log.txt")
-    assert interval["step"] == runs.STEPS_PER_EPOCH
-    assert interval["loss"] == epoch["train_loss"]  # means over the same steps
-    assert result["health"] == interval["health"]
+    assert runs.records(tmp_path) == runs.records(runs.whole())
+    *_, whole, last = runs.records(tmp_path)
+    assert (whole["step"], last["step"]) == (14, runs.TOTAL_STEPS)
+    assert result["health"] == last["health"]
 
 
 def test_scores_owed_by_a_stopped_run_are_no_time_of_training(
@@ -113,6 +116,10 @@ def test_a_run_that_diverges_says_what_is_left(every_steps: int, tmp_path: Path)
         runs.train_here(config, tmp_path)
     last = runs.records(tmp_path)[-1]
     assert (last["skipped_in_a_row"], last["loss"], last["health"]) == (3, None, "not finite")
+    if every_steps:
+        good = runs.arrays(tmp_path)
+        assert all(np.isfinite(x).all() for name, x in good.items() if "params" in name)
+        assert good["training['skipped_in_a_row']"] < 3
 
 
 def test_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

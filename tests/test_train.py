@@ -48,15 +48,14 @@ def two_steps(name: str, **changes: object) -> ConfigDict:
     if config.model.overrides.depth:
         keys["model.overrides.depth"] = 1
     override(config, [f"--config.{key}={value}" for key, value in keys.items()])
-    assert config.crops.local_number == 2
     return config
 
 
-@pytest.mark.parametrize("name", ["default", "xcit_small_12", "resnet50"])
+@pytest.mark.parametrize("name", ["xcit_small_12", "resnet50"])
 def test_networks_of_every_kind_train_alike_on_one_device_and_on_eight(
     name: str, tmp_path: Path
 ) -> None:
-    config = two_steps(name, optim__name="sgd")
+    config = two_steps(name, optim__name="sgd", crops__local_number=0)
     for devices in (8, 1):
         assert runs.train_here(config, tmp_path / str(devices), devices=devices)["finished"]
     first, second = runs.records(tmp_path / "8")

@@ -183,15 +183,18 @@ def continuing(**changes: object) -> ConfigDict:
     )
 
 
-@pytest.fixture(scope="module")
-def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The fixture's checkpoint as if its run had had one of three epochs."""
-    folder = tmp_path_factory.mktemp("converted")
+def converted_after(epoch: int, folder: Path) -> Path:
+    """The fixture's checkpoint as if its run had had so many of three epochs."""
     found = read_torch_file(FULL)
-    found["epoch"] = 1
+    found["epoch"] = epoch
     found["args"]["epochs"] = 3
     convert(str(save(folder / "file.pth", found)), folder / "run")
     return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return converted_after(1, tmp_path_factory.mktemp("converted"))
 
 
 def test_a_run_continues_from_its_epoch(converted: Path, tmp_path: Path) -> None:
@@ -213,10 +216,10 @@ def test_a_run_continues_from_its_epoch(converted: Path, tmp_path: Path) -> None
     runs.assert_equal(cut, whole)
 
 
-def test_a_run_whose_epochs_are_done_is_finished(converted: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(converted, tmp_path / "run")
-    result = runs.train_here(continuing(train__epochs=1), folder)
-    assert result == {"step": 5, "total_steps": 5, "finished": True}
+def test_a_run_whose_epochs_are_done_is_finished(tmp_path: Path) -> None:
+    folder = converted_after(3, tmp_path)
+    result = runs.train_here(continuing(), folder)
+    assert result == {"step": 15, "total_steps": 15, "finished": True}
     assert not (folder / "log.txt").exists()
 
 
