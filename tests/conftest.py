@@ -14,7 +14,9 @@ if "DINO_JAX_TESTS_CACHE" not in os.environ:  # one for all workers and what the
     os.environ["DINO_JAX_TESTS_CACHE"] = _cache.name
 
 import jax
+import numpy as np
 import pytest
+from PIL import Image
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
 
@@ -42,9 +44,32 @@ def goldens() -> Path:
     return GOLDENS
 
 
+@pytest.fixture(scope="session")
+def weights() -> str:
+    """A small backbone in a file of the reference."""
+    return str(GOLDENS / "pth/backbone.pth")
+
+
+@pytest.fixture(scope="module")
+def photo() -> Image.Image:
+    """A smooth picture, 90 wide and 60 high, with all colours."""
+    rows, columns = np.mgrid[:60, :90] / 60
+    waves = [np.sin(4 * rows + k) * np.cos(3 * columns - k) for k in range(3)]
+    return Image.fromarray(np.uint8(np.round(127.5 + 127 * np.stack(waves, -1))))
+
+
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
     """For networks that take longer to compile than to run; the numbers are the same."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture(scope="module")
+def shared_compilation() -> Iterator[None]:
+    """The same, and what one test compiled no other compiles again."""
+    import runs
+
+    with runs.quick_compilation():
+        yield

@@ -95,6 +95,16 @@ def call(method: Callable, model: nnx.Module, *args: Any) -> Any:
     return jax.device_get(traced(method, *split(model), *args))
 
 
+def random_images(*shape: int) -> np.ndarray:
+    """Images [B, H, W, C] of noise, the same each time."""
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+def image_keys(number: int) -> jax.Array:
+    """Keys [B] of so many images, for stochastic depth."""
+    return jax.random.split(jax.random.key(1), number)
+
+
 def assert_forward_equals(path: Path, tolerance: float) -> None:
     """Compares an XCiT or a ResNet with its golden, parameter count included."""
     golden = np.load(path)

@@ -60,6 +60,10 @@ COMPILATION = {
 }
 
 
+class KilledError(Exception):
+    """Ends a run in this process where a kill would."""
+
+
 def arguments(**changes: object) -> list[str]:
     """The command line of a tiny run; a key's dots are written as two underscores."""
     keys = KEYS | {key.replace("__", "."): value for key, value in changes.items()}

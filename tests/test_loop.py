@@ -24,10 +24,6 @@ from dino_jax.train_state import TrainState
 SCORES = {5: {"top1": 40.0, "top5": 80.0}}
 
 
-class KilledError(Exception):
-    pass
-
-
 def test_an_interval_goes_on_after_a_stop_and_the_last_is_reported_however_short(
     tmp_path: Path,
 ) -> None:
@@ -68,7 +64,7 @@ def test_an_epoch_that_is_logged_is_not_scored_again(
 ) -> None:
     def interval(self: RunLog, step: int, *args: Any, **values: Any) -> None:
         if step > runs.STEPS_PER_EPOCH:
-            raise KilledError
+            raise runs.KilledError
         write(self, step, *args, **values)
 
     write = RunLog.interval
@@ -76,7 +72,7 @@ def test_an_epoch_that_is_logged_is_not_scored_again(
     config = runs.tiny_config(eval__knn_every_epochs=1, checkpoint__every_steps=0)
     with monkeypatch.context() as patch:
         patch.setattr(RunLog, "interval", interval)
-        with pytest.raises(KilledError):
+        with pytest.raises(runs.KilledError):
             runs.train_here(config, tmp_path)
     assert runs.steps(tmp_path)[-1] == runs.STEPS_PER_EPOCH
     (line,) = (tmp_path / "log.txt").read_text().splitlines()

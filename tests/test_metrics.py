@@ -1,82 +1,20 @@
-"""The files, console lines and picture that a run leaves behind."""
+"""The files and console lines that a run leaves behind."""
 
 import io
 import json
 import logging
 import math
-import struct
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax.numpy as jnp
-import matplotlib.figure
 import numpy as np
 import pytest
-from PIL import Image
-from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 from dino_jax import metrics
 from dino_jax.errors import UsageError
 from dino_jax.learning_curve import plot_learning_curve
-from dino_jax.metrics import RunLog, is_logged
-
-STEPS_PER_EPOCH, EPOCHS, BATCH = 10, 4, 32
-
-
-def open_log(workdir: Path, resume_step: int = 0, **changes: Any) -> RunLog:
-    settings = {
-        "resume_step": resume_step,
-        "steps_per_epoch": STEPS_PER_EPOCH,
-        "total_steps": EPOCHS * STEPS_PER_EPOCH,
-        "batch_size": BATCH,
-    }
-    return RunLog(workdir, **(settings | changes))
-
-
-def train(workdir: Path, resume_step: int = 0, stop_step: int = EPOCHS * STEPS_PER_EPOCH) -> None:
-    """A run whose numbers depend on the step alone; an interval is 4 steps or ends an epoch."""
-    with open_log(workdir, resume_step) as log:
-        if resume_step == 0:
-            log.scores(0, {20: {"top1": 40.0, "top5": 80.0}})
-        first = resume_step or 1  # the line of an epoch that ends there may be lacking
-        for step in range(first, stop_step + 1):
-            loss, lr = jnp.float32(6 - step / 7), np.float64(0.1 / step)
-            if step > resume_step and (step % 4 == 0 or step % STEPS_PER_EPOCH == 0):
-                log.interval(
-                    step,
-                    {"loss": loss, "lr": lr, "kl": 1 / step},
-                    seconds=0.5,
-                    data_seconds=0.1,
-                )
-            if step % STEPS_PER_EPOCH == 0:
-                epoch = step // STEPS_PER_EPOCH - 1
-                if step == resume_step and is_logged(workdir, epoch):
-                    continue
-                knn = {20: {"top1": 50.0 + step, "top5": 90.0}} if epoch % 2 else None
-                log.epoch(epoch, {"loss": loss, "lr": lr, "weight_decay": 0.04, "kl": 0.5}, knn)
-
-
-def records(path: Path) -> list[dict[str, Any]]:
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
-
-    return [json.loads(line, parse_constant=refuse) for line in path.read_text().splitlines()]
-
-
-def events(workdir: Path) -> Iterator[Event]:
-    """TensorBoard's files: length, its checksum, the message, its checksum."""
-    for path in sorted((workdir / "tensorboard").iterdir()):
-        data = path.read_bytes()
-        while data:
-            (length,) = struct.unpack("<Q", data[:8])
-            yield Event.FromString(data[12 : 12 + length])
-            data = data[16 + length :]
-
-
-def scalars(workdir: Path) -> dict[tuple[str, int], float]:
-    return {(v.tag, e.step): v.simple_value for e in events(workdir) for v in e.summary.value}
+from run_logs import BATCH, EPOCHS, open_log, records, scalars, train
 
 
 def test_log_txt_is_what_users_of_the_reference_parse(tmp_path: Path) -> None:
@@ -212,23 +150,6 @@ def test_a_new_run_sets_the_logs_of_another_aside(
     assert not (tmp_path / "log.txt.3").exists()
 
 
-def test_tensorboard_has_the_scalars_of_both_files(tmp_path: Path) -> None:
-    train(tmp_path, resume_step=10)
-    found = scalars(tmp_path)
-    assert found["train/kl", 16] == pytest.approx(1 / 16)
-    assert found["speed/data_wait", 16] == pytest.approx(0.2)
-    assert found["epoch/train_wd", 20] == pytest.approx(0.04)
-    assert found["epoch/knn_20_top1", 40] == pytest.approx(90.0)
-    starts = [e.step for e in events(tmp_path) if e.session_log.status == SessionLog.START]
-    assert starts == [11]  # TensorBoard hides what a former run wrote from this step on
-
-
-def test_tensorboard_holds_an_epoch_whose_line_is_written(tmp_path: Path) -> None:
-    with open_log(tmp_path) as log:
-        log.epoch(0, {"loss": 6.0, "lr": 0.1})
-        assert scalars(tmp_path)["epoch/train_loss", 10] == 6.0
-
-
 def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
         values = {"loss": math.nan, "lr": 0.1, "kl": -jnp.inf}
@@ -299,73 +220,3 @@ def test_a_terminal_gets_a_bar_with_messages_above(
         assert before.endswith("\r")
         assert bar in after
     assert "epoch 2 finished  loss 6.2500  k-NN (k=20) 55.0 %\n" in after
-
-
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.figure.Figure]:
-    """The figures in the order in which they were saved."""
-    figures, savefig = [], matplotlib.figure.Figure.savefig
-
-    def record(self: matplotlib.figure.Figure, *args: Any, **kwargs: Any) -> None:
-        figures.append(self)
-        savefig(self, *args, **kwargs)
-
-    monkeypatch.setattr(matplotlib.figure.Figure, "savefig", record)
-    return figures
-
-
-def test_the_learning_curve_shows_what_the_files_hold(
-    tmp_path: Path, drawn: list[matplotlib.figure.Figure]
-) -> None:
-    train(tmp_path)
-    (figure,) = drawn
-    labels = ["loss (nats)", "learning rate", "KL(teacher || student) (nats)", "k-NN top-1 (%)"]
-    assert [axis.get_ylabel() for axis in figure.axes] == labels
-    assert {axis.get_xlabel() for axis in figure.axes} == {"epoch"}
-    intervals, epochs = figure.axes[0].lines
-    held = records(tmp_path / "metrics.jsonl")[1:]
-    np.testing.assert_array_equal(intervals.get_xdata(), [r["step"] / 10 for r in held])
-    np.testing.assert_array_equal(intervals.get_ydata(), [r["loss"] for r in held])
-    np.testing.assert_array_equal(epochs.get_xdata(), [0.5, 1.5, 2.5, 3.5])
-    (knn,) = figure.axes[-1].lines
-    assert (list(knn.get_xdata()), list(knn.get_ydata())) == ([0, 2, 4], [40, 70, 90])
-    with Image.open(tmp_path / "learning_curve.png") as picture:
-        assert min(picture.size) > 500
-
-
-def test_the_learning_curve_of_one_poisoned_epoch(
-    tmp_path: Path, drawn: list[matplotlib.figure.Figure]
-) -> None:
-    with open_log(tmp_path) as log:
-        for step, loss in ((4, 6.0), (8, math.nan), (10, 5.0)):
-            values = {"loss": loss, "lr": 0.1, "kl": math.inf}
-            log.interval(step, values, seconds=1.0, data_seconds=0.0)
-        log.epoch(0, {"loss": math.nan, "lr": 0.1})
-    loss, lr, kl = drawn[0].axes
-    np.testing.assert_array_equal(loss.lines[0].get_ydata(), [6.0, math.nan, 5.0])
-    assert lr.lines[1].get_marker() == "o"  # a single point has no line
-    assert [text.get_text() for text in kl.texts] == ["no finite value"]
-    assert not loss.texts
-
-
-def test_scores_of_the_untrained_network_are_drawn_before_anything_else(tmp_path: Path) -> None:
-    with open_log(tmp_path) as log:
-        log.scores(0, {20: {"top1": 40.0, "top5": 80.0}})
-    expected = {"step": 0, "epoch": 0.0, "knn_20_top1": 40.0, "knn_20_top5": 80.0}
-    assert records(tmp_path / "metrics.jsonl") == [expected]
-    assert scalars(tmp_path)["epoch/knn_20_top1", 0] == 40.0
-    assert (tmp_path / "learning_curve.png").exists()
-
-
-def test_the_learning_curve_of_a_running_or_killed_run(tmp_path: Path) -> None:
-    (tmp_path / "metrics.jsonl").write_text('{"step": 5, "epoch": 0.5, "loss": 6.0}\n{"step": 6,')
-    assert plot_learning_curve(tmp_path) == tmp_path / "learning_curve.png"
-    assert (tmp_path / "learning_curve.png").exists()
-
-
-def test_nothing_logged_draws_nothing(tmp_path: Path) -> None:
-    with open_log(tmp_path):
-        pass
-    assert not (tmp_path / "learning_curve.png").exists()
-    with pytest.raises(UsageError, match="trained for at least one interval"):
-        plot_learning_curve(tmp_path)

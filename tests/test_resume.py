@@ -12,7 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import runs
-from configs import default
+from debug_config import config_with
 from dino_jax import sharding
 from dino_jax.errors import UsageError
 from dino_jax.metrics import RunLog
@@ -90,17 +90,14 @@ def test_stopped_at_the_end_of_an_epoch(tmp_path: Path) -> None:
 def test_killed_before_the_log_of_an_epoch_that_is_saved(
     epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class KilledError(Exception):
-        pass
-
     def log(self: RunLog, number: int, *args: Any) -> None:
         if number + 1 == epoch:
-            raise KilledError
+            raise runs.KilledError
         write(self, number, *args)
 
     write = RunLog.epoch
     monkeypatch.setattr(RunLog, "epoch", log)
-    with pytest.raises(KilledError):
+    with pytest.raises(runs.KilledError):
         runs.train_here(runs.tiny_config(), tmp_path)
     monkeypatch.undo()
     assert runs.steps(tmp_path)[-1] == epoch * runs.STEPS_PER_EPOCH
@@ -153,13 +150,6 @@ def test_newest_checkpoint_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixt
 
 
 # Under which settings a run may continue
-
-
-def config_with(**changes: Any) -> ConfigDict:
-    """The small version of the default config, with some keys changed (`__` for a dot)."""
-    config = default.get_config("debug")
-    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
-    return config
 
 
 def stored(config: ConfigDict, num_images: int = 256) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import runs
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import embed_job, embedding_files
@@ -23,17 +22,7 @@ from dino_jax.evaluate.features import Features
 from dino_jax.evaluate.tokens import BlockTokens, ClassToken
 
 OPTIONS = Extraction(resize=16, crop=16, canvas_size=32, batch_size=8, num_threads=2)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Any:
-    with runs.quick_compilation():
-        yield
-
-
-@pytest.fixture(scope="module")
-def weights(goldens: Path) -> str:
-    return str(goldens / "pth/backbone.pth")
+pytestmark = pytest.mark.usefixtures("shared_compilation")
 
 
 @pytest.fixture(scope="module")

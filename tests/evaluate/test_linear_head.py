@@ -7,28 +7,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import runs
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.extraction import Extraction, Extractor
+from dino_jax.evaluate.extraction import Extractor
 from dino_jax.evaluate.linear_files import LinearHead, read_head, write_head
 from dino_jax.evaluate.linear_job import linear
 from dino_jax.evaluate.tokens import ClassTokens
+from linear_setup import OPTIONS, TEST
 from torch_files import storage, tensor, zip_file
 
-OPTIONS = Extraction(resize=16, crop=16, canvas_size=32, batch_size=32, num_threads=2)
-TEST = "shapes:40@test"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Any:
-    with runs.quick_compilation():
-        yield
-
-
-@pytest.fixture(scope="module")
-def weights(goldens: Path) -> str:
-    return str(goldens / "pth/backbone.pth")
+pytestmark = pytest.mark.usefixtures("shared_compilation")
 
 
 def torch_head(kernel: np.ndarray) -> bytes:

@@ -10,29 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import runs
 from class_folders import class_folders
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import linear_job, linear_training
-from dino_jax.evaluate.extraction import Extraction
 from dino_jax.evaluate.linear_job import linear, probed_feature
 from dino_jax.evaluate.tokens import ClassToken, ClassTokens
+from linear_setup import OPTIONS, TEST
 
-OPTIONS = Extraction(resize=16, crop=16, canvas_size=32, batch_size=32, num_threads=2)
+pytestmark = pytest.mark.usefixtures("shared_compilation")
 TRAIN = {"train": "shapes:80@train", "epochs": 4, "train_batch_size": 32, "options": OPTIONS}
-TEST = "shapes:40@test"
 RATES = (0.01, 1.0)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Any:
-    with runs.quick_compilation():
-        yield
-
-
-@pytest.fixture(scope="module")
-def weights(goldens: Path) -> str:
-    return str(goldens / "pth/backbone.pth")
 
 
 @pytest.fixture(scope="module")

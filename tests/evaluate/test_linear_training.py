@@ -10,26 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import runs
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import linear_training
-from dino_jax.evaluate.extraction import Extraction, Extractor
+from dino_jax.evaluate.extraction import Extractor
 from dino_jax.evaluate.linear_job import linear
 from dino_jax.evaluate.tokens import ClassTokens
+from linear_setup import OPTIONS, TEST
 
-OPTIONS = Extraction(resize=16, crop=16, canvas_size=32, batch_size=32, num_threads=2)
-TEST = "shapes:40@test"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick() -> Any:
-    with runs.quick_compilation():
-        yield
-
-
-@pytest.fixture(scope="module")
-def weights(goldens: Path) -> str:
-    return str(goldens / "pth/backbone.pth")
+pytestmark = pytest.mark.usefixtures("shared_compilation")
 
 
 def test_every_step_has_its_rates_and_every_image_and_epoch_its_crop(weights: str) -> None:

@@ -15,7 +15,7 @@ from dino_jax.errors import UsageError
 from dino_jax.models import XCiT, create_model
 from dino_jax.models.network import split
 from dino_jax.models.xcit import fourier_positions
-from reference import assert_forward_equals, call, recipe_model
+from reference import assert_forward_equals, call, image_keys, random_images, recipe_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CASES = parity_cases("forward_xcit*.npz")
@@ -26,14 +26,6 @@ features = partial(call, XCiT.__call__)
 
 def tiny(arch: str = "xcit_tiny_12_p16", **overrides: Any) -> XCiT:
     return recipe_model(arch, **TINY | overrides)
-
-
-def random_images(*shape: int) -> np.ndarray:
-    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
-
-
-def image_keys(number: int) -> jax.Array:
-    return jax.random.split(jax.random.key(1), number)
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda p: p.stem)

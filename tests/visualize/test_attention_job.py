@@ -20,11 +20,6 @@ def read(path: Path) -> np.ndarray:
         return np.asarray(picture)
 
 
-@pytest.fixture
-def weights(goldens: Path) -> str:
-    return str(goldens / "pth" / "backbone.pth")
-
-
 def test_writes_maps_masks_and_a_sheet_of_each_picture(weights: str, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_text("no picture")

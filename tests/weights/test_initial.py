@@ -1,77 +1,40 @@
 """Runs that start from weights of every kind."""
 
-import json
 import re
 import shutil
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
 import dino_jax
 import runs
-from conftest import GOLDENS
 from dino_jax import checkpoint, sharding
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
-from dino_jax.plan import Plan, make_plan
+from dino_jax.plan import make_plan
 from dino_jax.train_state import TrainState
 from dino_jax.weights.convert import convert
-from dino_jax.weights.initial import Start, find, start_from
+from dino_jax.weights.initial import find
 from dino_jax.weights.mapping import to_torch
 from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
 from dino_jax.weights.torch_file import read_torch_file
 from dino_jax.weights.training_state import whole_state
+from starts import BACKBONE, MADE, ONE_NETWORK, PTH, batch_of, fixture_config, start
 from torch_files import save
 
-PTH = GOLDENS / "pth"
 FULL = str(PTH / "full_checkpoint.pth")
-BACKBONE = str(PTH / "backbone.pth")
-ONE_NETWORK = "it holds one network, which becomes both student and teacher"
-MADE = "the center is made from a teacher pass over the first batch"
 RESTORED = "the optimizer's state is restored"
 pytestmark = pytest.mark.usefixtures("quick_compilation")
-
-
-def fixture_config(init_from: str, **changes: object) -> ConfigDict:
-    """The config of a run whose network is that of the fixtures."""
-    return runs.tiny_config(
-        **{
-            "model__overrides__image_size": 32,
-            "model__overrides__embed_dim": 48,
-            "model__overrides__num_heads": 3,
-            "head__out_dim": 96,
-            "head__num_layers": 3,
-            "init_from": init_from,
-        }
-        | changes
-    )
-
-
-@cache
-def random_start(config: str, devices: int) -> tuple[Plan, TrainState]:
-    """The plan and the first state of a config without weights, compiled once for all tests."""
-    mesh = sharding.make_mesh(jax.devices()[:devices])
-    plan = make_plan(ConfigDict(json.loads(config)), mesh, steps_per_epoch=5)
-    return plan, plan.first_state(0)
 
 
 def refused(config: ConfigDict) -> None:
     """Tries to start where shapes are enough to see that it cannot be."""
     plan = make_plan(config, sharding.make_mesh(jax.devices()[:1]), steps_per_epoch=5)
     find(config, plan.shapes)
-
-
-def start(config: ConfigDict, devices: int = 1) -> tuple[Start, TrainState, Plan]:
-    """The start, the random state that it replaces, and the plan."""
-    without = config.to_dict() | {"init_from": None}
-    plan, state = random_start(json.dumps(without), devices)
-    return start_from(find(config, plan.shapes), state), state, plan
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -254,52 +217,3 @@ def test_arrays_lie_where_the_run_wants_them(monkeypatch: pytest.MonkeyPatch) ->
     assert_same(jax.device_get(state), jax.device_get(alone.state))
     center = plan.center_of(random, batch_of(config))
     assert center.sharding == plan.shardings.center
-
-
-# The missing center
-
-
-def batch_of(config: ConfigDict) -> dict[str, jax.Array]:
-    rng = np.random.default_rng(0)
-    count, side = config.train.batch_size, config.data.canvas_size
-    return {
-        "canvas": jnp.asarray(rng.integers(0, 256, (count, side, side, 3)), jnp.uint8),
-        "size": jnp.full((count, 2), side, jnp.int32),
-        "index": jnp.arange(count, dtype=jnp.int32),
-    }
-
-
-@pytest.mark.parametrize("devices", [1, 8])
-def test_the_center_is_the_mean_of_the_teachers_logits(devices: int) -> None:
-    config = fixture_config(BACKBONE)
-    (state, *_), _, plan = start(config, devices)
-    batch = batch_of(config)
-    center = plan.center_of(state, batch)
-    assert center.shape == state.center.shape
-    (globals_, *_), _ = jax.jit(plan.step.make_views)(batch, jnp.zeros((), jnp.int32))
-    assert globals_.shape[:2] == (config.train.batch_size, 2)
-    logits, _ = jax.jit(plan.step.network)(
-        state.teacher_params, state.teacher_batch_stats, (globals_,)
-    )
-    expected = np.asarray(logits).mean((0, 1))
-    np.testing.assert_allclose(center[0], expected, rtol=1e-4, atol=1e-5)
-    assert np.abs(expected).max() > 0.01
-
-
-def test_a_run_from_a_backbone_and_its_resume(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It says what it took; later its weights are no longer needed."""
-    model, _ = dino_jax.load(runs.whole())
-    path = save(tmp_path / "backbone.pth", to_torch(*split(model)[1:], "vit"))
-    config = runs.tiny_config(init_from=path)
-    workdir = tmp_path / "run"
-    assert runs.train_here(config, workdir, stop_after=4)["step"] == 4
-    said = capsys.readouterr()
-    for note in (f"starts from {path}", ONE_NETWORK, MADE):
-        assert f"note: {note}" in said.out + said.err
-    path.unlink()
-    assert runs.train_here(config, workdir)["finished"]
-    assert np.any(runs.arrays(workdir)["training['center']"])
-    with pytest.raises(UsageError, match=r"init_from: '.*backbone\.pth' there, None now"):
-        runs.train_here(runs.tiny_config(), workdir)

@@ -1,23 +1,18 @@
-"""Models from files, converted folders and the folders of runs."""
+"""Models from files and converted folders."""
 
 import json
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import dino_jax
-import runs
 from conftest import GOLDENS, parity_cases
-from dino_jax import settings
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.knn_job import knn
-from dino_jax.inspection import inspect
 from dino_jax.models import DINOHead, create_model
 from dino_jax.models.network import abstract, split
 from dino_jax.weights.convert import convert
@@ -27,7 +22,6 @@ from dino_jax.weights.torch_checkpoint import TorchNetwork, read_torch_checkpoin
 from reference import recipe_images, recipe_tensor
 from torch_files import save
 
-IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
 PTH = GOLDENS / "pth"
 FULL = PTH / "full_checkpoint.pth"
 MANIFESTS = json.loads((GOLDENS / "manifests.json").read_text())
@@ -43,9 +37,6 @@ def recorded(folder: Path) -> dict[str, Any]:
     meta = json.loads(str(expected["meta"]))
     images = recipe_images(meta["images"], (2, 3, meta["img"], meta["img"]))
     return expected | {"meta": meta, "images": images}
-
-
-# .pth files
 
 
 @pytest.mark.parametrize("path", parity_cases("pth/backbone*.pth"), ids=lambda p: p.stem)
@@ -222,162 +213,3 @@ def test_every_released_file_fits_without_a_rest(name: str) -> None:
     assert config.head is None
     count = sum(x.size for name, x in tensors.items() if not name.endswith("tracked"))
     assert sum(x.size for x in jax.tree.leaves(arrays)) == count
-
-
-# What cannot be loaded
-
-
-DINOV2 = [f"blocks.{i}.ls{j}.gamma" for i in (0, 1) for j in (1, 2)]  # names it has besides
-
-
-def without(tensors: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: x for name, x in tensors.items() if name not in names}
-
-
-@pytest.mark.parametrize(
-    ("change", "messages"),
-    [
-        (lambda t: without(t, "norm.bias"), ["backbone.norm.bias is missing"]),
-        (
-            lambda t: (
-                without(t, "norm.bias", "blocks.1.attn.qkv.weight")
-                | {"norm.weight": t["norm.weight"][:5], "mask_token": t["cls_token"]}
-            ),
-            [
-                "backbone.norm.bias is missing",
-                "backbone.blocks.1.attn.qkv.weight is missing",
-                "backbone.mask_token is left over",
-                r"backbone.norm.weight is \[5\], not \[48\]",
-            ],
-        ),
-        (
-            lambda t: (
-                t | {f"blocks.{i}.ls{j}.gamma": t["norm.bias"] for i in (0, 1) for j in (1, 2)}
-            ),
-            [rf"backbone.blocks.{i}.ls{j}.gamma is left over" for i in (0, 1) for j in (1, 2)],
-        ),
-        (
-            lambda t: {n.replace("blocks.1", "blocks.7"): x for n, x in t.items()},
-            ["backbone.blocks.7.norm1.weight is left over", "backbone.blocks.1.norm1.weight is mi"],
-        ),
-    ],
-    ids=["missing", "several", "DINOv2", "block"],
-)
-def test_problems_are_named_together(
-    change: Callable[[dict[str, Any]], dict[str, Any]], messages: list[str], tmp_path: Path
-) -> None:
-    tensors = change(read_torch_checkpoint(FULL).network("teacher").backbone)
-    path = save(tmp_path / "file.pth", tensors)
-    for message in messages:
-        with pytest.raises(
-            UsageError, match=rf"file\.pth: not the tensors of a vit_tiny.*{message}"
-        ):
-            dino_jax.load(path)
-
-
-def test_the_classifier_of_a_supervised_vit_is_not_dropped(tmp_path: Path) -> None:
-    tensors = read_torch_checkpoint(FULL).network("teacher").backbone
-    classifier = {"head.weight": np.ones((9, 48), np.float32), "head.bias": np.ones(9, np.float32)}
-    path = save(tmp_path / "file.pth", {"model": tensors | classifier})
-    for refused in (lambda: dino_jax.load(path), lambda: convert(str(path), tmp_path / "out")):
-        with pytest.raises(UsageError, match=r"file\.pth: .*last_layer\.weight is missing"):
-            refused()
-
-
-def test_a_file_without_what_is_asked_for() -> None:
-    with pytest.raises(UsageError, match="which='student' is not in this file, which holds teach"):
-        dino_jax.load(PTH / "backbone.pth", which="student")
-    with pytest.raises(UsageError, match=r"backbone\.pth: it holds a backbone alone: give the who"):
-        dino_jax.load(PTH / "backbone.pth", head=True)
-
-
-@pytest.fixture
-def nothing_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to work in, which must still be empty afterwards."""
-    monkeypatch.chdir(tmp_path)
-    yield tmp_path
-    assert not list(tmp_path.rglob("*pwned*"))
-
-
-@pytest.mark.parametrize("file", ["evil.pth", "truncated.pth", "views.pth"])
-@pytest.mark.parametrize("entry", ["load", "convert", "inspect", "knn", "init_from"])
-def test_wrong_files_are_refused_everywhere(file: str, entry: str, nothing_appears: Path) -> None:
-    path, out = str(PTH / file), nothing_appears / "out"
-    doors: dict[str, Callable[[], Any]] = {
-        "load": lambda: dino_jax.load(path),
-        "convert": lambda: convert(path, out),
-        "inspect": lambda: inspect(path),
-        "knn": lambda: knn(path, train="shapes:20@train", test="shapes:20@test"),
-        "init_from": lambda: runs.train_here(runs.tiny_config(init_from=path), out),
-    }
-    if (file, entry) == ("views.pth", "inspect"):
-        return doors[entry]()  # it says what there is
-    with pytest.raises(UsageError, match=rf"{file}: "):
-        doors[entry]()
-    if entry != "init_from":  # a run makes its folder first
-        assert not out.exists()
-    return None
-
-
-# Folders of runs
-
-
-def expected_features(which: str) -> np.ndarray:
-    """Features computed from the raw arrays of the checkpoint."""
-    saved = runs.arrays(runs.whole())
-    model = settings.build_backbone(runs.tiny_config(), nnx.Rngs(0))
-    graphdef, params, _ = split(model)
-
-    def raw(path: tuple, _: jax.Array) -> np.ndarray:
-        keys = "".join(f"['{part.key}']" for part in path)  # Orbax makes numbers text
-        return saved[f"{which}['params']['backbone']{keys}"]
-
-    return np.asarray(
-        nnx.merge(graphdef, jax.tree_util.tree_map_with_path(raw, params), {})(IMAGES)
-    )
-
-
-@pytest.mark.parametrize("which", ["teacher", "student"])
-def test_features_are_those_of_the_checkpoint(which: str) -> None:
-    model, info = dino_jax.load(runs.whole(), which=which)
-    features = model(IMAGES)
-    assert features.dtype == jnp.float32
-    np.testing.assert_allclose(features, expected_features(which), rtol=1e-4, atol=1e-5)
-    assert (info.arch, info.patch_size, info.embed_dim, info.which) == ("vit_small", 8, 16, which)
-    assert info.source == f"{runs.whole()}@{runs.TOTAL_STEPS}"
-
-
-def test_head_gives_logits_and_teacher_differs_from_student() -> None:
-    model, head, info = dino_jax.load(runs.whole(), head=True)
-    assert head(model(IMAGES)).shape == (2, 32)
-    _, student = dino_jax.load(runs.whole(), which="student")
-    assert student.sha256 != info.sha256
-    assert dino_jax.load(runs.whole())[1].sha256 == info.sha256
-
-
-def test_a_step_can_be_chosen() -> None:
-    first, *_, last = runs.steps(runs.whole())
-    _, early = dino_jax.load(f"{runs.whole()}@{first}")
-    _, late = dino_jax.load(f"{runs.whole()}@{last}")
-    assert early.sha256 != late.sha256
-
-
-@pytest.mark.parametrize(
-    ("weights", "message"),
-    [
-        ("/nowhere", r"'/nowhere' is no hub name \(dino_vits16, .*\), no file and no folder: give"),
-        ("dino_vits61", "'dino_vits61' is no hub name"),
-        ("{run}@7", "has no checkpoint of step 7: choose one of"),
-        ("{run}@last", "the step behind @ must be a whole number"),
-    ],
-)
-def test_wrong_names(weights: str, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
-        dino_jax.load(weights.format(run=runs.whole()))
-
-
-def test_folder_without_checkpoints(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no checkpoints"):
-        dino_jax.load(tmp_path)
-    with pytest.raises(UsageError, match="which='both' is unknown"):
-        dino_jax.load(runs.whole(), which="both")

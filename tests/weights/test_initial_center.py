@@ -1,0 +1,54 @@
+"""The center of a run that starts from weights without one."""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import dino_jax
+import runs
+from dino_jax.errors import UsageError
+from dino_jax.models.network import split
+from dino_jax.weights.mapping import to_torch
+from starts import BACKBONE, MADE, ONE_NETWORK, batch_of, fixture_config, start
+from torch_files import save
+
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_the_center_is_the_mean_of_the_teachers_logits(devices: int) -> None:
+    config = fixture_config(BACKBONE)
+    (state, *_), _, plan = start(config, devices)
+    batch = batch_of(config)
+    center = plan.center_of(state, batch)
+    assert center.shape == state.center.shape
+    (globals_, *_), _ = jax.jit(plan.step.make_views)(batch, jnp.zeros((), jnp.int32))
+    assert globals_.shape[:2] == (config.train.batch_size, 2)
+    logits, _ = jax.jit(plan.step.network)(
+        state.teacher_params, state.teacher_batch_stats, (globals_,)
+    )
+    expected = np.asarray(logits).mean((0, 1))
+    np.testing.assert_allclose(center[0], expected, rtol=1e-4, atol=1e-5)
+    assert np.abs(expected).max() > 0.01
+
+
+def test_a_run_from_a_backbone_and_its_resume(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says what it took; later its weights are no longer needed."""
+    model, _ = dino_jax.load(runs.whole())
+    path = save(tmp_path / "backbone.pth", to_torch(*split(model)[1:], "vit"))
+    config = runs.tiny_config(init_from=path)
+    workdir = tmp_path / "run"
+    assert runs.train_here(config, workdir, stop_after=4)["step"] == 4
+    said = capsys.readouterr()
+    for note in (f"starts from {path}", ONE_NETWORK, MADE):
+        assert f"note: {note}" in said.out + said.err
+    path.unlink()
+    assert runs.train_here(config, workdir)["finished"]
+    assert np.any(runs.arrays(workdir)["training['center']"])
+    with pytest.raises(UsageError, match=r"init_from: '.*backbone\.pth' there, None now"):
+        runs.train_here(runs.tiny_config(), workdir)

@@ -1,0 +1,111 @@
+"""What cannot be loaded, and what is said of it."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import dino_jax
+import runs
+from conftest import GOLDENS
+from dino_jax.errors import UsageError
+from dino_jax.evaluate.knn_job import knn
+from dino_jax.inspection import inspect
+from dino_jax.weights.convert import convert
+from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
+from torch_files import save
+
+PTH = GOLDENS / "pth"
+FULL = PTH / "full_checkpoint.pth"
+pytestmark = pytest.mark.usefixtures("quick_compilation")
+
+
+def without(tensors: dict[str, Any], *names: str) -> dict[str, Any]:
+    return {name: x for name, x in tensors.items() if name not in names}
+
+
+@pytest.mark.parametrize(
+    ("change", "messages"),
+    [
+        (lambda t: without(t, "norm.bias"), ["backbone.norm.bias is missing"]),
+        (
+            lambda t: (
+                without(t, "norm.bias", "blocks.1.attn.qkv.weight")
+                | {"norm.weight": t["norm.weight"][:5], "mask_token": t["cls_token"]}
+            ),
+            [
+                "backbone.norm.bias is missing",
+                "backbone.blocks.1.attn.qkv.weight is missing",
+                "backbone.mask_token is left over",
+                r"backbone.norm.weight is \[5\], not \[48\]",
+            ],
+        ),
+        (
+            lambda t: (
+                t | {f"blocks.{i}.ls{j}.gamma": t["norm.bias"] for i in (0, 1) for j in (1, 2)}
+            ),
+            [rf"backbone.blocks.{i}.ls{j}.gamma is left over" for i in (0, 1) for j in (1, 2)],
+        ),
+        (
+            lambda t: {n.replace("blocks.1", "blocks.7"): x for n, x in t.items()},
+            ["backbone.blocks.7.norm1.weight is left over", "backbone.blocks.1.norm1.weight is mi"],
+        ),
+    ],
+    ids=["missing", "several", "DINOv2", "block"],
+)
+def test_problems_are_named_together(
+    change: Callable[[dict[str, Any]], dict[str, Any]], messages: list[str], tmp_path: Path
+) -> None:
+    tensors = change(read_torch_checkpoint(FULL).network("teacher").backbone)
+    path = save(tmp_path / "file.pth", tensors)
+    for message in messages:
+        with pytest.raises(
+            UsageError, match=rf"file\.pth: not the tensors of a vit_tiny.*{message}"
+        ):
+            dino_jax.load(path)
+
+
+def test_the_classifier_of_a_supervised_vit_is_not_dropped(tmp_path: Path) -> None:
+    tensors = read_torch_checkpoint(FULL).network("teacher").backbone
+    classifier = {"head.weight": np.ones((9, 48), np.float32), "head.bias": np.ones(9, np.float32)}
+    path = save(tmp_path / "file.pth", {"model": tensors | classifier})
+    for refused in (lambda: dino_jax.load(path), lambda: convert(str(path), tmp_path / "out")):
+        with pytest.raises(UsageError, match=r"file\.pth: .*last_layer\.weight is missing"):
+            refused()
+
+
+def test_a_file_without_what_is_asked_for() -> None:
+    with pytest.raises(UsageError, match="which='student' is not in this file, which holds teach"):
+        dino_jax.load(PTH / "backbone.pth", which="student")
+    with pytest.raises(UsageError, match=r"backbone\.pth: it holds a backbone alone: give the who"):
+        dino_jax.load(PTH / "backbone.pth", head=True)
+
+
+@pytest.fixture
+def nothing_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty folder to work in, which must still be empty afterwards."""
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    assert not list(tmp_path.rglob("*pwned*"))
+
+
+@pytest.mark.parametrize("file", ["evil.pth", "truncated.pth", "views.pth"])
+@pytest.mark.parametrize("entry", ["load", "convert", "inspect", "knn", "init_from"])
+def test_wrong_files_are_refused_everywhere(file: str, entry: str, nothing_appears: Path) -> None:
+    path, out = str(PTH / file), nothing_appears / "out"
+    doors: dict[str, Callable[[], Any]] = {
+        "load": lambda: dino_jax.load(path),
+        "convert": lambda: convert(path, out),
+        "inspect": lambda: inspect(path),
+        "knn": lambda: knn(path, train="shapes:20@train", test="shapes:20@test"),
+        "init_from": lambda: runs.train_here(runs.tiny_config(init_from=path), out),
+    }
+    if (file, entry) == ("views.pth", "inspect"):
+        return doors[entry]()  # it says what there is
+    with pytest.raises(UsageError, match=rf"{file}: "):
+        doors[entry]()
+    if entry != "init_from":  # a run makes its folder first
+        assert not out.exists()
+    return None
