@@ -10,8 +10,8 @@ from dino_jax.evaluate import neighbours as module
 from dino_jax.evaluate.neighbours import Layout, make_bank, nearest, neighbours
 
 
-def bank_and_queries(size: int, queries: int = 13, width: int = 6) -> tuple[np.ndarray, np.ndarray]:
-    """Whole numbers, so that similarities are exact and many of them equal."""
+def bank_and_queries(size: int, queries: int = 13, width: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of norm 2, so that similarities are exact and many of them equal."""
     rng = np.random.default_rng(size)
     draw = rng.choice([-1.0, 1.0], (size + queries, width)).astype(np.float32)
     return draw[:size], draw[size:]
@@ -23,7 +23,7 @@ def test_equals_a_stable_sort(size: int, k: int, devices: int) -> None:
     bank, queries = bank_and_queries(size)
     mesh = sharding.make_mesh(jax.devices()[:devices])
     similarities, found = neighbours(bank, queries, k=k, mesh=mesh, memory_budget=200_000)
-    exact = queries @ bank.T / 6
+    exact = queries @ bank.T / 4
     order = np.argsort(-exact, axis=1, kind="stable")[:, :k]
     np.testing.assert_array_equal(found, order)  # also among equals
     np.testing.assert_allclose(similarities, np.take_along_axis(exact, order, axis=1), atol=1e-6)

