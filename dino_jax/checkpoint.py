@@ -8,7 +8,6 @@ the state; `about` is the resolved config, a checksum of every array, and one of
 import dataclasses
 import json
 import logging
-import re
 import tempfile
 import textwrap
 import zlib
@@ -23,6 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from dino_jax import run_lock
+from dino_jax.damage import DamagedCheckpoint, reading, storage_status
 from dino_jax.errors import UsageError
 from dino_jax.train_state import TrainState
 
@@ -30,19 +30,7 @@ PyTree = Any
 
 FOLDER = "checkpoints"
 ARRAY_ITEMS = ("student", "teacher", "training")
-# With these TensorStore refuses what the files hold; with others it could not read them.
-_OF_DAMAGED_FILES = (
-    "NOT_FOUND",
-    "OUT_OF_RANGE",
-    "DATA_LOSS",
-    "FAILED_PRECONDITION",
-    "INVALID_ARGUMENT",
-)
 READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, create=False, save_interval_steps=0)
-
-
-class DamagedCheckpoint(ValueError):
-    """A checkpoint that cannot be read, or holds other arrays than were saved."""
 
 
 def to_items(state: TrainState) -> dict[str, PyTree]:
@@ -134,7 +122,7 @@ class RunCheckpoints:
         try:
             yield
         except (OSError, ValueError) as error:
-            if isinstance(error, ValueError) and not _storage_status(error):
+            if isinstance(error, ValueError) and not storage_status(error):
                 raise
             reason = textwrap.shorten(str(error), 200)
             raise UsageError(
@@ -237,7 +225,8 @@ def read_about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     """What a checkpoint says about itself: `config`, `num_images`, `checksums`.
 
     Raises:
-      DamagedCheckpoint: it cannot be read.
+      DamagedCheckpoint: it is not whole.
+      UsageError: it cannot be read now.
     """
     return _read(manager, step, {})["about"]
 
@@ -252,14 +241,13 @@ def metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, PyTree]:
     """Names, shapes and dtypes of the arrays of every item of a checkpoint.
 
     Raises:
-      DamagedCheckpoint: they cannot be read.
+      DamagedCheckpoint: they are not whole.
+      UsageError: they cannot be read now.
     """
     folder, handler = Path(manager.directory) / str(step), ocp.StandardCheckpointHandler()
     there = items_of(manager, step)
-    try:
+    with reading(step):
         return {name: handler.metadata(folder / name).tree for name in ARRAY_ITEMS if name in there}
-    except Exception as error:  # as below, of any class
-        raise DamagedCheckpoint(f"checkpoint of step {step} is not whole: {error}") from error
 
 
 def read_items(
@@ -268,7 +256,8 @@ def read_items(
     """Some of the items that `to_items` gives, laid out as the abstract ones say.
 
     Raises:
-      DamagedCheckpoint: they cannot be read, or are not what was saved.
+      DamagedCheckpoint: they are not whole, or not what was saved.
+      UsageError: they cannot be read now.
     """
     items = _read(manager, step, abstract_items)
     expected = items.pop("about")["checksums"]
@@ -278,38 +267,15 @@ def read_items(
     return items
 
 
-def _storage_status(error: Exception) -> str | None:
-    """The status that TensorStore's errors, which are of class ValueError, begin with."""
-    found = re.match(r"([A-Z_]+): ", str(error))
-    return found[1] if found else None
-
-
-def _is_of_the_machine(error: Exception) -> bool:
-    """Whether a reading failed for another reason than what the files hold."""
-    if isinstance(error, OSError):
-        return not isinstance(error, FileNotFoundError)
-    return _storage_status(error) not in (None, *_OF_DAMAGED_FILES)
-
-
 def _read(
     manager: ocp.CheckpointManager, step: int, abstract_items: dict[str, PyTree]
 ) -> dict[str, PyTree]:
     """Items of a checkpoint, and its `about`, which is verified."""
     arrays = {name: ocp.args.StandardRestore(tree) for name, tree in abstract_items.items()}
     args = ocp.args.Composite(**arrays, about=ocp.args.JsonRestore())
-    try:
+    with reading(step):
         items = dict(manager.restore(step, args=args))
         recorded = items["about"].pop("checksum")
-    except (MemoryError, jax.errors.JaxRuntimeError):
-        raise  # the machine's trouble, not the checkpoint's
-    except Exception as error:  # Orbax raises that class itself where array data is missing
-        reason = textwrap.shorten(f"{type(error).__name__}: {error}", 200)
-        if _is_of_the_machine(error):
-            raise UsageError(
-                f"checkpoint of step {step} cannot be read now ({reason}): see to the file system "
-                "and run the same command"
-            ) from error
-        raise DamagedCheckpoint(f"checkpoint of step {step} cannot be read: {reason}") from error
     if recorded != _text_checksum(items["about"]):
         raise DamagedCheckpoint(f"checkpoint of step {step} is damaged: its config has changed")
     return items

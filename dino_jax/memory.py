@@ -3,6 +3,8 @@
 import dataclasses
 import math
 import os
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, Self
 
 import jax
@@ -11,6 +13,10 @@ from jax.sharding import Mesh
 from dino_jax.train_state import TrainState
 
 PyTree = Any
+_CONTAINER_LIMITS = (  # of control groups, version 2 and 1
+    "/sys/fs/cgroup/memory.max",
+    "/sys/fs/cgroup/memory/memory.limit_in_bytes",
+)
 
 
 def stored_bytes(arrays: PyTree, shardings: PyTree) -> int:
@@ -34,19 +40,25 @@ def planned_bytes(compiled: jax.stages.Compiled) -> int | None:
     return plan.argument_size_in_bytes + results + plan.temp_size_in_bytes
 
 
-def device_limit(mesh: Mesh) -> int:
-    """Bytes that the smallest local device lends to JAX.
+def device_limit(mesh: Mesh) -> int | None:
+    """Bytes that the smallest local device lends to JAX, a CPU's its part of the machine's memory.
 
-    Devices that do not say (a CPU's) share the memory of this machine.
+    None where devices do not say.
     """
     devices = mesh.local_devices
+    if devices[0].platform == "cpu":
+        return machine_memory() // len(devices)
     limits = [(device.memory_stats() or {}).get("bytes_limit") for device in devices]
-    return min((limit for limit in limits if limit), default=machine_memory() // len(devices))
+    return min((limit for limit in limits if limit), default=None)
 
 
 def machine_memory() -> int:
-    """Bytes of memory that this machine has."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Bytes of memory that this machine has, or lends to the container that this runs in."""
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    for file in _CONTAINER_LIMITS:
+        with suppress(OSError, ValueError):  # no such file, or "max"
+            limits.append(int(Path(file).read_text()))
+    return min(limits)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +67,7 @@ class Need:
 
     state: int  # there between steps
     weights: int  # of this the student's parameters, as if they were not spread over devices
-    limit: int  # what a device lends
+    limit: int | None  # what a device lends, where that is known
     step: int | None = None  # more within a step: batch, activations, gradients; once compiled
 
     @classmethod
@@ -77,11 +89,12 @@ class Need:
     @property
     def fits(self) -> bool:
         """Whether nothing is known against it."""
-        return self.total <= self.limit
+        return self.limit is None or self.total <= self.limit
 
     def __str__(self) -> str:
         step = "" if self.step is None else f" and {gib(self.step)} more in a step"
-        return f"per device {gib(self.state)} of state{step}, of {gib(self.limit)}"
+        limit = f", of {gib(self.limit)}" if self.limit else ""
+        return f"per device {gib(self.state)} of state{step}{limit}"
 
 
 def gib(num_bytes: float) -> str:

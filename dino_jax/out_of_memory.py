@@ -117,7 +117,7 @@ def remedies(config: ConfigDict, need: Need, num_devices: int) -> Iterator[str]:
         for change in fitting("train.batch_size", range(batch - multiple, 0, -multiple))
     )
     can_lend_more = jax.default_backend() == "gpu" and not any(map(os.environ.get, FRACTIONS))
-    if can_lend_more and room < need.total <= need.limit * 0.95 / GPU_SHARE:
+    if can_lend_more and room < need.total <= (need.limit or 0) * 0.95 / GPU_SHARE:
         yield f"the environment variable {FRACTIONS[0]}=0.95"
 
 
@@ -128,7 +128,8 @@ def with_any_step(need: Need) -> Need:
     """
     if need.step is not None:
         return need
-    return dataclasses.replace(need, step=2 * max(need.limit - need.state, 0))
+    left = 50 * need.state if need.limit is None else max(need.limit - need.state, 0)
+    return dataclasses.replace(need, step=2 * left)
 
 
 def available(need: Need) -> int:

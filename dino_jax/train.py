@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import os
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         the devices have too little memory.
       TrainingDiverged: three steps in a row were not finite.
     """
-    workdir = Path(workdir).expanduser()
+    workdir = Path(os.path.expanduser(workdir))
     mesh = sharding.make_mesh()
 
     # What is wrong with settings, data or folder is said here, within seconds.

@@ -214,6 +214,7 @@ def test_memory_trouble_is_not_taken_for_damage(run: Path, monkeypatch: pytest.M
     [
         (ValueError("ABORTED: Error reading: Stale file handle"), False),
         (ValueError("UNKNOWN: Too many levels of symbolic links"), False),
+        (ValueError("FAILED_PRECONDITION: Error reading [os_error_code='107']"), False),
         (PermissionError(13, "Permission denied"), False),
         (ValueError("DATA_LOSS: Error reading: checksum differs"), True),
         (FileNotFoundError(2, "No such file"), True),

@@ -21,15 +21,11 @@ from dino_jax.errors import UsageError
 from dino_jax.evaluate.extraction import Extraction
 from dino_jax.evaluate.knn_job import knn
 
+pytestmark = pytest.mark.usefixtures("shared_compilation")
+
 BLOCKS = re.findall(r"```bash\n(.*?)```", (runs.ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = re.findall(r"python -m dino_jax (.+)", "".join(BLOCKS).replace("\\\n", ""))
 SOURCES = {"train": "shapes:85@train", "test": "shapes:30@test"}
-
-
-@pytest.fixture(autouse=True)
-def quick() -> Any:
-    with runs.quick_compilation():
-        yield
 
 
 def test_knn_gives_the_score_that_the_run_logged(tmp_path: Path) -> None:

@@ -32,7 +32,11 @@ def test_an_interval_goes_on_after_a_stop_and_the_last_is_reported_however_short
     assert runs.records(tmp_path)[-1]["step"] == 12
     result = runs.train_here(config, tmp_path)
     assert runs.records(tmp_path) == runs.records(runs.whole())
-    *_, whole, last = runs.records(tmp_path)
+    found, epochs = runs.records(tmp_path), runs.records(tmp_path, "log.txt")
+    of_steps = np.diff([0, *(record["step"] for record in found)])
+    mean = np.average([record["loss"] for record in found], weights=of_steps)
+    assert mean == pytest.approx(np.mean([epoch["train_loss"] for epoch in epochs]), rel=1e-5)
+    *_, whole, last = found
     assert (whole["step"], last["step"]) == (14, runs.TOTAL_STEPS)
     assert result["health"] == last["health"]
 

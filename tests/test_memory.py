@@ -1,5 +1,6 @@
 """What a run takes of its devices' memory, counted by hand."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -44,22 +45,34 @@ def test_bytes_of_a_compiled_function() -> None:
 def test_a_backend_that_does_not_plan() -> None:
     silent = SimpleNamespace(memory_analysis=lambda: None)
     assert planned_bytes(silent) is None
-    need = Need(state=3 << 29, weights=1 << 29, limit=1 << 31).with_step(silent)
+    need = Need(state=3 << 29, weights=1 << 29, limit=None).with_step(silent)
     assert need.step is None
     assert need.fits
-    assert str(need) == "per device 1.50 GiB of state, of 2.00 GiB"
+    assert str(need) == "per device 1.50 GiB of state"
 
 
 def test_the_smallest_device_sets_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     def mesh(*limits: int | None) -> SimpleNamespace:
         stats = [None if n is None else {"bytes_limit": n} for n in limits]
-        devices = [SimpleNamespace(memory_stats=lambda s=s: s) for s in stats]
+        devices = [SimpleNamespace(platform="gpu", memory_stats=lambda s=s: s) for s in stats]
         return SimpleNamespace(local_devices=devices)
 
     assert device_limit(mesh(30, 20, 25)) == 20
+    assert device_limit(mesh(None)) is None
     monkeypatch.setattr(memory, "machine_memory", lambda: 80)
-    assert device_limit(mesh(None)) == 80
-    assert device_limit(sharding.make_mesh()) == 10, "a CPU does not say: eight share the machine"
+    assert device_limit(sharding.make_mesh()) == 10  # eight share this machine
+
+
+def test_a_container_has_less_than_its_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(memory, "_CONTAINER_LIMITS", (tmp_path / "none", limit))
+    whole = memory.machine_memory()
+    limit.write_text("max\n")
+    assert memory.machine_memory() == whole
+    limit.write_text("4096\n")
+    assert memory.machine_memory() == 4096
 
 
 @pytest.mark.parametrize(("limit", "fits"), [(10 << 30, True), ((10 << 30) - 1, False)])

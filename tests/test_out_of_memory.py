@@ -37,10 +37,10 @@ def paper(**changes: object) -> ConfigDict:
     return config
 
 
-def need(step: float | None, *, state: float = 2) -> Need:
-    """In GiB, of 100; half a GiB of weights."""
-    step = None if step is None else int(step * GIB)
-    return Need(int(state * GIB), GIB // 2, limit=100 * GIB, step=step)
+def need(step: float | None, *, limit: float | None = 100, state: float = 2) -> Need:
+    """In GiB; half a GiB of weights."""
+    sizes = [None if size is None else int(size * GIB) for size in (limit, step)]
+    return Need(int(state * GIB), GIB // 2, *sizes)
 
 
 @pytest.mark.parametrize(
@@ -120,9 +120,11 @@ def test_a_gpu_can_lend_more(monkeypatch: pytest.MonkeyPatch) -> None:
             assert lent not in remedies(paper(), need(120), 1)
 
 
-@pytest.mark.parametrize("known", [need(80), need(None)])
+@pytest.mark.parametrize(
+    "known", [need(80), need(80, limit=None), need(None), need(None, limit=None)]
+)
 def test_a_run_that_fails_within_its_plan_is_to_take_half(known: Need) -> None:
-    """Another process may hold the memory, or the backend tells no plan."""
+    """Another process may hold the memory, or the backend tells neither limit nor plan."""
     found = list(remedies(paper(), known, 1))
     assert found
     (batch,) = [change for change in found if "batch_size" in change]

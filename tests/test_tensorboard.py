@@ -19,6 +19,12 @@ def test_tensorboard_has_the_scalars_of_both_files(tmp_path: Path) -> None:
     assert starts == [11]  # TensorBoard hides what a former run wrote from this step on
 
 
+def test_a_new_run_hides_the_scores_before_the_first_step_too(tmp_path: Path) -> None:
+    with open_log(tmp_path):
+        pass
+    assert [e.step for e in events(tmp_path) if e.session_log.status == SessionLog.START] == [0]
+
+
 def test_tensorboard_holds_an_epoch_whose_line_is_written(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
         log.epoch(0, {"loss": 6.0, "lr": 0.1})

@@ -55,7 +55,7 @@ class FolderSource:
 
 def open_folder(location: str, split: str | None) -> FolderSource:
     """Opens `folder:location[@split]`, where the split is a sub-folder; see `open_source`."""
-    root = Path(location).expanduser()
+    root = Path(os.path.expanduser(location))
     spec = f"folder:{location}" + (f"@{split}" if split else "")
     if not root.is_dir():
         raise UsageError(f"source {spec!r}: {root} is not a folder; check the path")

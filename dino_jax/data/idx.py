@@ -6,6 +6,7 @@ per axis, then the bytes.
 
 import gzip
 import math
+import os
 import zlib
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def open_idx(location: str, split: str | None) -> IdxSource:
     spec = f"idx:{location}" + (f"@{split}" if split else "")
     if split not in _PREFIX:
         raise UsageError(f"source {spec!r}: the splits of an idx source are @train and @test")
-    root = Path(location).expanduser()
+    root = Path(os.path.expanduser(location))
     if not root.is_dir():
         raise UsageError(f"source {spec!r}: {root} is not a folder; check the path")
     images = _read_idx(root, f"{_PREFIX[split]}-images-idx3-ubyte", dims=3)

@@ -75,7 +75,7 @@ class RecordsSource:
 
 def open_records(location: str, split: str | None) -> RecordsSource:
     """Opens `records:location[@split]`, where the split is a sub-folder; see `open_source`."""
-    root = Path(location).expanduser() / (split or "")
+    root = Path(os.path.expanduser(location)) / (split or "")
     spec = f"records:{location}" + (f"@{split}" if split else "")
     with about(f"source {spec!r}"):
         return RecordsSource(root, spec)

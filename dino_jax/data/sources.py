@@ -90,10 +90,6 @@ def open_source(spec: str) -> EncodedSource:
         return _open(spec)
     except OSError as error:
         raise UsageError(f"source {spec!r} cannot be read: {error.strerror or error}") from error
-    except RuntimeError as error:
-        if "home directory" not in str(error):
-            raise
-        raise UsageError(f"source {spec!r}: ~ is nobody's home there; check the path") from error
 
 
 def _open(spec: str) -> EncodedSource:

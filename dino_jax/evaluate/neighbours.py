@@ -154,8 +154,8 @@ def query_blocks(
 
 @jax.jit
 def unit_rows(features: jax.Array) -> jax.Array:
-    """Rows scaled to length 1; a row of zeros stays one and is equally near to everything."""
-    norms = jnp.linalg.norm(features, axis=1, keepdims=True)
+    """Features [..., D] scaled to length 1; zeros stay so and are equally near to everything."""
+    norms = jnp.linalg.norm(features, axis=-1, keepdims=True)
     return features / jnp.maximum(norms, 1e-12)
 
 

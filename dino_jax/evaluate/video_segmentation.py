@@ -19,6 +19,7 @@ from jax import lax
 
 from dino_jax.data import color, resample
 from dino_jax.errors import UsageError
+from dino_jax.evaluate.neighbours import unit_rows
 from dino_jax.evaluate.tokens import intermediate_layers
 
 HIGHEST = lax.Precision.HIGHEST
@@ -79,7 +80,7 @@ class FramePatches:
         images = color.normalize(jnp.moveaxis(frames, -1, -3), self.mean, self.std)
         tokens = intermediate_layers(model, images, 1)[0][:, 1:]
         grid = (side // model.patch_size for side in self.size)
-        return unit(tokens.reshape(len(images), *grid, -1))
+        return unit_rows(tokens.reshape(len(images), *grid, -1))
 
 
 def network_size(height: int, width: int, side: int) -> tuple[int, int]:
@@ -92,12 +93,6 @@ def network_size(height: int, width: int, side: int) -> tuple[int, int]:
     """
     longer = max(height, width) * side / min(height, width) // MULTIPLE * MULTIPLE
     return (int(longer), side) if height > width else (side, int(longer))
-
-
-def unit(features: jax.Array) -> jax.Array:
-    """Features [..., D] scaled to length 1."""
-    norms = jnp.linalg.norm(features, axis=-1, keepdims=True)
-    return features / jnp.maximum(norms, 1e-12)
 
 
 def begin(features: jax.Array, labels: np.ndarray, settings: Propagation) -> Memory:

@@ -19,7 +19,7 @@ from dino_jax.data.files import Files
 from dino_jax.data.pipeline import Records
 from dino_jax.data.sources import Source, open_source
 from dino_jax.errors import UsageError
-from dino_jax.memory import device_limit, gib
+from dino_jax.memory import device_limit, gib, machine_memory
 
 SIZE = (480, 480)  # height and width in pixels, as in the reference
 
@@ -106,7 +106,7 @@ def check_memory(image: np.ndarray, model: nnx.Module) -> None:
     height, width = image.shape[:2]
     tokens = 1 + height // model.patch_size * (width // model.patch_size)
     need = 4 * model.num_heads * tokens**2
-    limit = device_limit(sharding.make_mesh(jax.local_devices()[:1]))
+    limit = device_limit(sharding.make_mesh(jax.local_devices()[:1])) or machine_memory()
     if need > limit:
         raise UsageError(
             f"{width}x{height} pixels are {tokens} tokens, whose attention to each other takes "

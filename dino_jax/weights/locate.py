@@ -16,7 +16,7 @@ def find_file(weights: str | Path, kind: hub.Kind) -> Path | None:
     """
     if str(weights) in hub.RELEASED:
         return hub.fetch(str(weights), kind)
-    path = Path(weights).expanduser()
+    path = Path(os.path.expanduser(weights))
     return path if os.path.isfile(path) else None
 
 
@@ -33,11 +33,11 @@ def folder_and_step(weights: str) -> tuple[Path, int | None]:
       UsageError: there is no such folder, or the step is no number.
     """
     folder, at, step = weights.rpartition("@")
-    if not at or os.path.exists(Path(weights).expanduser()):
+    if not at or os.path.exists(os.path.expanduser(weights)):
         folder, step = weights, ""
     if step and not step.isdecimal():
         raise UsageError(f"{weights!r}: the step behind @ must be a whole number")
-    path = Path(folder).expanduser()
+    path = Path(os.path.expanduser(folder))
     if not os.path.isdir(path):
         raise UsageError(
             f"{folder!r} is no hub name ({', '.join(hub.RELEASED)}), no file and no folder: give "

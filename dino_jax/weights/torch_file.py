@@ -1,6 +1,7 @@
 """Reads `.pth` files without torch, as plain data, and runs nothing that they hold."""
 
 import mmap
+import os
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def read_torch_file(path: str | Path) -> Any:
       state_dict["cls_token"].shape  # (1, 1, 384)
     """
     try:
-        return _read(_mapped(Path(path)))
+        return _read(_mapped(Path(os.path.expanduser(path))))
     except TorchFileError as error:
         raise TorchFileError(f"{path}: {error}") from error
 
@@ -40,7 +41,6 @@ def read_torch_file(path: str | Path) -> Any:
 def _mapped(path: Path) -> memoryview:
     """The bytes of a file, read when they are used."""
     try:
-        path = path.expanduser()
         if not path.exists():
             raise TorchFileError("no such file; check the path")
         if not path.is_file():
@@ -49,7 +49,7 @@ def _mapped(path: Path) -> memoryview:
             if not stream.read(1):
                 raise TorchFileError("an empty file; fetch it again")
             return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder for a ~
+    except OSError as error:
         raise TorchFileError(f"it cannot be read: {error}") from error
 
 

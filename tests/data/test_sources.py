@@ -19,7 +19,7 @@ from dino_jax.errors import UsageError
         ("folder:/no/such/place", "/no/such/place is not a folder"),
         ("/no/such/place", "/no/such/place is not a folder"),
         ("folder:/no/such/place@train", "/no/such/place is not a folder"),
-        ("folder:~nobody_of_that_name/x", "~ is nobody's home there; check the path"),
+        ("folder:~nobody_of_that_name/x", "~nobody_of_that_name/x is not a folder; check"),
         ("idx:/no/such/place@train", "/no/such/place is not a folder"),
         ("records:/no/such/place", "there is no /no/such/place/records.json: give a folder that"),
         ("records:/no/such/place@val", "no /no/such/place/val/records.json"),

@@ -12,7 +12,6 @@ from flax import nnx
 from PIL import Image, ImageEnhance, ImageFilter
 
 import dino_jax
-import runs
 from conftest import parity_cases
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import backbone
@@ -26,18 +25,14 @@ from dino_jax.evaluate.retrieval import average_precision
 from dino_jax.evaluate.whitening import learn_whitening
 from photographs import photographs
 
+pytestmark = pytest.mark.usefixtures("shared_compilation")
+
 SIDE = 64
 CHANCE = (1 + sum(1 / (2 * place) for place in range(2, 9))) / 8  # of one original among eight
 
 
 class Tokenless(nnx.Module):
     """A backbone without patch tokens, as a ResNet is."""
-
-
-@pytest.fixture(autouse=True)
-def quick() -> Any:
-    with runs.quick_compilation():
-        yield
 
 
 def attacks(picture: Image.Image) -> list[Image.Image]:

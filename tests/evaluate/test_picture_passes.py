@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 from unittest import mock
 
 import jax
@@ -12,7 +11,6 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-import runs
 from dino_jax import sharding
 from dino_jax.data.decode import decode
 from dino_jax.data.files import Files
@@ -21,13 +19,9 @@ from dino_jax.errors import UsageError
 from dino_jax.evaluate.backbone import Pass, PlacedBackbone
 from dino_jax.evaluate.pictures import Group, PicturePass, in_place
 
+pytestmark = pytest.mark.usefixtures("shared_compilation")
+
 COUNT = 13
-
-
-@pytest.fixture(autouse=True)
-def quick() -> Any:
-    with runs.quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 import dino_jax
-import runs
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import retrieval_job
 from dino_jax.evaluate.backbone import Pass
@@ -24,18 +23,14 @@ from dino_jax.evaluate.retrieval import rank, score
 from dino_jax.evaluate.retrieval_job import retrieval
 from photographs import photographs
 
+pytestmark = pytest.mark.usefixtures("shared_compilation")
+
 IMAGES = [f"all_souls_{i:06}" for i in range(8)]
 QUERIES = ["query_000000", "query_000001"]
 TRUTH = [  # of query 0, a cat; of query 1, a temple
     {"bbx": [10.0, 5.0, 90.0, 80.0], "easy": [0, 1], "hard": np.array([2]), "junk": [3]},
     {"bbx": [0.0, 0.0, 60.0, 60.0], "easy": np.array([4]), "hard": [5], "junk": []},
 ]
-
-
-@pytest.fixture(autouse=True)
-def quick() -> Any:
-    with runs.quick_compilation():
-        yield
 
 
 @pytest.fixture(scope="module")

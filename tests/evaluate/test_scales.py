@@ -1,26 +1,20 @@
 """Whole pictures at several scales: torch's interpolation, and batches of several sizes."""
 
 from functools import partial
-from typing import Any
 
 import jax
 import numpy as np
 import pytest
 
-import runs
 from dino_jax import create_model
 from dino_jax.evaluate.scales import SCALES, AtScales, group_by_shape, network_shapes
+
+pytestmark = pytest.mark.usefixtures("shared_compilation")
 
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 MODEL = create_model("vit_tiny", patch_size=8, image_size=32, embed_dim=16, depth=1, num_heads=2)
 MODEL.eval()
 features_of = jax.jit(lambda images: MODEL(images))
-
-
-@pytest.fixture(autouse=True)
-def quick() -> Any:
-    with runs.quick_compilation():
-        yield
 
 
 def pictures(*sizes: tuple[int, int]) -> list[np.ndarray]:

@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import runs
 from conftest import parity_cases
 from dino_jax.errors import UsageError
+from dino_jax.evaluate.neighbours import unit_rows
 from dino_jax.evaluate.video_segmentation import (
     FramePatches,
     Memory,
@@ -22,14 +22,9 @@ from dino_jax.evaluate.video_segmentation import (
     label_map,
     network_size,
     propagate,
-    unit,
 )
 
-
-@pytest.fixture(autouse=True)
-def quick() -> Any:
-    with runs.quick_compilation():
-        yield
+pytestmark = pytest.mark.usefixtures("shared_compilation")
 
 
 def run(target: np.ndarray, memory: Memory, settings: Propagation) -> np.ndarray:
@@ -41,13 +36,15 @@ def test_equals_the_reference(path: Path) -> None:
     golden = np.load(path)
     meta = json.loads(str(golden["meta"]))
     grid = meta["h"], meta["w"]
-    features = unit(jnp.asarray(golden["context"].reshape(-1, *grid, golden["target"].shape[1])))
+    features = unit_rows(
+        jnp.asarray(golden["context"].reshape(-1, *grid, golden["target"].shape[1]))
+    )
     labels = jnp.moveaxis(jnp.asarray(golden["context_segs"]), 1, -1)
     settings = Propagation(
         radius=meta["radius"], top_k=meta["topk"], temperature=meta["temperature"]
     )
     found = run(
-        unit(jnp.asarray(golden["target"].reshape(*grid, -1))),
+        unit_rows(jnp.asarray(golden["target"].reshape(*grid, -1))),
         Memory(features, labels, jnp.ones(len(features), bool)),
         settings,
     )
@@ -94,7 +91,7 @@ def test_equals_the_plain_way(grid: tuple[int, int], radius: int, top_k: int) ->
 
 def test_low_temperatures_do_not_overflow() -> None:
     rng = np.random.default_rng(0)
-    features = unit(jnp.asarray(rng.standard_normal((2, 4, 4, 8)), jnp.float32))
+    features = unit_rows(jnp.asarray(rng.standard_normal((2, 4, 4, 8)), jnp.float32))
     labels = jnp.asarray(rng.integers(0, 2, (1, 4, 4, 2)), jnp.float32)
     memory = Memory(features[:1], labels, jnp.ones(1, bool))
     found = run(features[1], memory, Propagation(temperature=1e-3))
@@ -106,7 +103,7 @@ def test_low_temperatures_do_not_overflow() -> None:
 def test_objects_are_followed_as_they_move() -> None:
     """Patches of their own features move by one place a frame, and the labels go with them."""
     rng = np.random.default_rng(0)
-    features = np.asarray(unit(jnp.asarray(rng.standard_normal((6, 12, 32)), jnp.float32)))
+    features = np.asarray(unit_rows(jnp.asarray(rng.standard_normal((6, 12, 32)), jnp.float32)))
     labels = np.zeros((6, 12, 3), np.float32)
     labels[..., 0] = 1
     labels[1:4, 2:5], labels[4:6, 6:9] = (0, 1, 0), (0, 0, 1)

@@ -15,7 +15,6 @@ from flax import nnx
 from PIL import Image, ImageDraw
 
 import dino_jax
-import runs
 from clips import clip
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import backbone
@@ -27,6 +26,8 @@ from dino_jax.evaluate.video_segmentation import Propagation
 from dino_jax.evaluate.video_segmentation_job import video_segmentation
 from dino_jax.visualize.video import open_frames
 from photographs import photographs
+
+pytestmark = pytest.mark.usefixtures("shared_compilation")
 
 HEIGHT, WIDTH, FRAMES, STEP = 64, 128, 6, 8  # pixels; objects move by one patch a frame
 SEQUENCES = {  # the size of each object, and where it begins: top, left
@@ -45,12 +46,6 @@ HEAD = {  # where a man's head is in frames of a clip: left, top, right, bottom
 
 class Tokenless(nnx.Module):
     """A backbone without patch tokens, as a ResNet is."""
-
-
-@pytest.fixture(autouse=True)
-def quick() -> Any:
-    with runs.quick_compilation():
-        yield
 
 
 def crop(name: str, height: int, width: int) -> Image.Image:
