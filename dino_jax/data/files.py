@@ -1,6 +1,7 @@
 """Image files by their paths, in a given order and without classes, as a source."""
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -33,6 +34,12 @@ class Files:
 
     def stamp(self, index: int) -> str:
         return file_stamp(self._paths[index])
+
+
+def natural_order(name: str) -> list[str | int]:
+    """A key that sorts names by the numbers in them: frame 10 behind frame 9."""
+    # Texts and numbers in turns; "²" is a digit to `isdigit`, but no number to `int`.
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def file_stamp(path: str | Path) -> str:

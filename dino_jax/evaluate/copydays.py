@@ -5,13 +5,12 @@
 """
 
 import dataclasses
-import re
 from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from dino_jax.data.files import Files
+from dino_jax.data.files import Files, natural_order
 from dino_jax.data.folder import image_paths
 from dino_jax.errors import UsageError
 
@@ -66,7 +65,6 @@ def _check_originals(copies: list[Path], originals: set[str]) -> None:
         )
 
 
-def _order(name: str) -> tuple:
+def _order(name: str) -> tuple[bool, bool, list[str | int]]:
     """Originals, strong copies, then by name and number: crops/10 before crops/100."""
-    parts = re.split(r"(\d+)", name)
-    return name != ORIGINAL, name != STRONG, [(p.isdigit() and int(p), p) for p in parts]
+    return name != ORIGINAL, name != STRONG, natural_order(name)

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import jax
@@ -26,6 +27,8 @@ from dino_jax.evaluate.results import check_folder
 About = dict[str, Any]
 
 ABOUT = "about.json"
+# What NumPy raises of a damaged file; it reads an array's header as Python.
+BROKEN_ARRAY = (OSError, TypeError, ValueError, EOFError, SyntaxError, TokenError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +133,7 @@ def load(store: Path, about: About) -> Features:
         found = Features(*(np.load(entry / f"{name}.npy") for name in Features._fields))
         if len({len(rows) for rows in found}) != 1:
             raise ValueError("not as many labels as features")
-    except (OSError, TypeError, ValueError, EOFError) as error:
+    except BROKEN_ARRAY as error:
         raise UsageError(f"the features in {entry} are damaged: remove that folder") from error
     return found
 

@@ -16,6 +16,7 @@ from dino_jax import sharding
 from dino_jax.data.pipeline import Records, eval_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.preprocess import eval_transform
+from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.tokens import ClassToken, Feature
 
@@ -119,15 +120,28 @@ def stream(
         kept = kept[np.argsort(rows["index"][kept])]  # hosts take turns within a batch
         found = Features(**{name: values[kept] for name, values in rows.items()})
         finite = np.isfinite(found.features).all(axis=tuple(range(1, found.features.ndim)))
-        if not finite.all():
-            name = records.source.name(int(found.index[np.argmin(finite)]))
-            raise UsageError(
-                f"the features of {name} hold a value that is not finite; the weights are broken "
-                "or the compute dtype overflows (try float32)"
-            )
+        check_finite(finite, found.index, records.source)
         return found
 
     return map(fetch, one_ahead(feature_fn, batches, mesh))
+
+
+def check_finite(is_finite: np.ndarray, index: np.ndarray, source: Source) -> None:
+    """Refuses what broken weights compute, of which no score tells anything.
+
+    Args:
+      is_finite: [B] bool, whether all of an image's feature is.
+      index: [B] in the source.
+      source: of the images.
+    Raises:
+      UsageError: the feature of one is not finite.
+    """
+    if not is_finite.all():
+        name = source.name(int(index[np.argmin(is_finite)]))
+        raise UsageError(
+            f"the features of {name} hold a value that is not finite; the weights are broken "
+            "or the compute dtype overflows (try float32)"
+        )
 
 
 def one_ahead(

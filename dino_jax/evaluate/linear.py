@@ -16,7 +16,7 @@ import numpy as np
 
 TOP = 5
 MOMENTUM = 0.9
-BLOCK_BYTES = 1 << 28  # for the logits of images that are scored at once
+BLOCK_BYTES = 1 << 28  # for features and logits of images that are scored at once
 
 
 class Heads(NamedTuple):
@@ -102,9 +102,9 @@ def score(heads: Heads, features: np.ndarray, labels: np.ndarray) -> dict[str, n
       labels: [B] int32.
     Returns: `loss`, and `top1` and `top5` in percent, each [R]; top5 looks at `min(5, C)` classes.
     """
-    num_rates, _, num_classes = heads.kernel.shape
+    num_rates, width, num_classes = heads.kernel.shape
     totals = np.zeros((3, num_rates))
-    size = max(1, BLOCK_BYTES // (8 * num_rates * num_classes))
+    size = max(1, BLOCK_BYTES // (8 * num_rates * num_classes + 4 * width))
     for start in range(0, len(labels), size):
         block = slice(start, start + size)
         totals += np.asarray(_score_block(heads, features[block], labels[block]))

@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.feature_store import decisive
+from dino_jax.evaluate.feature_store import BROKEN_ARRAY, decisive
 from dino_jax.evaluate.linear import Heads, Probe
 from dino_jax.evaluate.results import whole_or_nothing
 from dino_jax.weights import hub
@@ -159,5 +159,5 @@ def _read(
             return {name: text[name] for name in about}, {name: file[name] for name in names}
     except FileNotFoundError as error:
         raise UsageError(f"{what}: there is no such file") from error
-    except (OSError, KeyError, TypeError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (*BROKEN_ARRAY, KeyError, zipfile.BadZipFile) as error:
         raise UsageError(f"{what} is damaged or no file of this job's: {way_out}") from error

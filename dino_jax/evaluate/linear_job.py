@@ -1,6 +1,7 @@
 """The linear probe's job: from weights and two sources to the best classifier."""
 
 import dataclasses
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from flax import nnx
 from tyro.conf import arg
 
+from dino_jax import run_lock
 from dino_jax.data.sources import Source
 from dino_jax.data.subset import Subset
 from dino_jax.errors import UsageError
@@ -76,8 +78,8 @@ def linear(
     Returns: the metrics: `top1`, `top5`, `learning_rate`, `epoch` (counted from 1; from 0 in
       log.txt, as the reference does), `chosen_on`, and all rates'.
     Raises:
-      UsageError: something cannot be loaded, opened or written, a setting is out of range, or a
-        classifier does not fit features or classes.
+      UsageError: something cannot be loaded, opened or written, a setting is out of range, another
+        training is at work in the workdir, or a classifier does not fit features or classes.
     """
     _check(learning_rates, epochs, train_batch_size, hold_out)
     if (train is None) == (evaluate is None):
@@ -92,7 +94,8 @@ def linear(
         metrics = score_head(read_head(evaluate), evaluate, extractor, feature, sources[1], cache)
     else:
         protocol = Protocol(learning_rates, epochs, train_batch_size, seed)
-        metrics = _trained(extractor, feature, *sources, protocol, hold_out, workdir, cache)
+        with run_lock.take(workdir) if jax.process_index() == 0 else nullcontext():
+            metrics = _trained(extractor, feature, *sources, protocol, hold_out, workdir, cache)
     if jax.process_index() == 0:
         print(f"top-1 {metrics['top1']:.2f} %, top-5 {metrics['top5']:.2f} %")
         print_unreadable(extractor.unreadable)

@@ -100,12 +100,22 @@ def begin(
       width: of the features.
       num_classes: that the classifiers know.
     Raises:
-      UsageError: the workdir holds a training of other settings, or a damaged one.
+      UsageError: the workdir holds a training of other settings, or a damaged one; or hosts do not
+        share it.
     """
     if (workdir / PROGRESS).exists():
-        return read_progress(workdir / PROGRESS, settings)
-    key = jax.random.key(protocol.seed)
-    return Progress(new_probe(key, len(protocol.learning_rates), width, num_classes))
+        progress = read_progress(workdir / PROGRESS, settings)
+    else:
+        key = jax.random.key(protocol.seed)
+        progress = Progress(new_probe(key, len(protocol.learning_rates), width, num_classes))
+    done = np.array(len(progress.history), np.int32)
+    everywhere = multihost_utils.process_allgather(done)
+    if (everywhere != done).any():
+        raise UsageError(
+            f"workdir={workdir} must be a folder that all hosts share: the epochs trained there "
+            f"are {np.unique(everywhere).tolist()}"
+        )
+    return progress
 
 
 def train_heads(

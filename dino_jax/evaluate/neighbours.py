@@ -19,6 +19,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from dino_jax import sharding
+from dino_jax.errors import UsageError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +122,8 @@ def neighbours(
       memory_budget: bytes on a device for a block of queries, besides the features.
       mesh: the devices; all if not given.
     Returns: similarities [Q, k] float32 and rows of `train_features` [Q, k] int32, nearest first.
+    Raises:
+      UsageError: there is no test image.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     bank = make_bank(np.asarray(train_features, np.float32), k=k, mesh=mesh)
@@ -144,7 +147,11 @@ def query_blocks(
       bytes_per_query: that a query takes.
       budget: bytes; a block has one query at least.
     Returns: (block [q, D], number of its rows that are queries; the others are zeros).
+    Raises:
+      UsageError: there is no query.
     """
+    if not len(queries):
+        raise UsageError("k-NN got 0 test images; it needs at least one")
     blocks = _ceil(len(queries), max(1, budget // bytes_per_query))
     size = _ceil(len(queries), blocks)
     for start in range(0, len(queries), size):

@@ -20,7 +20,7 @@ from dino_jax.data.batches import counted, in_batches
 from dino_jax.data.pipeline import Records
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.backbone import PlacedBackbone
-from dino_jax.evaluate.features import Features, join, one_ahead
+from dino_jax.evaluate.features import Features, check_finite, join, one_ahead
 
 PyTree = Any
 Batch = dict[str, jax.Array]
@@ -82,11 +82,16 @@ class PicturePass:
         Returns: iterator of `rows [B, ...]`, `index [B]` in the source and `valid [B]`, by
           ascending index; filling of index -1 comes last. Each is whole on every device and host,
           and the next one is under way.
+        Raises:
+          UsageError: more pictures are unreadable than may be, or a feature is not finite.
         """
         if feature not in self._compiled:
             self._compiled[feature] = self._compile(feature)
         compute = partial(self._compiled[feature], *self._backbone.weights)
-        return one_ahead(compute, self._batches(records, load, group), self._backbone.mesh)
+        batches = self._batches(records, load, group)
+        for batch in one_ahead(compute, batches, self._backbone.mesh):
+            check_finite(*jax.device_get((batch.pop("finite"), batch["index"])), records.source)
+            yield batch
 
     def features(
         self, records: Records, load: Load, groups: Mapping[PictureFeature, Group]
@@ -99,7 +104,7 @@ class PicturePass:
           groups: how each group's features are computed.
         Returns: a row for every picture that is readable and in a group, group by group.
         Raises:
-          UsageError: more pictures are unreadable than may be, or all.
+          UsageError: more pictures are unreadable than may be, or all; or a feature is not finite.
         """
         parts = []
         total = sum(len(group.indices) for group in groups.values())
@@ -130,9 +135,10 @@ class PicturePass:
             # Weights that compute in float32 do so in full: accelerators would round operands.
             with jax.default_matmul_precision("highest"):
                 rows = feature(model, batch["canvas"], batch["size"])
-            index = batch["index"]
+            index, valid = batch["index"], batch["valid"]
+            finite = ~valid | jnp.isfinite(rows).all(axis=tuple(range(1, rows.ndim)))
             order = jnp.argsort(jnp.where(index < 0, jnp.iinfo(jnp.int32).max, index))
-            found = {"rows": rows, "index": index, "valid": batch["valid"]}
+            found = {"rows": rows, "index": index, "valid": valid, "finite": finite}
             return {name: values[order] for name, values in found.items()}
 
         return jax.jit(run, out_shardings=sharding.replicated(mesh))

@@ -62,8 +62,14 @@ def check_folder(path: Path, argument: str) -> None:
 
 @contextmanager
 def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """Another name to write to; it becomes the file's own when all went well."""
-    part = path.with_name(path.name + ".part")
+    """Another name of the same ending to write to; it becomes the file's own when all went well.
+
+    A device or a pipe is written as it is: it must not become a file.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
+    part = path.with_name(f".{path.stem}.part{path.suffix}")
     try:
         yield part
         os.replace(part, path)
@@ -92,6 +98,8 @@ def write_results(
 ) -> None:
     """Writes a job's result with all that is needed to get it again.
 
+    An earlier result is replaced when this one is whole.
+
     Args:
       path: of the JSON file.
       job: its name.
@@ -106,7 +114,8 @@ def write_results(
         "weights": info and dataclasses.asdict(info),
         "versions": versions(),
     }
-    path.write_text(json.dumps(record, indent=2, default=str) + "\n")
+    with whole_or_nothing(path) as part:
+        part.write_text(json.dumps(record, indent=2, default=str) + "\n")
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], align: str = ">") -> str:

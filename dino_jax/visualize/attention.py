@@ -16,7 +16,7 @@ from dino_jax import sharding
 from dino_jax.data.color import normalize
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
-from dino_jax.visualize.pictures import check_memory
+from dino_jax.visualize.pictures import check_finite, check_memory
 from dino_jax.weights.load import WeightsInfo
 
 THRESHOLD = 0.6  # share of a map's mass, as in the paper's pictures and scores
@@ -55,7 +55,8 @@ def attention_of(model: nnx.Module, info: WeightsInfo) -> Callable[[np.ndarray],
     """The attention of loaded weights: one image [H, W, C] uint8 to [h, r, c], on one device.
 
     Raises:
-      UsageError: the network has no attention; or, when called, the image is too large for it.
+      UsageError: the network has no attention; or, when called, the image is too large for it, or
+        the maps are not finite.
     """
     check_attends(model, info.source)
     mesh = sharding.make_mesh(jax.local_devices()[:1])
@@ -65,7 +66,9 @@ def attention_of(model: nnx.Module, info: WeightsInfo) -> Callable[[np.ndarray],
 
     def attend(image: np.ndarray) -> np.ndarray:
         check_memory(image, model)
-        return jax.device_get(function(*weights, image[None]))[0]
+        maps = jax.device_get(function(*weights, image[None]))[0]
+        check_finite(maps, f"the attention maps of {info.source}")
+        return maps
 
     return attend
 

@@ -19,6 +19,7 @@ from dino_jax.visualize.pca import is_foreground, principal_components, to_color
 from dino_jax.visualize.pictures import (
     SIZE,
     Pictures,
+    check_finite,
     check_memory,
     check_size,
     fit,
@@ -53,7 +54,8 @@ def pca(
 
     Returns: the pictures written, the contact sheet first.
     Raises:
-      UsageError: something cannot be loaded, opened or written; the network has no patch tokens.
+      UsageError: something cannot be loaded, opened or written; the network has no patch tokens, or
+        none that are finite.
     """
     settings = {name: value for name, value in locals().items() if name != "output"}
     check_writable(output / "results.json")
@@ -70,9 +72,10 @@ def pca(
         fitted = fit(pixels, size, info.patch_size)
         with about(name):
             check_memory(fitted, model)
+            tokens.append(jax.device_get(patch_tokens(arrays, fitted)))
+            check_finite(tokens[-1], f"the patch tokens of {info.source}")
         grid = tuple(side // info.patch_size for side in fitted.shape[:2])
         shown[name] = grid, fitted.shape[:2], tile_of(fitted, pixels.shape[:2], smooth=True)
-        tokens.append(jax.device_get(patch_tokens(arrays, fitted)))
         border = np.ones(grid, bool)
         border[1:-1, 1:-1] = False
         borders.append(border.ravel())

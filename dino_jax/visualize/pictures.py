@@ -115,6 +115,14 @@ def check_memory(image: np.ndarray, model: nnx.Module) -> None:
         )
 
 
+def check_finite(values: np.ndarray, what: str) -> None:
+    """Raises UsageError where `what`, which a network has computed, is not finite everywhere."""
+    if not np.isfinite(values).all():
+        raise UsageError(
+            f"{what} hold a value that is not finite: the weights are broken, give others"
+        )
+
+
 def fit(
     pixels: np.ndarray,
     size: Sequence[int],

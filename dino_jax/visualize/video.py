@@ -11,15 +11,17 @@ import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from dino_jax.data.decode import decode
+from dino_jax.data.files import natural_order
 from dino_jax.data.pipeline import Records
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
+from dino_jax.evaluate.results import whole_or_nothing
 
 FORMATS = (".mp4", ".avi", ".gif")  # that can be written
 FPS = 25.0  # where nothing else is known
@@ -95,7 +97,7 @@ class FolderOfFrames:
     def __init__(self, path: Path) -> None:
         source = open_source(f"folder:{path}")
         self._records = Records(source, max_unreadable=1.0)
-        self._order = sorted(range(len(source)), key=lambda i: _natural(source.name(i)))
+        self._order = sorted(range(len(source)), key=lambda i: natural_order(source.name(i)))
 
     @property
     def problems(self) -> list[str]:
@@ -141,7 +143,7 @@ def check_fps(path: Path, fps: float) -> None:
 
 
 def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
-    """Encodes frames: H.264 in mp4 or avi, or an animated GIF.
+    """Encodes frames: H.264 in mp4 or avi, or an animated GIF; a failure leaves an earlier file.
 
     Args:
       path: its ending is one of `FORMATS`.
@@ -158,25 +160,22 @@ def write_video(path: Path, frames: Iterable[np.ndarray], fps: float) -> None:
         # Milliseconds; the format knows hundredths of a second, so it is the ends that are rounded.
         ends = np.round(np.arange(len(others) + 2) * 100 / fps).astype(int)
         durations = (10 * np.diff(ends)).tolist()
-        first.save(path, save_all=True, append_images=others, duration=durations, loop=0)
+        with whole_or_nothing(path) as part:
+            first.save(part, save_all=True, append_images=others, duration=durations, loop=0)
         return
     height, width = first.shape[:2]
     command = [_ffmpeg(), "-v", "error", "-y", "-f", "rawvideo", "-pix_fmt", "rgb24"]
     command += ["-s", f"{width}x{height}", "-r", str(fps), "-i", "-", "-c:v", "libx264"]
     # What every player takes: colours at half the resolution, and so even sides.
     command += ["-pix_fmt", "yuv420p", "-vf", "pad=2*ceil(iw/2):2*ceil(ih/2)", "-crf", "16"]
-    process = subprocess.Popen([*command, str(path)], stdin=subprocess.PIPE)
-    # Left by an error of ffmpeg's own, which it has printed.
-    with contextlib.suppress(BrokenPipeError), process:
-        for frame in itertools.chain([first], frames):
-            process.stdin.write(frame.tobytes())
-    if process.returncode:
-        raise UsageError(f"output={path} cannot be encoded; ffmpeg says why above")
-
-
-def _natural(name: str) -> list[Any]:
-    """Sorts frame 10 behind frame 9."""
-    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", name)]
+    with whole_or_nothing(path) as part:
+        process = subprocess.Popen([*command, f"file:{part}"], stdin=subprocess.PIPE)
+        # Left by an error of ffmpeg's own, which it has printed.
+        with contextlib.suppress(BrokenPipeError), process:
+            for frame in itertools.chain([first], frames):
+                process.stdin.write(frame.tobytes())
+        if process.returncode:
+            raise UsageError(f"output={path} cannot be encoded; ffmpeg says why above")
 
 
 def _reader(path: Path) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from dino_jax.data.decode import UnreadableImage
-from dino_jax.data.files import Files
+from dino_jax.data.files import Files, natural_order
 
 
 def test_files_in_the_given_order(tmp_path: Path) -> None:
@@ -21,3 +21,10 @@ def test_files_in_the_given_order(tmp_path: Path) -> None:
             assert image.width == 1 + i
     with pytest.raises(UnreadableImage):
         files.image(2)
+
+
+def test_names_in_the_order_of_their_numbers() -> None:
+    """Also behind other digits, which are no numbers, and in other scripts."""
+    names = ["10/a", "9", "b²", "b10²", "b9²", "b٣", "a", "9/a"]
+    expected = ["9", "9/a", "10/a", "a", "b٣", "b9²", "b10²", "b²"]
+    assert sorted(names, key=natural_order) == expected

@@ -83,6 +83,18 @@ def test_missing_and_damaged(tmp_path: Path) -> None:
         feature_store.save(tmp_path / "file", ABOUT, FEATURES)
 
 
+@pytest.mark.parametrize(("place", "bit"), [(8, 6), (21, 4)])
+def test_a_damaged_header(place: int, bit: int, tmp_path: Path) -> None:
+    """Which NumPy's parser takes for Python's tokens, and for its syntax, that are wrong."""
+    feature_store.save(tmp_path, ABOUT, FEATURES)
+    file = feature_store.entry_of(tmp_path, ABOUT) / "features.npy"
+    content = bytearray(file.read_bytes())
+    content[place] ^= 1 << bit
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match="are damaged: remove that folder"):
+        feature_store.load(tmp_path, ABOUT)
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"data": 3}', '{"data": {"spec": 7}}', "\xff"])
 def test_entries_of_others_are_passed_over(text: str, tmp_path: Path) -> None:
     feature_store.save(tmp_path, ABOUT, FEATURES)

@@ -199,6 +199,12 @@ def test_compiled_block_sorts_no_rows_and_holds_no_one_hot_votes() -> None:
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * 4 * 8 * 10_000
 
 
+def test_predicting_nothing_is_refused() -> None:
+    train, labels, test, _ = clusters(images=20, queries=1, classes=2)
+    with pytest.raises(UsageError, match="got 0 test images; it needs at least one"):
+        knn_predict(train, labels, test[:0])
+
+
 @pytest.mark.parametrize("device", [np.asarray, jnp.asarray], ids=["numpy", "jax"])
 @pytest.mark.parametrize("side", ["train", "test"])
 def test_non_finite_features_are_counted(side: str, device: Callable) -> None:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -60,8 +61,10 @@ def test_scores_in_blocks(num_classes: int, monkeypatch: pytest.MonkeyPatch) -> 
     features = rng.standard_normal((50, 6)).astype(np.float32)
     labels = rng.integers(num_classes, size=50).astype(np.int32)
     heads = Heads(jnp.asarray(kernel), jnp.asarray(bias))
-    monkeypatch.setattr(linear, "BLOCK_BYTES", 8 * 2 * num_classes * 17)
-    found = score(heads, features, labels)
+    monkeypatch.setattr(linear, "BLOCK_BYTES", (8 * 2 * num_classes + 4 * 6) * 17)
+    with mock.patch.object(linear, "_score_block", wraps=linear._score_block) as blocks:
+        found = score(heads, features, labels)
+    assert [call.args[1].shape for call in blocks.call_args_list] == [(17, 6), (17, 6), (16, 6)]
     for i in range(2):
         logits = features @ kernel[i] + bias[i]
         order = np.argsort(-logits, axis=1)

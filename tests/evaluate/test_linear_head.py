@@ -7,10 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dino_jax.data.idx import IdxSource
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.extraction import Extractor
 from dino_jax.evaluate.linear_files import LinearHead, read_head, write_head
+from dino_jax.evaluate.linear_head import check_head
 from dino_jax.evaluate.linear_job import linear
 from dino_jax.evaluate.tokens import ClassTokens
 from linear_setup import OPTIONS, TEST
@@ -49,6 +51,22 @@ def test_a_head_of_the_reference(weights: str, tmp_path: Path) -> None:
         linear(weights, TEST, evaluate=head, **arguments)
     with pytest.raises(UsageError, match=r"takes 96 features .* has 48: set n_last_blocks"):
         linear(weights, images, evaluate=head, n_last_blocks=1, **arguments)
+
+
+def test_a_part_of_images_without_class_names(weights: str) -> None:
+    """Has the numbers of few classes, and none that the head does not know."""
+    extractor = Extractor(weights, OPTIONS)
+    head = LinearHead(np.zeros((96, 10), np.float32), np.zeros(10, np.float32))
+
+    def check(labels: list[int]) -> None:
+        images = np.zeros((len(labels), 8, 8), np.uint8)
+        source = IdxSource(images, np.array(labels), "idx:x@test[1:4]")
+        check_head(head, "head.npz", extractor.info, ClassTokens(2), 96, source)
+
+    check([2, 0, 1])
+    check([9])
+    with pytest.raises(UsageError, match=r"knows 10 classes, idx:x@test\[1:4\] has 11: give a"):
+        check([2, 10])
 
 
 def test_a_head_by_its_hub_name(

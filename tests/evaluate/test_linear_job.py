@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 from class_folders import class_folders
+from dino_jax import run_lock
 from dino_jax.errors import UsageError
 from dino_jax.evaluate import linear_job, linear_training
 from dino_jax.evaluate.linear_job import linear, probed_feature
@@ -89,6 +91,18 @@ def test_a_stopped_training_continues_to_the_same_bits(
                 np.testing.assert_array_equal(ours[key], theirs[key])
     with mock.patch.object(linear_training, "train_step", side_effect=AssertionError("trained")):
         linear(weights, TEST, **arguments)  # nothing is left to do
+
+
+def test_one_training_at_a_time_in_a_folder(weights: str, tmp_path: Path) -> None:
+    with run_lock.take(tmp_path), pytest.raises(UsageError, match=r"is in use by process .*: wait"):
+        linear(weights, TEST, workdir=tmp_path, **TRAIN)
+    assert not (tmp_path / "log.txt").exists()
+    with (
+        mock.patch.object(linear_job, "_trained", side_effect=lambda *_: run_lock.take(tmp_path)),
+        pytest.raises(UsageError, match="is in use by process"),
+    ):
+        linear(weights, TEST, workdir=tmp_path, **TRAIN)
+    run_lock.take(tmp_path).close()
 
 
 def test_classes_are_matched_by_name(weights: str, tmp_path: Path) -> None:
@@ -205,7 +219,10 @@ def test_files_of_something_else_are_no_heads(weights: str, trained: Path, tmp_p
     np.save(tmp_path / "array.npy", np.zeros((96, 10)))
     (tmp_path / "array.npy").rename(tmp_path / "array.npz")
     np.savez(tmp_path / "list.npz", about="[1]", kernel=np.zeros((96, 10)), bias=np.zeros(10))
-    for path in (trained / "progress.npz", tmp_path / "array.npz", tmp_path / "list.npz"):
+    with zipfile.ZipFile(tmp_path / "header.npz", "w") as file:  # which no parser understands
+        file.writestr("about.npy", b"\x93NUMPY\x01\x00\x08\x00{'a': (1")
+    others = [tmp_path / f"{name}.npz" for name in ("array", "list", "header")]
+    for path in (trained / "progress.npz", *others):
         with pytest.raises(
             UsageError, match=rf"evaluate={path} is damaged or no file of this job's: give a head"
         ):

@@ -64,6 +64,15 @@ def test_a_loss_that_is_not_finite_ends_it(weights: str, tmp_path: Path) -> None
     assert not (tmp_path / "progress.npz").exists()
 
 
+def test_hosts_share_the_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    protocol = linear_training.Protocol((0.1,), epochs=4, batch_size=8, seed=0)
+    assert linear_training.begin(tmp_path, {}, protocol, 6, 3).history == []
+    gathered = {"process_allgather": lambda _: np.array([2, 0])}  # the first one has two epochs
+    monkeypatch.setattr(linear_training, "multihost_utils", mock.Mock(**gathered))
+    with pytest.raises(UsageError, match=r"workdir=.* all hosts share: .* there are \[0, 2\]"):
+        linear_training.begin(tmp_path, {}, protocol, 6, 3)
+
+
 def test_the_step_needs_no_gradient_of_the_backbone(weights: str) -> None:
     """Its time is one forward pass: no dot product of the backbone's backward pass is there."""
     extractor = Extractor(weights, OPTIONS)

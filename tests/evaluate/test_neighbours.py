@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dino_jax import sharding
+from dino_jax.errors import UsageError
 from dino_jax.evaluate import neighbours as module
 from dino_jax.evaluate.neighbours import Layout, make_bank, nearest, neighbours
 
@@ -38,6 +39,11 @@ def test_lengths_do_not_matter() -> None:
     cosines = queries @ bank.T / np.maximum(lengths, 1e-12)
     np.testing.assert_array_equal(rows, np.argsort(-cosines, axis=1)[:, :4])
     np.testing.assert_allclose(similarities, -np.sort(-cosines, axis=1)[:, :4], atol=1e-6)
+
+
+def test_no_query_is_refused() -> None:
+    with pytest.raises(UsageError, match="got 0 test images; it needs at least one"):
+        neighbours(np.ones((5, 3)), np.ones((0, 3)), k=2)
 
 
 @pytest.mark.parametrize("group", [2, 8, 64])

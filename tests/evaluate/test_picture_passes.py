@@ -87,6 +87,20 @@ def test_batches_are_in_order_with_the_filling_last(goldens: Path, files: Files)
     assert np.flatnonzero(~valid).tolist() == [4, 12, 13, 14, 15]
 
 
+def test_features_that_are_not_finite_are_refused(goldens: Path, files: Files) -> None:
+    """By the pass, so by every job; not those of filling and of what cannot be read."""
+
+    def broken(model: nnx.Module, canvas: jax.Array, size: jax.Array) -> jax.Array:
+        rows = level_and_size(model, canvas, size)
+        return jnp.where(jnp.isin(rows[:, :1], jnp.array([0, 7])), jnp.nan, rows)
+
+    passes = picture_pass(goldens, 8, Pass(batch_size=3, num_threads=2))
+    few, more = ({broken: Group(range(1, end), (12, 40))} for end in (7, 9))
+    assert passes.features(Records(files), decode, few).index.tolist() == [1, 2, 3, 5, 6]
+    with pytest.raises(UsageError, match=r"features of .*07\.png hold a value that is not finite"):
+        passes.features(Records(files), decode, more)
+
+
 def test_nothing_readable(goldens: Path, files: Files) -> None:
     passes = picture_pass(goldens, 1, Pass(num_threads=1))
     groups = {level_and_size: Group([4, 12], (12, 10))}

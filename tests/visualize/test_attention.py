@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+import dino_jax
 import runs
 from conftest import parity_cases
 from dino_jax import create_model, sharding
@@ -15,6 +16,7 @@ from dino_jax.errors import UsageError
 from dino_jax.models.network import split
 from dino_jax.visualize.attention import (
     attention_function,
+    attention_of,
     check_attends,
     jaccard,
     mass_mask,
@@ -67,6 +69,13 @@ def test_refuses_a_network_without_attention() -> None:
     model = nnx.eval_shape(lambda: create_model("resnet18", rngs=nnx.Rngs(0)))
     with pytest.raises(UsageError, match="runs/r is a ResNet, which has no attention: it takes a"):
         check_attends(model, "runs/r")
+
+
+def test_maps_that_are_not_finite_are_refused(goldens: Path) -> None:
+    model, info = dino_jax.load(goldens / "pth" / "backbone.pth")
+    nnx.update(model, jax.tree.map(lambda x: x * np.nan, nnx.state(model, nnx.Param)))
+    with pytest.raises(UsageError, match=r"maps of .*backbone\.pth hold a value that is not fin"):
+        attention_of(model, info)(np.zeros((16, 24, 3), np.uint8))
 
 
 def test_pixels_get_their_patch() -> None:

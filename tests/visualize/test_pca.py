@@ -2,8 +2,10 @@
 
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -98,6 +100,15 @@ def test_tokens_are_computed_in_full_precision(goldens: Path) -> None:
     image = jax.ShapeDtypeStruct((16, 24, 3), np.uint8)
     tokens = partial(pca_job._patch_tokens, graphdef, mean=info.mean, std=info.std)
     assert_full_precision(jax.jit(tokens).lower(arrays, image).as_text())
+
+
+def test_tokens_that_are_not_finite_are_refused(goldens: Path, tmp_path: Path) -> None:
+    weights = str(goldens / "pth" / "backbone.pth")
+    with (
+        mock.patch.object(pca_job, "normalize", lambda x, *_: jnp.moveaxis(x, -3, -1) * jnp.nan),
+        pytest.raises(UsageError, match=r"picture_0: the patch tokens of .* not finite: the weig"),
+    ):
+        pca(weights, ("shapes:2@test",), tmp_path, size=(40, 56))
 
 
 def test_job_needs_a_vit(goldens: Path, tmp_path: Path) -> None:

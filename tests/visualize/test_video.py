@@ -45,9 +45,10 @@ def assert_alike(ours: np.ndarray, expected: np.ndarray) -> None:
 
 
 @pytest.mark.usefixtures("ffmpeg")
-@pytest.mark.parametrize("ending", [".mp4", ".avi"])
-def test_written_videos_are_h264_and_read_back(ending: str, tmp_path: Path) -> None:
-    path = tmp_path / f"wander{ending}"
+@pytest.mark.parametrize("name", ["wander.mp4", "wander.avi", "12:30.mp4", "-a.mp4"])
+def test_h264_is_read_back(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = Path(name)
     write_video(path, frames(), 12.5)
     found = open_frames(path)
     assert found.fps == 12.5
@@ -57,6 +58,16 @@ def test_written_videos_are_h264_and_read_back(ending: str, tmp_path: Path) -> N
             assert_alike(ours, expected)
     content = path.read_bytes()
     assert b"avc1" in content or b"H264" in content
+
+
+@pytest.mark.usefixtures("ffmpeg")
+@pytest.mark.parametrize("ending", [".mp4", ".gif"])
+def test_a_failure_leaves_the_earlier_video(ending: str, tmp_path: Path) -> None:
+    path = tmp_path / f"wander{ending}"
+    path.write_text("earlier")
+    with pytest.raises(ZeroDivisionError):
+        write_video(path, (frame // (i < 4 or 1 // 0) for i, frame in enumerate(frames())), 5)
+    assert {file.name: file.read_text() for file in tmp_path.iterdir()} == {path.name: "earlier"}
 
 
 @pytest.mark.usefixtures("ffmpeg")
