@@ -9,6 +9,7 @@ import logging
 import signal
 import sys
 
+from dino_jax.cli import exit_code
 from dino_jax.errors import UsageError
 
 
@@ -50,11 +51,7 @@ def main() -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno is None:
-            raise
-        # A disk that is full, a file system that fails: nothing that a traceback would explain.
-        print(f"error: {error}; the same command continues", file=sys.stderr)
-        return 2
+        return exit_code(error, "; the same command continues")
     return 0
 
 

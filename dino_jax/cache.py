@@ -5,14 +5,24 @@ import os
 import stat
 from pathlib import Path
 
+from dino_jax.errors import UsageError
+
 
 def cache_folder() -> Path:
-    """`$DINO_JAX_CACHE`, else `dino_jax` in `$XDG_CACHE_HOME`, else in `~/.cache`."""
+    """`$DINO_JAX_CACHE`, else `dino_jax` in `$XDG_CACHE_HOME`, else in `~/.cache`.
+
+    Raises:
+      UsageError: neither is set, and the user has no home directory.
+    """
     if named := os.environ.get("DINO_JAX_CACHE"):
-        return Path(named).expanduser().absolute()
+        return Path(os.path.expanduser(named)).absolute()
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # A relative path there is to be ignored (XDG base directory specification).
-    return (base if base.is_absolute() else Path.home() / ".cache") / "dino_jax"
+    if not base.is_absolute():
+        base = Path(os.path.expanduser("~/.cache"))
+    if not base.is_absolute():
+        raise UsageError(f"{base} is in no home directory: let DINO_JAX_CACHE name a folder")
+    return base / "dino_jax"
 
 
 def make_private(folder: Path) -> None:
@@ -52,7 +62,7 @@ def keep_compiled_programs() -> None:
         folder = cache_folder() / "compiled"
         make_private(folder)
         problem = _problem(folder)
-    except (OSError, RuntimeError) as error:  # no space, no permission; no home directory
+    except (OSError, UsageError) as error:  # no space, no permission; no home directory
         problem = str(error)
     if problem:
         logging.warning(

@@ -4,6 +4,7 @@ import argparse
 import functools
 import importlib
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -55,8 +56,24 @@ JOBS = {
 }
 
 
+def exit_code(error: OSError, way_out: str = "") -> int:
+    """Says an error of the system in a line on stderr: no traceback would explain a full disk.
+
+    Args:
+      error: that is being handled.
+      way_out: the end of the line.
+    Returns: the exit code.
+    Raises:
+      OSError: the error itself, where it is not the system's own.
+    """
+    if error.errno is None:
+        raise error
+    print(f"error: {error}{way_out}", file=sys.stderr)
+    return 2
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a job; wrong usage is one line on stderr and exit code 2.
+    """Runs a job; wrong usage, or storage that fails, is one line on stderr and exit code 2.
 
     Args:
       arguments: of the command line; unset, those of this process.
@@ -78,9 +95,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
     try:
         tyro.cli(JOBS[name].load(name), prog=f"dino-jax {name}", args=words[1:])
+        sys.stdout.flush()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # nobody reads the output any more
+        # As Python ends it writes what is left, and would say that this fails once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:
+        sys.exit(exit_code(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # as shells say it

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import jax
 from tyro.conf import Positional
 
+from dino_jax.damage import DamagedCheckpoint
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.results import table
 from dino_jax.settings import flatten
@@ -58,7 +59,7 @@ def _torch(path: Path) -> tuple[Rows, dict[str, Any]]:
     rows += _architecture(found)
     rows += [("epoch", found.epoch), ("center", None if found.center is None else "yes")]
     if found.optimizer is not None:
-        rows.append(("optimizer", f"state of {len(found.optimizer.get('state', {}))} parameters"))
+        rows.append(("optimizer", f"state of {len(found.optimizer.get('state') or {})} parameters"))
     if found.ignored:
         rows.append(("of no use here", ", ".join(found.ignored)))
     rows += _sizes(arrays.values())
@@ -93,7 +94,7 @@ def _folder(name: str) -> tuple[Rows, dict[str, Any]]:
         step = checkpoint.choose(manager, step)
         about = checkpoint.read_about(manager, step)
         metadata = checkpoint.metadata(manager, step)
-    except checkpoint.DamagedCheckpoint as error:
+    except DamagedCheckpoint as error:
         raise UsageError(f"{folder}: {error}") from error
     finally:
         manager.close()

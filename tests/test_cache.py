@@ -11,6 +11,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 from dino_jax.cache import cache_folder, keep_compiled_programs
+from dino_jax.errors import UsageError
 
 SETTINGS = (
     "jax_enable_compilation_cache",
@@ -44,6 +45,21 @@ def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     for unusable in ("", "relative"):
         monkeypatch.setenv("XDG_CACHE_HOME", unusable)
         assert cache_folder() == Path.home() / ".cache/dino_jax"
+
+
+def test_without_a_home_directory(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("DINO_JAX_CACHE", "~nobodyx/c")  # of no user: an ordinary name
+    assert cache_folder() == Path.cwd() / "~nobodyx/c"
+    monkeypatch.delenv("DINO_JAX_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(UsageError, match=r"^~/\.cache is in no home dir.*let DINO_JAX_CACHE name"):
+        cache_folder()
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    keep_compiled_programs()
+    assert "compiled programs are not kept: ~/.cache is in no home directory" in caplog.text
 
 
 def test_programs_are_kept_in_private(folder: Path) -> None:

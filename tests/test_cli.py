@@ -1,7 +1,9 @@
 """The jobs of `python -m dino_jax` on the folder of a run."""
 
+import errno
 import functools
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -128,6 +130,34 @@ def test_command_line_says_that_memory_does_not_do(
     assert "Out of memory allocating 52 bytes.): give less at a time, with a smaller" in line
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: a bug"):
         cli.main(["pack", "--source", "small"])
+
+
+def test_command_line_says_what_the_system_refuses(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    error = OSError(errno.ENOSPC, "No space left on device", "features.npy")
+
+    def pack() -> None:
+        raise error
+
+    monkeypatch.setattr(cli.Job, "load", lambda *_: pack)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["pack"])
+    assert stop.value.code == 2
+    said = "error: [Errno 28] No space left on device: 'features.npy'\n"
+    assert capsys.readouterr().err == said
+    error = OSError("a bug")
+    with pytest.raises(OSError, match="a bug"):
+        cli.main(["pack"])
+
+
+def test_output_that_nobody_reads(goldens: Path) -> None:
+    command = [sys.executable, "-m", "dino_jax", "inspect", str(goldens / "pth/linear.pth")]
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(command, cwd=runs.ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_convert_and_inspect_from_the_command_line(

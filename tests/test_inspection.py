@@ -4,6 +4,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import runs
@@ -11,6 +12,7 @@ from conftest import GOLDENS
 from dino_jax.errors import UsageError
 from dino_jax.inspection import inspect
 from dino_jax.weights.convert import convert
+from torch_files import save
 
 PTH = GOLDENS / "pth"
 Rows = Callable[..., tuple[dict[str, str], list[list[str]]]]
@@ -78,6 +80,12 @@ def test_tensors_of_nothing_known(rows: Rows) -> None:
     table, tensors = rows(PTH / "views.pth", tensors=True)
     assert table["architecture"].startswith("unknown: no ViT, XCiT or ResNet has these tensors")
     assert {line[0] for line in tensors} == {f"teacher.backbone.{name}" for name in "abc"}
+
+
+def test_an_optimizer_without_state(rows: Rows, tmp_path: Path) -> None:
+    value = {"teacher": {"norm.bias": np.ones(1, np.float32)}, "optimizer": {"state": None}}
+    table, _ = rows(save(tmp_path / "file.pth", value))
+    assert table["optimizer"] == "state of 0 parameters"
 
 
 def test_converted_folders(rows: Rows, tmp_path: Path) -> None:

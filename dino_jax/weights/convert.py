@@ -1,7 +1,6 @@
 """From a `.pth` file of the reference to an Orbax checkpoint of ours."""
 
 import contextlib
-import hashlib
 import json
 import tempfile
 from pathlib import Path
@@ -11,7 +10,9 @@ import jax
 import jax.numpy as jnp
 from tyro.conf import Positional
 
+from dino_jax import run_lock
 from dino_jax.errors import UsageError, about
+from dino_jax.weights.hub import sha256_of
 from dino_jax.weights.load import from_torch, without_head
 from dino_jax.weights.locate import find_file, full_if_released
 from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
@@ -42,18 +43,23 @@ def convert(
       num_heads: Attention heads of a ViT of unusual width, which a file does not tell.
 
     Raises:
-      UsageError: the file cannot be converted, or OUT is not empty.
+      UsageError: the file cannot be converted, OUT is not empty, or another process is at work in
+        it.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"out={out} is a file: give a folder that does not exist yet")
-    if out.exists() and any(out.iterdir()) and not force:
-        raise UsageError(f"out={out} is not empty: give a new folder, or --force to replace")
+    _check_free(out, force)
     path = find_file(file, "backbone" if backbone_only else full_if_released(file))
     if path is None:
         raise UsageError(f"file={file!r} is no file and no hub name: give a .pth file")
     items, facts, ignored = _converted(file, path, backbone_only, num_heads)
-    _write(out, items, facts)
+    _write(out, items, facts, force)
     print(_summary(file, out, items, facts, ignored))
+
+
+def _check_free(out: Path, force: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"out={out} is a file: give a folder that does not exist yet")
+    if out.exists() and not force and any(path.name != run_lock.NAME for path in out.iterdir()):
+        raise UsageError(f"out={out} is not empty: give a new folder, or --force to replace")
 
 
 def _converted(
@@ -82,7 +88,7 @@ def _converted(
         "num_images": None,
         "converted": {
             "source": file,
-            "sha256": _file_hash(path),
+            "sha256": sha256_of(path),
             "epoch": found.epoch if whole else None,
             "args": {str(k): v if is_plain(v) else str(v) for k, v in found.args.items()},
         },
@@ -90,31 +96,38 @@ def _converted(
     return items, facts, found.ignored
 
 
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _write(out: Path, items: dict[str, PyTree], facts: dict[str, Any]) -> None:
-    """Writes a new folder beside the old one first, so that nothing is lost when that fails."""
-    from dino_jax.checkpoint import FOLDER, RunCheckpoints
-
+def _write(out: Path, items: dict[str, PyTree], facts: dict[str, Any], force: bool) -> None:
+    """Fills a folder, which no other process uses meanwhile, or leaves what was there."""
     new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".converting", dir=out) as folder:
-            part = Path(folder)
-            with RunCheckpoints(part, about=facts, keep_every_steps=0) as checkpoints:
-                checkpoints.save_items(STEP, items)
-            if (out / FOLDER).exists():
-                (out / FOLDER).rename(part / "replaced")
-            (part / FOLDER).rename(out / FOLDER)
+        with run_lock.take(out):
+            _check_free(out, force)  # again: another process may have been faster
+            try:
+                _fill(out, items, facts, force)
+            except BaseException:
+                if new:
+                    (out / run_lock.NAME).unlink()
+                raise
     except OSError as error:
         raise UsageError(f"out={out} cannot be written ({error.strerror or error})") from error
     finally:
         if new:
             with contextlib.suppress(OSError):
                 out.rmdir()  # if it is still empty
+
+
+def _fill(out: Path, items: dict[str, PyTree], facts: dict[str, Any], force: bool) -> None:
+    """Writes a new folder beside the old one first, so that nothing is lost when that fails."""
+    from dino_jax.checkpoint import FOLDER, RunCheckpoints
+
+    with tempfile.TemporaryDirectory(prefix=".converting", dir=out) as folder:
+        part = Path(folder)
+        with RunCheckpoints(part, about=facts, keep_every_steps=0) as checkpoints:
+            checkpoints.save_items(STEP, items)
+        if force and (out / FOLDER).exists():
+            (out / FOLDER).rename(part / "replaced")
+        (part / FOLDER).rename(out / FOLDER)
 
 
 def _summary(

@@ -42,10 +42,6 @@ class Released:
     stem: str  # its files lie in the folder STEM_pretrain, and their names begin with STEM
     knn: float | None = None
     linear: float | None = None
-    # What the linear head reads: the class tokens of this many last blocks, with `linear_avgpool`
-    # the mean of the last patch tokens too; None: the feature that the model gives.
-    linear_blocks: int | None = None
-    linear_avgpool: bool = False
     kinds: tuple[Kind, ...] = ("backbone", "full", "linear")  # the files there are
 
     def path(self, kind: Kind) -> str:
@@ -58,11 +54,11 @@ class Released:
 
 
 RELEASED = {
-    # arch, patch size, stem, k-NN, linear, and what the linear head reads
-    "dino_vits16": Released("vit_small", 16, "dino_deitsmall16", 74.5, 77.0, 4),
-    "dino_vits8": Released("vit_small", 8, "dino_deitsmall8", 78.3, 79.7, 4),
-    "dino_vitb16": Released("vit_base", 16, "dino_vitbase16", 76.1, 78.2, 1, True),
-    "dino_vitb8": Released("vit_base", 8, "dino_vitbase8", 77.4, 80.1, 1, True),
+    # arch, patch size, stem, k-NN, linear
+    "dino_vits16": Released("vit_small", 16, "dino_deitsmall16", 74.5, 77.0),
+    "dino_vits8": Released("vit_small", 8, "dino_deitsmall8", 78.3, 79.7),
+    "dino_vitb16": Released("vit_base", 16, "dino_vitbase16", 76.1, 78.2),
+    "dino_vitb8": Released("vit_base", 8, "dino_vitbase8", 77.4, 80.1),
     "dino_xcit_small_12_p16": Released(
         "xcit_small_12_p16", 16, "dino_xcit_small_12_p16", 76.0, 77.8
     ),
@@ -150,7 +146,7 @@ def _mirror() -> str | Path:
     """Where files come from: an address without a slash at the end, or a folder."""
     value = os.environ.get("DINO_JAX_HUB") or ADDRESS
     if "://" not in value:
-        folder = Path(value).expanduser()
+        folder = Path(os.path.expanduser(value))
     elif value.startswith("file:///"):
         folder = Path(urllib.request.url2pathname(value.removeprefix("file://")))
     else:
@@ -225,7 +221,8 @@ def _hash_file(path: Path) -> Path:
     return Path(f"{path}.sha256")
 
 
-def _sha256(path: Path) -> str:
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -233,12 +230,13 @@ def _sha256(path: Path) -> str:
 def _write_hash(source: Path, path: Path) -> None:
     """Notes the hash of what `source` holds as that of `path`, at once or not at all."""
     draft = Path(f"{path}.sha256.part")
-    draft.write_text(f"{_sha256(source)}  {path.name}\n")
+    draft.write_text(f"{sha256_of(source)}  {path.name}\n")
     os.replace(draft, _hash_file(path))
 
 
 def _check_hash(path: Path) -> None:
-    recorded, found = _hash_file(path).read_text().partition(" ")[0], _sha256(path)
+    recorded = _hash_file(path).read_text(errors="replace").partition(" ")[0]
+    found = sha256_of(path)
     if recorded != found:
         raise UsageError(
             f"{path} has changed since it was first used: SHA-256 {found}, recorded {recorded}; "

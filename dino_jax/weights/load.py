@@ -16,6 +16,7 @@ from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from dino_jax import settings
+from dino_jax.damage import DamagedCheckpoint
 from dino_jax.errors import UsageError, about
 from dino_jax.models import MODELS, default_settings
 from dino_jax.models.network import abstract, split
@@ -235,7 +236,7 @@ def read_folder(
             wanted(config, checkpoint.items_of(manager, step)),
         )
         items = checkpoint.read_items(manager, step, shapes)
-    except checkpoint.DamagedCheckpoint as error:
+    except DamagedCheckpoint as error:
         steps = sorted(set(manager.all_steps()) - {step})
         others = ", ".join(f"{folder}@{s}" for s in steps) or "none"
         raise UsageError(f"{folder}: {error}; other checkpoints to try: {others}") from error

@@ -143,14 +143,15 @@ def _steps(state: dict[int, Any], group: dict[int, Name]) -> jax.Array:
     """The number of steps that a group took part in."""
     try:
         steps = {int(np.asarray(state[i]["step"])) for i in group} or {0}
-    except (KeyError, TypeError, ValueError) as error:
+        counts = np.array(sorted(steps), np.int32)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UsageError("the optimizer's state does not count its steps") from error
     if len(steps) != 1:
         raise UsageError(
             f"parameters of one group took part in different numbers of steps ({sorted(steps)}), "
             "which no run of DINO does"
         )
-    return jnp.asarray(steps.pop(), jnp.int32)
+    return jnp.asarray(counts[0])
 
 
 def _fill(slots: PyTree, values: PyTree) -> PyTree:

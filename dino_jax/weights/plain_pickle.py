@@ -5,6 +5,7 @@ Python's `pickletools` takes a pickle of any protocol apart; the machine of `tor
 short table of calls below, puts the data together.
 """
 
+import math
 import pickletools
 import struct
 from collections.abc import Callable
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dino_jax.errors import TorchFileError, UsageError
-from dino_jax.weights.torch_globals import CALLS, Global, dict_key
+from dino_jax.weights.torch_globals import CALLS, MAX_DIMS, Global, dict_key
 from dino_jax.weights.torch_opcodes import MAX_PICKLE_BYTES
 from dino_jax.weights.torch_pickle import Machine, of_type
 
@@ -69,10 +70,16 @@ def _fill(array: np.ndarray, state: tuple) -> None:
     _, shape, dtype, is_fortran, content = of_type(tuple, state)
     if isinstance(content, str):  # as Python 2 wrote bytes
         content = content.encode("latin1")
-    if not isinstance(dtype, np.dtype) or not all(type(side) is int for side in shape):
+    if not isinstance(dtype, np.dtype) or not all(
+        type(side) is int and side >= 0 for side in of_type(tuple, shape)
+    ):
         raise TypeError("an array without dtype or shape")
-    # NumPy compares the number of bytes with the shape; `dtype` is one of plain numbers.
-    array.__setstate__((1, of_type(tuple, shape), dtype, bool(is_fortran), of_type(bytes, content)))
+    # NumPy takes impossible shapes for memory that runs out, also where a side is 0.
+    if len(shape) > MAX_DIMS or math.prod(side or 1 for side in shape) > 2**40:
+        raise ValueError("an array of an impossible shape")
+    if math.prod(shape) * dtype.itemsize != len(of_type(bytes, content)):
+        raise ValueError("an array with more or fewer bytes than its shape has")
+    array.__setstate__((1, shape, dtype, bool(is_fortran), content))
 
 
 _CALLS: dict[str, Callable[..., Any]] = {

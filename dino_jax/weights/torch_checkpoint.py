@@ -90,13 +90,16 @@ def _full(found: dict[str, Any]) -> TorchCheckpoint:
         if which in found:
             networks[which], dropped = _network(_tensors(found[which], which))
             ignored += [f"{which}.{name}" for name in dropped]
-    loss = found.get("dino_loss")
+    loss = _names_and_values(found, "dino_loss")
+    optimizer = _names_and_values(found, "optimizer")
+    with about("optimizer"):
+        _names_and_values(optimizer or {}, "state")
     return TorchCheckpoint(
         kind="full",
         networks=networks,
         center=_tensors(loss, "dino_loss").get("center") if loss else None,
         epoch=_epoch(found),
-        optimizer=_names_and_values(found, "optimizer"),
+        optimizer=optimizer,
         args=_names_and_values(found, "args") or {},
         ignored=(*ignored, *(str(name) for name in found if name not in _PARTS)),
     )

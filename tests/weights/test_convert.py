@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 import dino_jax
 import runs
 from conftest import GOLDENS
-from dino_jax import checkpoint
+from dino_jax import checkpoint, run_lock
 from dino_jax.errors import UsageError
 from dino_jax.weights.convert import convert
 from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
@@ -35,6 +36,11 @@ def about(folder: Path) -> dict[str, Any]:
         return checkpoint.read_about(manager, 0)
 
 
+def names(folder: Path) -> list[str]:
+    """What lies in a folder."""
+    return sorted(path.name for path in folder.iterdir())
+
+
 def test_a_whole_checkpoint_becomes_a_training_state(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -46,7 +52,7 @@ def test_a_whole_checkpoint_becomes_a_training_state(
         "a whole training state after 100 epochs, which main.py --config FILE --workdir "
         f"{out} continues\n"
     )
-    assert [path.name for path in out.iterdir()] == ["checkpoints"]  # nothing else is left
+    assert names(out) == [".lock", "checkpoints"]  # nothing else is left
     _, state = whole_state(read_torch_checkpoint(FULL))
     found, items = runs.arrays(out), checkpoint.to_items(state)
     expected = {
@@ -125,7 +131,7 @@ def test_refuses_places(tmp_path: Path) -> None:
             convert(str(PTH / "backbone.pth"), out)
     assert file.read_text() == "mine"
     convert(str(PTH / "backbone.pth"), taken, force=True)
-    assert sorted(path.name for path in taken.iterdir()) == ["checkpoints", "notes.txt"]
+    assert names(taken) == [".lock", "checkpoints", "notes.txt"]
 
 
 def test_force_replaces_at_once_or_not_at_all(
@@ -144,7 +150,7 @@ def test_force_replaces_at_once_or_not_at_all(
                 convert(str(PTH / "backbone.pth"), tmp_path, force=force)
         with pytest.raises(UsageError, match="cannot be written"):
             convert(str(PTH / "backbone.pth"), tmp_path / "new")
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
+    assert names(tmp_path) == [".lock", "checkpoints"]
     with pytest.raises(UsageError, match=r"evil\.pth"):
         convert(str(PTH / "evil.pth"), tmp_path, force=True)
     assert dino_jax.load(tmp_path, which="student")[1].sha256 == before.sha256
@@ -152,6 +158,31 @@ def test_force_replaces_at_once_or_not_at_all(
     convert(str(PTH / "backbone.pth"), tmp_path, force=True)
     with pytest.raises(UsageError, match="was converted from a backbone alone"):
         dino_jax.load(tmp_path, which="student")
+
+
+def test_another_process_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run in it keeps its checkpoints, and of two that convert at a time one is refused."""
+    file, out, module = str(PTH / "backbone.pth"), tmp_path / "out", sys.modules[convert.__module__]
+    convert(str(FULL), out)
+    with run_lock.take(out), pytest.raises(UsageError, match=f"{out} is in use by process"):
+        convert(file, out, force=True)
+    assert about(out)["converted"]["source"] == str(FULL)
+
+    def slow(*arguments: Any) -> Any:
+        monkeypatch.undo()
+        convert(str(FULL), tmp_path / "new")
+        return module._converted(*arguments)
+
+    monkeypatch.setattr(module, "_converted", slow)
+    with pytest.raises(UsageError, match="new is not empty: give a new folder, or --force"):
+        convert(file, tmp_path / "new")
+    assert about(tmp_path / "new")["converted"]["source"] == str(FULL)
+
+
+def test_a_folder_that_holds_no_more_than_a_lock(tmp_path: Path) -> None:
+    run_lock.take(tmp_path).close()
+    convert(str(PTH / "backbone.pth"), tmp_path)
+    assert names(tmp_path) == [".lock", "checkpoints"]
 
 
 def test_a_folder_by_a_relative_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

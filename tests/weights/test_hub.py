@@ -157,8 +157,10 @@ def test_a_folder_is_used_in_place(
     file.write_bytes(FILE)
     assert hub.fetch("dino_vits16") == file
     recorded(file).write_text(f"{hashlib.sha256(OTHER).hexdigest()}  {file.name}\n")
-    with pytest.raises(UsageError, match="has changed"):
-        hub.fetch("dino_vits16")
+    for content in (recorded(file).read_bytes(), b"\xff\xfe no text"):
+        recorded(file).write_bytes(content)
+        with pytest.raises(UsageError, match="has changed"):
+            hub.fetch("dino_vits16")
     assert not cache.exists()
 
 
@@ -174,6 +176,7 @@ def test_a_folder_is_used_in_place(
         ("https://example.com:port/", "must be an https address"),
         ("https://me:hunter2@example.com/", r"(?s)^(?!.*hunter2).*password for example\.com"),
         ("/no/such/folder", "'/no/such/folder' is not a folder: give one"),
+        ("~nobodyx/h", "'~nobodyx/h' is not a folder: give one"),
     ],
 )
 def test_unsafe_mirrors_are_refused(

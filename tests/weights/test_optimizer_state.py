@@ -161,6 +161,8 @@ def test_norms_that_are_trained(student: TorchNetwork, shapes: list[tuple[int, .
         (lambda f: f["state"][20].update(step=8), r"different numbers of steps \(\[8, 9\]\)"),
         (lambda f: f["state"][20].pop("step"), "does not count its steps"),
         (lambda f: f["state"][20].update(step=float("nan")), "does not count its steps"),
+        (lambda f: f["state"][20].update(step=float("inf")), "does not count its steps"),
+        (lambda f: f["state"][20].update(step=2**40), "does not count its steps"),
     ],
 )
 def test_refuses(

@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import io
 import os
 import pickle
 import random
@@ -122,6 +123,32 @@ def test_more_than_plain_data(value: Any, message: str, tmp_path: Path) -> None:
 def test_damaged_or_foreign(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no pickle of plain data, or it is damaged"):
         read(content, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("shape", "content"),
+    [
+        ((2**62, 4), b""),
+        ((2**62, 4, 0), b""),
+        ((1,) * 70, b"\0\0"),
+        ((-1, -1), b"\0\0"),
+        ((2,), b"\0\0"),
+        ((True,), b"\0\0"),
+    ],
+)
+def test_arrays_of_impossible_shapes(
+    shape: tuple[int, ...], content: bytes, tmp_path: Path
+) -> None:
+    """Of some, NumPy itself would say that memory ran out."""
+    array = np.empty(0, np.int16)
+    blank, arguments, _ = array.__reduce__()
+    state = (1, shape, array.dtype, False, content)
+    written = io.BytesIO()
+    pickler = pickle.Pickler(written, 2)
+    pickler.dispatch_table = {np.ndarray: lambda _: (blank, arguments, state)}
+    pickler.dump(array)
+    with pytest.raises(UsageError, match="no pickle of plain data, or it is damaged"):
+        read(written.getvalue(), tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # of damaged text

@@ -118,6 +118,8 @@ def test_counts_that_old_files_lack_are_zero(tmp_path: Path) -> None:
         ({"student": {"a": ONE}, "epoch": True}, "epoch=True is no number"),
         ({"student": {"a": ONE}, "optimizer": [1]}, "its optimizer is a list, not names and"),
         ({"student": {"a": ONE}, "dino_loss": {"center": 1}}, "dino_loss holds more than tensors"),
+        ({"teacher": {"a": ONE}, "dino_loss": ONE}, "its dino_loss is a ndarray, not names"),
+        ({"teacher": {"a": ONE}, "optimizer": {"state": 3}}, "optimizer: its state is a int, not"),
         ({"norm.bias": ONE, "module.norm.bias": ONE}, "module.norm.bias is there twice, with and"),
         (LINEAR | {"linear.bias": ONE}, r"weight of shape \[3, 2\] and a bias of shape \[1\] are"),
     ],
