@@ -28,7 +28,7 @@ def initialize_if_launched() -> None:
         raise UsageError(f"{', '.join(given)} is set without {missing}: set all three or none")
     if given:
         address, number, index = (os.environ[name] for name in EXPLICIT)
-        if not (number.isdigit() and index.isdigit() and int(index) < int(number)):
+        if not (number.isdecimal() and index.isdecimal() and int(index) < int(number)):
             raise UsageError(
                 f"JAX_PROCESS_ID={index} of JAX_NUM_PROCESSES={number}: "
                 "both must be whole numbers, the first below the second"
