@@ -33,6 +33,9 @@ LEARNING = [  # in place of ten thousand pictures and a model of depth 4
 ]
 
 
+SPREAD = ["--config.head.out_dim=256", "--config.model.overrides.embed_dim=48"]  # not too small
+
+
 @pytest.fixture(scope="module")
 def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Future]]:
     """The slow runs, all under way: each is mostly one process that compiles."""
@@ -75,7 +78,7 @@ def started(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Futu
             "learning_torch": threads.submit(
                 script, "learning_torch", "--crops=ours", "--epochs=1", *LEARNING
             ),
-            "scaling": threads.submit(script, "scaling", *SMALL, "--step-ms=1"),
+            "scaling": threads.submit(script, "scaling", *SMALL, *SPREAD, "--step-ms=1"),
         }
         if not TORCH:
             for name in ("peer_torch", "features", "learning_torch"):
