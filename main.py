@@ -31,7 +31,7 @@ def main() -> int:
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs what it raises as well
     # Imported here, since --help need not wait for JAX.
     from dino_jax.cache import keep_compiled_programs
-    from dino_jax.config_file import override, read_config
+    from dino_jax.config.file import override, read_config
     from dino_jax.distributed import initialize_if_launched
 
     try:
@@ -40,7 +40,7 @@ def main() -> int:
         initialize_if_launched()
         keep_compiled_programs()
         from dino_jax import train
-        from dino_jax.loop import TrainingDiverged
+        from dino_jax.run.loop import TrainingDiverged
 
         try:
             train.run(config, arguments.workdir)

@@ -17,14 +17,14 @@ import jax.numpy as jnp
 from config_flag import describe, load, parser
 from ml_collections import ConfigDict
 
-from dino_jax import settings
+from dino_jax.config import build
 from dino_jax.models.network import Network, abstract
 from dino_jax.models.remat import POLICIES
 
 
 def kept_bytes(config: ConfigDict, images: int) -> int:
     """Bytes that the backward pass of so many images starts from, with the weights."""
-    graphdef, params, batch_stats = abstract(partial(settings.build_model, config))
+    graphdef, params, batch_stats = abstract(partial(build.build_model, config))
     network, crops = Network(graphdef), config.crops
     views = tuple(
         jax.ShapeDtypeStruct((images, number, side, side, len(crops.mean)), jnp.float32)
@@ -54,7 +54,7 @@ def main() -> None:
     result = {
         "kept_mb": {policy: round(each / 1e6, 3) for policy, each in kept.items()},
         "share": {policy: round(each / kept["none"], 3) for policy, each in kept.items()},
-        "dtype": jnp.dtype(settings.compute_dtype(config.model.dtype)).name,
+        "dtype": jnp.dtype(build.compute_dtype(config.model.dtype)).name,
     }
     about = describe(flags, config)
     del about["batch_size"], about["remat"]

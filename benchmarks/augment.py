@@ -17,8 +17,8 @@ import numpy as np
 import PIL
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from dino_jax.data import color
-from dino_jax.data.augment import CropPlan, CropSettings, augment, plan_crops
+from dino_jax.data.transforms import color
+from dino_jax.data.transforms.multicrop import CropPlan, CropSettings, augment, plan_crops
 
 
 def pil_crop(image: Image.Image, plan: CropPlan, n: int, side: int) -> Image.Image:

@@ -30,7 +30,10 @@ def parser(docstring: str) -> argparse.ArgumentParser:
 
 def load(flags: argparse.Namespace, overrides: list[str]) -> "ConfigDict":
     """The config that the flags name, with the keys that the rest of the command line sets."""
-    from dino_jax.config_file import override, read_config  # not before --help is answered
+    from dino_jax.config.file import (
+        override,
+        read_config,  # not before --help is answered
+    )
 
     config = read_config(flags.config)
     config.train.batch_size = flags.batch_size

@@ -23,7 +23,7 @@ import jax
 
 from dino_jax.models import MODELS, DINOHead, create_model
 from dino_jax.models.network import abstract
-from dino_jax.weights.mapping import torch_shapes
+from dino_jax.weights.layouts.mapping import torch_shapes
 
 WORK = {
     "imports": "import dino_jax.cli",

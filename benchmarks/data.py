@@ -37,11 +37,11 @@ from augment import draw_plans, median_seconds, pil_views
 from jpeg_folder import write_pictures
 from PIL import Image
 
-from dino_jax.data.augment import CropPlan, CropSettings
 from dino_jax.data.decode import open_image, read_file
-from dino_jax.data.pack import pack
 from dino_jax.data.pipeline import Records, train_batches
-from dino_jax.data.sources import EncodedSource, open_source
+from dino_jax.data.sources.opening import EncodedSource, open_source
+from dino_jax.data.transforms.multicrop import CropPlan, CropSettings
+from dino_jax.jobs.pack import pack
 
 STAGES = ("read", "decode", "shrink", "pack", "copy")
 

@@ -8,7 +8,7 @@ from itertools import pairwise
 from flax import nnx
 from ml_collections import ConfigDict
 
-from dino_jax import settings
+from dino_jax.config import build
 from dino_jax.models import VisionTransformer
 
 
@@ -38,7 +38,7 @@ def flops_per_image(config: ConfigDict) -> float | None:
     A backward pass costs twice its forward pass, less the gradient of the images. What
     rematerialisation computes again does not count: it is no work of the algorithm.
     """
-    model = nnx.eval_shape(lambda: settings.build_model(config, nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: build.build_model(config, nnx.Rngs(0)))
     if not isinstance(model.backbone, VisionTransformer):
         return None
     widths = [model.backbone.embed_dim, *(layer.out_features for layer in model.head.layers)]

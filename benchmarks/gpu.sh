@@ -134,7 +134,7 @@ check() {
   echo "--- check: tests of $cases"
   JAX_DEFAULT_MATMUL_PRECISION=highest timeout -k 10 "$limit" "$python" \
     benchmarks/reference_tests.py "$backend" -k "($cases) and not there_are" \
-    tests/test_train_parity.py tests/models tests/data/test_color.py 2>&1 |
+    tests/training/test_train_parity.py tests/models tests/data/transforms/test_color.py 2>&1 |
     tee -a "$log" >"$scratch/check"
   status=$?
   tail -n 15 "$scratch/check"

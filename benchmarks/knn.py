@@ -21,7 +21,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from dino_jax.evaluate.knn import KS, knn_accuracy
+from dino_jax.evaluate.classification.knn import KS, knn_accuracy
 
 TEMPERATURE = 0.07
 

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from configs import default, fashion_mnist
 from dino_jax import train
-from dino_jax.config_file import override
+from dino_jax.config.file import override
 
 REFERENCE = {
     "knn10": {"untrained": 49.3, "3": 50.9, "6": 55.1, "9": 56.9, "10": 56.6},

@@ -29,12 +29,12 @@ from peers.torch_model import MultiCrop
 from peers.torch_step import TorchStep
 from torch import Tensor, nn
 
-from dino_jax import settings
-from dino_jax.config_file import override
+from dino_jax.config import build
+from dino_jax.config.file import override
 from dino_jax.data.batches import Batch
 from dino_jax.data.pipeline import Records, train_batches
-from dino_jax.data.sources import open_source
-from dino_jax.plan import crop_maker
+from dino_jax.data.sources.opening import open_source
+from dino_jax.run.plan import crop_maker
 
 
 class Step(TorchStep):
@@ -80,7 +80,7 @@ def our_views(config: ConfigDict, batches: Iterable[Batch], steps: int) -> Itera
 
 def pil_views(config: ConfigDict, batches: Iterable[Batch]) -> Iterator[list[Tensor]]:
     """The same with crops by PIL."""
-    make = partial(views, settings=settings.crop_settings(config))
+    make = partial(views, settings=build.crop_settings(config))
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for step, batch in enumerate(batches):
             seeds = (config.seed * 10**9 + step * 10**4 + i for i in range(len(batch["canvas"])))
@@ -103,7 +103,7 @@ def losses(config: ConfigDict, crops: str, epochs: int) -> list[float]:
     )
     schedules = {
         name: np.asarray(jax.vmap(schedule)(np.arange(steps * config.train.epochs)))
-        for name, schedule in settings.make_schedules(config, steps).items()
+        for name, schedule in build.make_schedules(config, steps).items()
     }
     sizes = OurSide(config).task().sizes
     step = Step(

@@ -8,9 +8,9 @@ import jax
 from ml_collections import ConfigDict
 
 from dino_jax.memory import planned_bytes
-from dino_jax.plan import make_plan
-from dino_jax.step import Batch, MakeViews, compile_step
-from dino_jax.train_state import TrainState
+from dino_jax.run.plan import make_plan
+from dino_jax.training.state import TrainState
+from dino_jax.training.step import Batch, MakeViews, compile_step
 
 STEPS_PER_EPOCH = 1000  # of the schedules; about those of a million images
 

@@ -38,8 +38,8 @@ from ml_collections import ConfigDict
 from our_step import STEPS_PER_EPOCH
 
 from dino_jax import sharding
-from dino_jax.plan import make_plan
-from dino_jax.step import compile_step
+from dino_jax.run.plan import make_plan
+from dino_jax.training.step import compile_step
 
 ASSUMED_IMAGES_PER_S = {"vit_small": 2800, "vit_base": 1000}  # of one H200: goals, not figures
 ONE_WAYS = {"dp": 2, "fsdp": 3}  # reduce-scatters and all-gathers of P in a step

@@ -40,14 +40,16 @@ from flops import flops_per_image
 from ml_collections import ConfigDict
 from our_step import OurStep, build, peak_bytes, seconds_per_call
 
-from dino_jax import checks, settings, sharding
+from dino_jax import sharding
+from dino_jax.config import build as settings
+from dino_jax.config import checks
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
-from dino_jax.data.sources import open_source
+from dino_jax.data.sources.opening import open_source
 from dino_jax.models import vit
-from dino_jax.out_of_memory import is_out_of_memory
-from dino_jax.plan import crop_maker
-from dino_jax.step import Batch
+from dino_jax.run.out_of_memory import is_out_of_memory
+from dino_jax.run.plan import crop_maker
+from dino_jax.training.step import Batch
 
 GROUPS = 5  # of timed steps; the median is of these
 READ_AHEAD = 4  # batches that threads and prefetch may hold ready before the first is taken

@@ -39,20 +39,20 @@ class Job(NamedTuple):
 
 # By module, so that a command imports what it runs and no more.
 JOBS = {
-    "knn": Job("evaluate.knn_job", "classify images by their nearest neighbours"),
-    "linear": Job("evaluate.linear_job", "train linear classifiers on frozen features"),
-    "logistic": Job("evaluate.logistic_job", "logistic regression, also few-shot"),
-    "embed": Job("evaluate.embed_job", "write the features of images to a file"),
-    "attention": Job("visualize.attention_job", "draw where a network looks in pictures"),
-    "attention-score": Job("visualize.score_job", "compare attention with true masks"),
-    "attention-video": Job("visualize.video_job", "draw where a network looks in a video"),
-    "pca": Job("visualize.pca_job", "draw principal components of patch tokens"),
-    "retrieval": Job("evaluate.retrieval_job", "landmarks of Revisited Oxford and Paris"),
-    "copy-detection": Job("evaluate.copy_detection_job", "attacked copies of Copydays"),
-    "video-segmentation": Job("evaluate.video_segmentation_job", "objects of DAVIS 2017"),
-    "pack": Job("data.pack", "write images to a few large files", False),
-    "convert": Job("weights.convert", "turn a .pth file of the reference into a checkpoint", False),
-    "inspect": Job("inspection", "say what a checkpoint holds", False),
+    "knn": Job("jobs.knn", "classify images by their nearest neighbours"),
+    "linear": Job("jobs.linear", "train linear classifiers on frozen features"),
+    "logistic": Job("jobs.logistic", "logistic regression, also few-shot"),
+    "embed": Job("jobs.embed", "write the features of images to a file"),
+    "attention": Job("jobs.attention", "draw where a network looks in pictures"),
+    "attention-score": Job("jobs.attention_score", "compare attention with true masks"),
+    "attention-video": Job("jobs.attention_video", "draw where a network looks in a video"),
+    "pca": Job("jobs.pca", "draw principal components of patch tokens"),
+    "retrieval": Job("jobs.retrieval", "landmarks of Revisited Oxford and Paris"),
+    "copy-detection": Job("jobs.copy_detection", "attacked copies of Copydays"),
+    "video-segmentation": Job("jobs.video_segmentation", "objects of DAVIS 2017"),
+    "pack": Job("jobs.pack", "write images to a few large files", False),
+    "convert": Job("jobs.convert", "turn a .pth file of the reference into a checkpoint", False),
+    "inspect": Job("jobs.inspect", "say what a checkpoint holds", False),
 }
 
 
@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # as shells say it
     except RuntimeError as error:
-        from dino_jax.out_of_memory import is_out_of_memory
+        from dino_jax.run.out_of_memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

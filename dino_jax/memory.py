@@ -10,7 +10,7 @@ from typing import Any, Self
 import jax
 from jax.sharding import Mesh
 
-from dino_jax.train_state import TrainState
+from dino_jax.training.state import TrainState
 
 PyTree = Any
 _CONTAINER_LIMITS = (  # of control groups, version 2 and 1

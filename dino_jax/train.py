@@ -11,24 +11,27 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from dino_jax import checks, health, resume, settings, sharding
-from dino_jax.checkpoint import RunCheckpoints
+from dino_jax import sharding
+from dino_jax.checkpoints.checkpoint import RunCheckpoints
+from dino_jax.config import build, checks
 from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
-from dino_jax.data.sources import open_source
+from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.online import OnlineKnn
-from dino_jax.interrupt import StopRequest
-from dino_jax.learning_curve import plot_learning_curve
-from dino_jax.loop import Cadence, train_loop
 from dino_jax.memory import Need
-from dino_jax.metrics import RunLog, is_logged
-from dino_jax.out_of_memory import MemoryGuard
-from dino_jax.plan import make_plan
-from dino_jax.step import compile_step
-from dino_jax.train_state import TrainState
-from dino_jax.visualize.run_sheet import RunSheet
+from dino_jax.run import resume
+from dino_jax.run.interrupt import StopRequest
+from dino_jax.run.learning_curve import plot_learning_curve
+from dino_jax.run.log import RunLog, is_logged
+from dino_jax.run.loop import Cadence, train_loop
+from dino_jax.run.online_knn import OnlineKnn
+from dino_jax.run.out_of_memory import MemoryGuard
+from dino_jax.run.plan import make_plan
+from dino_jax.run.sheet import RunSheet
+from dino_jax.training import health
+from dino_jax.training.state import TrainState
+from dino_jax.training.step import compile_step
 from dino_jax.weights.initial import find, start_from
 
 SHEET_FILE = "attention.png"
@@ -156,7 +159,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                     save_every=config.checkpoint.every_steps,
                     knn_every_epochs=config.eval.knn_every_epochs,
                 ),
-                schedules=settings.make_schedules(config, steps_per_epoch),
+                schedules=build.make_schedules(config, steps_per_epoch),
                 assess=partial(
                     health.assess,
                     num_prototypes=config.head.out_dim,

@@ -69,7 +69,7 @@ def quick_compilation() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def shared_compilation() -> Iterator[None]:
     """The same, and what one test compiled no other compiles again."""
-    import runs
+    from tests.support import runs
 
     with runs.quick_compilation():
         yield

@@ -16,12 +16,12 @@ import jax
 import numpy as np
 import pytest
 
-import runs
-from class_folders import class_folders
 from dino_jax import cli
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.extraction import Extraction
-from dino_jax.evaluate.knn_job import knn
+from dino_jax.evaluate.features.extractor import Extraction
+from dino_jax.jobs.knn import knn
+from tests.support import runs
+from tests.support.class_folders import class_folders
 
 pytestmark = pytest.mark.usefixtures("shared_compilation")
 

@@ -7,13 +7,9 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from benchmark_runs import (
-    SMALL,
-    run,
-    script,
-)
 from dino_jax.models import create_model
-from dino_jax.out_of_memory import ACTIVATIONS
+from dino_jax.run.out_of_memory import ACTIVATIONS
+from tests.support.benchmark_runs import SMALL, run, script
 
 
 @pytest.mark.parametrize("side", [224, 96])

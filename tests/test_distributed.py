@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-import runs
 from dino_jax.distributed import EXPLICIT, LAUNCHERS, initialize_if_launched
 from dino_jax.errors import UsageError
+from tests.support import runs
 
 
 @pytest.fixture

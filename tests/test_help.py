@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-import runs
 from dino_jax.cli import JOBS
+from tests.support import runs
 
 # Each takes a tenth of a second or more to import.
 HEAVY = (

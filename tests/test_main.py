@@ -16,14 +16,15 @@ from PIL import Image
 
 import dino_jax
 import main
-import runs
-from dino_jax import run_lock, sharding, train
-from dino_jax.data.sources import open_source
+from dino_jax import sharding, train
+from dino_jax.checkpoints import lock
+from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
-from dino_jax.loop import TrainingDiverged
 from dino_jax.models.network import split
-from dino_jax.plan import Plan
-from dino_jax.visualize import run_sheet
+from dino_jax.run import sheet as run_sheet
+from dino_jax.run.loop import TrainingDiverged
+from dino_jax.run.plan import Plan
+from tests.support import runs
 
 Command = Callable[..., tuple[int, str]]
 
@@ -143,7 +144,7 @@ def test_refuses_workdirs(
     assert "train.batch_size" not in said
     assert runs.steps(other) == runs.steps(whole)
 
-    with run_lock.take(other):
+    with lock.take(other):
         said = refused(workdir=other)
     assert re.search(f"workdir={other} is in use by process .*: wait for its end, stop it", said)
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-import runs
 from dino_jax import memory, sharding
 from dino_jax.memory import Need, device_limit, planned_bytes, stored_bytes
-from dino_jax.plan import make_plan
+from dino_jax.run.plan import make_plan
+from tests.support import runs
 
 
 def test_bytes_of_arrays_on_each_device() -> None:

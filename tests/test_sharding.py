@@ -15,13 +15,14 @@ from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
 from benchmarks.collectives import moved_bytes
-from dino_jax import optim, schedules, sharding
-from dino_jax.data.augment import CropSettings
+from dino_jax import sharding
+from dino_jax.data.transforms.multicrop import CropSettings
 from dino_jax.models import DINOHead, VisionTransformer, create_model
 from dino_jax.models.network import MultiCropModel
-from dino_jax.plan import make_views
-from dino_jax.step import StepSettings, compile_step
-from dino_jax.train_state import TrainState, initializer
+from dino_jax.run.plan import make_views
+from dino_jax.training import optim, schedules
+from dino_jax.training.state import TrainState, initializer
+from dino_jax.training.step import StepSettings, compile_step
 
 PyTree = Any
 pytestmark = pytest.mark.usefixtures("quick_compilation")

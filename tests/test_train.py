@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-import runs
 from dino_jax import train
-from dino_jax.checkpoint import RunCheckpoints
-from dino_jax.config_file import override, read_config
+from dino_jax.checkpoints.checkpoint import RunCheckpoints
+from dino_jax.config.file import override, read_config
 from dino_jax.models import MODELS, resnet, xcit
+from tests.support import runs
 
 TWO_STEPS = {
     "data.train": "shapes:16@train",

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from peers.ours import OurSide
 from peers.task import Task
 
-from dino_jax import settings
+from dino_jax.config import build
 from dino_jax.models.network import split
 
 
@@ -19,7 +19,7 @@ class OurForward(OurSide):
 
     def __init__(self, config: ConfigDict) -> None:
         super().__init__(config)
-        graphdef, _, _ = split(nnx.eval_shape(lambda: settings.build_model(config, nnx.Rngs(0))))
+        graphdef, _, _ = split(nnx.eval_shape(lambda: build.build_model(config, nnx.Rngs(0))))
         self.forward = jax.jit(
             lambda params, images: nnx.merge(graphdef, params, {}).backbone(images)
         )

@@ -12,9 +12,10 @@ from ml_collections import ConfigDict
 from our_step import STEPS_PER_EPOCH, build, peak_bytes, seconds_per_call
 from peers.task import CHECKED_STEPS, Task
 
-from dino_jax import settings, sharding
-from dino_jax import step as training_step
+from dino_jax import sharding
+from dino_jax.config import build as settings
 from dino_jax.models.network import Network, PyTree, split
+from dino_jax.training import step as training_step
 
 
 class OurSide:

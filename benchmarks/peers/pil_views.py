@@ -7,8 +7,8 @@ import numpy as np
 from augment import pil_jitter
 from PIL import Image, ImageFilter, ImageOps
 
-from dino_jax.data import color
-from dino_jax.data.augment import CropSettings
+from dino_jax.data.transforms import color
+from dino_jax.data.transforms.multicrop import CropSettings
 
 
 def views(canvas: np.ndarray, seed: int, settings: CropSettings) -> list[np.ndarray]:

@@ -16,9 +16,9 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from dino_jax import losses, optim, step
 from dino_jax.models import block, head, network, residual, vit
 from dino_jax.models.attention import Attention, cudnn_attention
+from dino_jax.training import losses, optim, step
 
 PyTree = Any
 

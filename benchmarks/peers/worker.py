@@ -12,7 +12,7 @@ from peers.task import Side
 
 def share_gpu(processes: int) -> None:
     """Gives JAX in each of so many processes an equal part of a GPU, unless the user has said."""
-    from dino_jax.out_of_memory import FRACTIONS  # not in PyTorch's process
+    from dino_jax.run.out_of_memory import FRACTIONS  # not in PyTorch's process
 
     if not any(map(os.environ.get, FRACTIONS)):
         os.environ[FRACTIONS[0]] = f"{0.9 / processes:.2f}"

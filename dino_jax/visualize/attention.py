@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dino_jax import sharding
-from dino_jax.data.color import normalize
+from dino_jax.data.transforms.color import normalize
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
 from dino_jax.visualize.pictures import check_finite, check_memory

@@ -13,11 +13,11 @@ from PIL import Image
 
 from dino_jax import sharding
 from dino_jax.data.decode import decode
-from dino_jax.data.sources import Source
+from dino_jax.data.sources.opening import Source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features import Features
-from dino_jax.evaluate.neighbours import neighbours
-from dino_jax.evaluate.results import check_writable
+from dino_jax.evaluate.classification.neighbours import neighbours
+from dino_jax.evaluate.features.square_pass import Features
+from dino_jax.jobs.results import check_writable
 from dino_jax.visualize.sheet import TILE, Tile, contact_sheet, tile_of
 
 QUERIES, NEIGHBOURS = 10, 10  # rows of a report, and neighbours in each

@@ -17,11 +17,11 @@ import numpy as np
 from PIL import Image
 
 from dino_jax.data.decode import decode
-from dino_jax.data.files import natural_order
 from dino_jax.data.pipeline import Records
-from dino_jax.data.sources import open_source
+from dino_jax.data.sources.files import natural_order
+from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.results import whole_or_nothing
+from dino_jax.jobs.results import whole_or_nothing
 
 FORMATS = (".mp4", ".avi", ".gif")  # that can be written
 FPS = 25.0  # where nothing else is known

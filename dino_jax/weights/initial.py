@@ -10,15 +10,17 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from dino_jax import checkpoint, optim, settings
+from dino_jax.checkpoints import checkpoint
+from dino_jax.config import build as settings
 from dino_jax.errors import UsageError, about
 from dino_jax.models.network import abstract
-from dino_jax.train_state import TrainState, initializer
+from dino_jax.training import optim
+from dino_jax.training.state import TrainState, initializer
+from dino_jax.weights.layouts.mapping import shape_problems
+from dino_jax.weights.layouts.torch_checkpoint import TorchCheckpoint, read_torch_checkpoint
 from dino_jax.weights.load import arrays_of, build, from_torch, read_folder
 from dino_jax.weights.locate import find_file, full_if_released
-from dino_jax.weights.mapping import shape_problems
-from dino_jax.weights.optimizer_state import norms_are_fixed, optimizer_state
-from dino_jax.weights.torch_checkpoint import TorchCheckpoint, read_torch_checkpoint
+from dino_jax.weights.state.optimizer_state import norms_are_fixed, optimizer_state
 
 PyTree = Any
 

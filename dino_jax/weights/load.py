@@ -15,15 +15,15 @@ from flax import nnx
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from dino_jax import settings
-from dino_jax.damage import DamagedCheckpoint
+from dino_jax.checkpoints.damage import DamagedCheckpoint
+from dino_jax.config import build as settings
 from dino_jax.errors import UsageError, about
 from dino_jax.models import MODELS, default_settings
 from dino_jax.models.network import abstract, split
-from dino_jax.weights.architecture import EVAL_SIZES, IMAGENET, infer
+from dino_jax.weights.layouts.architecture import EVAL_SIZES, IMAGENET, infer
+from dino_jax.weights.layouts.mapping import shape_problems, to_ours, torch_shapes
+from dino_jax.weights.layouts.torch_checkpoint import Tensors, TorchNetwork, read_torch_checkpoint
 from dino_jax.weights.locate import find_file, folder_and_step
-from dino_jax.weights.mapping import shape_problems, to_ours, torch_shapes
-from dino_jax.weights.torch_checkpoint import Tensors, TorchNetwork, read_torch_checkpoint
 
 PyTree = Any
 
@@ -223,7 +223,9 @@ def read_folder(
     Raises:
       UsageError: there is no such checkpoint, or it cannot be read.
     """
-    from dino_jax import checkpoint  # here: Orbax is slow to import, and --help needs none
+    from dino_jax.checkpoints import (
+        checkpoint,  # here: Orbax is slow to import, and --help needs none
+    )
 
     folder, step = folder_and_step(weights)
     manager = checkpoint.open_for_reading(folder)

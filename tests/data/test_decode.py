@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dino_jax.data.decode import UnreadableImage, decode
-from encoded import encoded
+from tests.support.encoded import encoded
 
 # pytest turns warnings into errors again after `decode` has silenced Pillow's.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL")

@@ -10,9 +10,9 @@ from PIL import Image
 
 from dino_jax.data.decode import resize_and_crop
 from dino_jax.data.pipeline import Batch, Records, eval_batches
-from dino_jax.data.sources import open_source
+from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
-from numbered_pictures import Numbers, assert_no_threads_left, train
+from tests.support.numbered_pictures import Numbers, assert_no_threads_left, train
 
 
 def evaluate(source: Numbers | Records, **settings: object) -> Iterator[Batch]:

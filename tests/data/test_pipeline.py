@@ -10,7 +10,7 @@ from PIL import Image
 
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.errors import UsageError
-from numbered_pictures import Numbers, assert_no_threads_left, indices, train
+from tests.support.numbered_pictures import Numbers, assert_no_threads_left, indices, train
 
 
 def test_batch_entries() -> None:

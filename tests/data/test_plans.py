@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from crop_plans import SMALL, plan
-from dino_jax.data.augment import CropPlan, CropSettings
+from dino_jax.data.transforms.multicrop import CropPlan, CropSettings
+from tests.support.crop_plans import SMALL, plan
 
 NUMBER = 4000  # images whose statistics are taken
 ALWAYS = CropSettings(

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 
 import configs.default
-from dino_jax import checks, settings
+from dino_jax.config import build, checks
 from dino_jax.errors import UsageError
 from dino_jax.models import attention, create_model
 from dino_jax.models.attention import KernelChoice, choose_kernel, what_is_wrong
 from dino_jax.models.network import abstract
-from reference import recipe_model
+from tests.support.reference import recipe_model
 
 SHAPE = (3, 17, 16)  # heads, tokens, channels of a head
 LENGTHS = (17, 5)
@@ -139,7 +139,7 @@ def test_sizes_are_checked_before_the_kernel(
     on_a_gpu(monkeypatch, missing)
     (name,) = sizes
     with pytest.raises(UsageError, match=f"{name}={sizes[name]}"):
-        abstract(partial(settings.build_model, config))
+        abstract(partial(build.build_model, config))
 
 
 def test_a_config_is_checked_at_its_own_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,14 +153,14 @@ def test_a_config_is_checked_at_its_own_lengths(monkeypatch: pytest.MonkeyPatch)
         return stand_in(*arrays, implementation=implementation)
 
     on_a_gpu(monkeypatch, noting)
-    abstract(partial(settings.build_model, config))
+    abstract(partial(build.build_model, config))
     sides = config.crops.global_size, config.crops.local_size, config.eval.crop
-    patch_size = settings.build_backbone(config, None).patch_size
+    patch_size = build.build_backbone(config, None).patch_size
     assert set(lengths) == {1 + (side // patch_size) ** 2 for side in sides}
-    assert settings.attention_kernel(config) == KernelChoice("cudnn")
+    assert build.attention_kernel(config) == KernelChoice("cudnn")
     assert not any("attention" in note for note in checks.advice(config))
 
     choose_kernel.cache_clear()
     monkeypatch.setattr(jax.nn, "dot_product_attention", missing)
     assert any("cuDNN is not here" in note for note in checks.advice(config))
-    assert settings.attention_kernel(config).kernel == "xla"
+    assert build.attention_kernel(config).kernel == "xla"

@@ -13,7 +13,7 @@ from flax import nnx
 from dino_jax import sharding
 from dino_jax.models import ResNet, create_model
 from dino_jax.models.network import MultiCropModel, Network, abstract, split
-from reference import recipe_trees
+from tests.support.reference import recipe_trees
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 PyTree = Any

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from conftest import parity_cases
 from dino_jax.errors import UsageError
 from dino_jax.models import DINOHead
 from dino_jax.models.network import abstract, split
-from reference import recipe_trees
+from tests.conftest import parity_cases
+from tests.support.reference import recipe_trees
 
 PyTree = Any
 CASES = parity_cases("head_*.npz")

@@ -10,8 +10,8 @@ import pytest
 from flax import nnx
 
 from dino_jax.models.network import split
-from reference import image_keys, random_images
-from tiny_vit import features, tiny
+from tests.support.reference import image_keys, random_images
+from tests.support.tiny_vit import features, tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 PyTree = Any

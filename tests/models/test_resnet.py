@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from conftest import parity_cases
 from dino_jax.errors import UsageError
 from dino_jax.models import ResNet, create_model
 from dino_jax.models.network import split
-from reference import assert_forward_equals, call, recipe_model
+from tests.conftest import parity_cases
+from tests.support.reference import assert_forward_equals, call, recipe_model
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CASES = parity_cases("forward_*res*.npz")  # wide_resnet and resnext too

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from dino_jax.models.block import drop_path
-from reference import image_keys, random_images
-from tiny_vit import features, tiny
+from tests.support.reference import image_keys, random_images
+from tests.support.tiny_vit import features, tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from conftest import parity_cases
 from dino_jax.errors import UsageError
 from dino_jax.models import VisionTransformer, create_model
 from dino_jax.models.network import abstract, split
 from dino_jax.models.vit import resize_pos_embed
-from reference import call, random_images, recipe_images, recipe_model, traced
-from tiny_vit import TINY, features, tiny
+from tests.conftest import parity_cases
+from tests.support.reference import call, random_images, recipe_images, recipe_model, traced
+from tests.support.tiny_vit import TINY, features, tiny
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 PyTree = Any

@@ -10,12 +10,18 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from conftest import parity_cases
 from dino_jax.errors import UsageError
 from dino_jax.models import XCiT, create_model
 from dino_jax.models.network import split
 from dino_jax.models.xcit import fourier_positions
-from reference import assert_forward_equals, call, image_keys, random_images, recipe_model
+from tests.conftest import parity_cases
+from tests.support.reference import (
+    assert_forward_equals,
+    call,
+    image_keys,
+    random_images,
+    recipe_model,
+)
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 CASES = parity_cases("forward_xcit*.npz")

@@ -9,8 +9,6 @@ import pytest
 from flax import nnx
 
 import dino_jax
-import runs
-from conftest import parity_cases
 from dino_jax import create_model, sharding
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
@@ -22,7 +20,9 @@ from dino_jax.visualize.attention import (
     mass_mask,
     to_pixels,
 )
-from reference import assert_full_precision, call
+from tests.conftest import parity_cases
+from tests.support import runs
+from tests.support.reference import assert_full_precision, call
 
 CASES = parity_cases("attention_mask*.npz")
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)

@@ -13,11 +13,11 @@ from PIL import Image
 import dino_jax
 from dino_jax import memory
 from dino_jax.errors import UsageError
+from dino_jax.jobs import pca as pca_job
+from dino_jax.jobs.pca import pca
 from dino_jax.models.network import split
-from dino_jax.visualize import pca_job
 from dino_jax.visualize.pca import is_foreground, principal_components, to_colors
-from dino_jax.visualize.pca_job import pca
-from reference import assert_full_precision
+from tests.support.reference import assert_full_precision
 
 
 def read(path: Path) -> np.ndarray:

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import runs
-from clips import clip
 from dino_jax.errors import UsageError
-from dino_jax.visualize import video, video_job
+from dino_jax.jobs import attention_video as video_job
+from dino_jax.jobs.attention_video import attention_video
+from dino_jax.visualize import video
 from dino_jax.visualize.pictures import fit
 from dino_jax.visualize.sheet import color_map
 from dino_jax.visualize.video import FPS, check_format, open_frames, write_video
-from dino_jax.visualize.video_job import attention_video
+from tests.support import runs
+from tests.support.clips import clip
 
 SHAPE = (48, 64, 3)
 

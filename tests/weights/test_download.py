@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dino_jax.weights.download import DownloadError, download, forget
-from loopback import FILE, HALF, OTHER, Server, serve
+from tests.support.loopback import FILE, HALF, OTHER, Server, serve
 
 
 @pytest.fixture

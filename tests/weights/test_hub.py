@@ -14,7 +14,7 @@ import pytest
 
 from dino_jax.errors import UsageError
 from dino_jax.weights import hub
-from loopback import FILE, HALF, OTHER, Server, serve
+from tests.support.loopback import FILE, HALF, OTHER, Server, serve
 
 PATH = "dino_deitsmall16_pretrain/dino_deitsmall16_pretrain.pth"
 ROOT = Path(__file__).parents[2]

@@ -11,20 +11,21 @@ import pytest
 from ml_collections import ConfigDict
 
 import dino_jax
-import runs
-from dino_jax import checkpoint, sharding
+from dino_jax import sharding
+from dino_jax.checkpoints import checkpoint
 from dino_jax.errors import UsageError
+from dino_jax.jobs.convert import convert
 from dino_jax.models.network import split
-from dino_jax.plan import make_plan
-from dino_jax.train_state import TrainState
-from dino_jax.weights.convert import convert
+from dino_jax.run.plan import make_plan
+from dino_jax.training.state import TrainState
+from dino_jax.weights.formats.pth.file import read_torch_file
 from dino_jax.weights.initial import find
-from dino_jax.weights.mapping import to_torch
-from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
-from dino_jax.weights.torch_file import read_torch_file
-from dino_jax.weights.training_state import whole_state
-from starts import BACKBONE, MADE, ONE_NETWORK, PTH, batch_of, fixture_config, start
-from torch_files import save
+from dino_jax.weights.layouts.mapping import to_torch
+from dino_jax.weights.layouts.torch_checkpoint import read_torch_checkpoint
+from dino_jax.weights.state.training_state import whole_state
+from tests.support import runs
+from tests.support.starts import BACKBONE, MADE, ONE_NETWORK, PTH, batch_of, fixture_config, start
+from tests.support.torch_files import save
 
 FULL = str(PTH / "full_checkpoint.pth")
 RESTORED = "the optimizer's state is restored"

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 import dino_jax
-import runs
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
-from dino_jax.weights.mapping import to_torch
-from starts import BACKBONE, MADE, ONE_NETWORK, batch_of, fixture_config, start
-from torch_files import save
+from dino_jax.weights.layouts.mapping import to_torch
+from tests.support import runs
+from tests.support.starts import BACKBONE, MADE, ONE_NETWORK, batch_of, fixture_config, start
+from tests.support.torch_files import save
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

@@ -10,17 +10,17 @@ import pytest
 from flax import nnx
 
 import dino_jax
-from conftest import GOLDENS, parity_cases
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.knn_job import knn
+from dino_jax.jobs.convert import convert
+from dino_jax.jobs.knn import knn
 from dino_jax.models import DINOHead, create_model
 from dino_jax.models.network import abstract, split
-from dino_jax.weights.convert import convert
+from dino_jax.weights.layouts.mapping import to_ours, to_torch, torch_shapes
+from dino_jax.weights.layouts.torch_checkpoint import TorchNetwork, read_torch_checkpoint
 from dino_jax.weights.load import from_torch
-from dino_jax.weights.mapping import to_ours, to_torch, torch_shapes
-from dino_jax.weights.torch_checkpoint import TorchNetwork, read_torch_checkpoint
-from reference import recipe_images, recipe_tensor
-from torch_files import save
+from tests.conftest import GOLDENS, parity_cases
+from tests.support.reference import recipe_images, recipe_tensor
+from tests.support.torch_files import save
 
 PTH = GOLDENS / "pth"
 FULL = PTH / "full_checkpoint.pth"

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 import dino_jax
-import runs
-from conftest import GOLDENS
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.knn_job import knn
-from dino_jax.inspection import inspect
-from dino_jax.weights.convert import convert
-from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
-from torch_files import save
+from dino_jax.jobs.convert import convert
+from dino_jax.jobs.inspect import inspect
+from dino_jax.jobs.knn import knn
+from dino_jax.weights.layouts.torch_checkpoint import read_torch_checkpoint
+from tests.conftest import GOLDENS
+from tests.support import runs
+from tests.support.torch_files import save
 
 PTH = GOLDENS / "pth"
 FULL = PTH / "full_checkpoint.pth"

@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 import dino_jax
-import runs
-from dino_jax import settings
+from dino_jax.config import build
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
+from tests.support import runs
 
 IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def expected_features(which: str) -> np.ndarray:
     """Features computed from the raw arrays of the checkpoint."""
     saved = runs.arrays(runs.whole())
-    model = settings.build_backbone(runs.tiny_config(), nnx.Rngs(0))
+    model = build.build_backbone(runs.tiny_config(), nnx.Rngs(0))
     graphdef, params, _ = split(model)
 
     def raw(path: tuple, _: jax.Array) -> np.ndarray:

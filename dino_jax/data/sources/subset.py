@@ -1,0 +1,44 @@
+"""Some of the records of any source, such as `SOURCE[a:b]`."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from dino_jax.data.sources.opening import Source
+
+
+class Subset:
+    """Chosen records of a source under new indices from 0."""
+
+    def __init__(self, source: "Source", records: Sequence[int], name: str) -> None:
+        """Args: the source, indices of it, and what the choice is called."""
+        self.class_names = source.class_names
+        self.spec = f"{source.spec}[{name}]"
+        self._source = source
+        self._records = records
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        labels = self._source.labels
+        return None if labels is None else labels[np.asarray(self._records)]
+
+    def image(self, index: int) -> Image.Image:
+        return self._source.image(self._records[index])
+
+    def encoded(self, index: int) -> bytes:
+        return self._source.encoded(self._records[index])
+
+    def label(self, index: int) -> int:
+        return self._source.label(self._records[index])
+
+    def name(self, index: int) -> str:
+        return self._source.name(self._records[index])
+
+    def stamp(self, index: int) -> str:
+        return self._source.stamp(self._records[index])

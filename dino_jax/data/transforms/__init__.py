@@ -1,0 +1,1 @@
+"""Image transforms that run on the device."""

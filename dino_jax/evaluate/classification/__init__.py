@@ -1,0 +1,1 @@
+"""k-NN, linear and logistic classifiers on frozen features."""

@@ -1,0 +1,71 @@
+"""The tables of a video segmentation: by object, by sequence and over all objects, in percent."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from dino_jax.evaluate.davis.dataset import Video
+from dino_jax.evaluate.davis.score import statistics
+from dino_jax.jobs.results import table
+
+MEASURES = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
+
+
+class ObjectRow(NamedTuple):
+    """One object of one video."""
+
+    video: str
+    number: int  # from 1
+    values: list[float]  # `MEASURES` in percent
+
+
+def object_rows(video: Video, scores: Sequence[np.ndarray]) -> list[ObjectRow]:
+    """A row for each object of a video.
+
+    Args:
+      video: of which they are.
+      scores: J and F of every object in each scored frame, each [O, 2]; without any, no rows.
+    """
+    rows = []
+    for i in range(video.num_objects if scores else 0):
+        j, f = (statistics(np.array([frame[i, measure] for frame in scores])) for measure in (0, 1))
+        values = [(j.mean + f.mean) / 2, *j, *f]
+        rows.append(ObjectRow(video.name, i + 1, [100 * value for value in values]))
+    return rows
+
+
+def mean_of(rows: Iterable[ObjectRow]) -> dict[str, float] | None:
+    """The mean of each measure over objects; None for none."""
+    values = [row.values for row in rows]
+    return dict(zip(MEASURES, np.mean(values, axis=0).tolist(), strict=True)) if values else None
+
+
+def report(output: Path, rows: Sequence[ObjectRow]) -> None:
+    """Writes per_object.csv and per_sequence.csv, and prints the latter with the mean of all.
+
+    Args:
+      output: folder of the files.
+      rows: of all videos.
+    """
+
+    def rounded(values: Iterable[float]) -> list[str]:
+        return [f"{value:.2f}" for value in values]
+
+    videos = dict.fromkeys(row.video for row in rows)
+    sequences = [
+        [name, *rounded(mean_of(row for row in rows if row.video == name).values())]
+        for name in videos
+    ]
+    objects = [[row.video, row.number, *rounded(row.values)] for row in rows]
+    for name, header, lines in (
+        ("per_sequence.csv", ["Sequence"], sequences),
+        ("per_object.csv", ["Sequence", "Object"], objects),
+    ):
+        with (output / name).open("w", newline="") as file:
+            csv.writer(file).writerows([[*header, *MEASURES], *lines])
+    if rows:
+        total = ["all objects", *rounded(mean_of(rows).values())]
+        print(table(["sequence, %", *MEASURES], [*sequences, total]))

@@ -1,0 +1,179 @@
+"""Frozen features of all images of a source.
+
+Dims: N images, B a batch, D width.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from dino_jax import sharding
+from dino_jax.data.pipeline import Records, eval_batches
+from dino_jax.data.prefetch import DevicePrefetch
+from dino_jax.data.sources.opening import Source
+from dino_jax.data.transforms.eval_transform import eval_transform
+from dino_jax.errors import UsageError
+from dino_jax.evaluate.features.tokens import ClassToken, Feature
+
+PyTree = Any
+Batch = dict[str, jax.Array]
+FeatureFn = Callable[[PyTree, PyTree, Batch], Batch]
+
+
+class Features(NamedTuple):
+    """What a pass over a source gives: a row for every readable image, in order."""
+
+    features: np.ndarray  # [N, ...] float32, mostly [N, D]
+    labels: np.ndarray  # [N] int32, -1 for none
+    index: np.ndarray  # [N] int32, in the source
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTransform:
+    """How an image becomes the network's input (paper, appendix F.1), in pixels."""
+
+    resize: int = 256  # shorter side, bicubic
+    crop: int = 224  # centre
+    canvas_size: int = 512  # larger images are resized by the host
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+
+
+def feature_function(
+    graphdef: nnx.GraphDef,
+    transform: EvalTransform,
+    mesh: Mesh,
+    feature: Feature = ClassToken(),
+) -> FeatureFn:
+    """Compiles the pass over one batch of canvases.
+
+    Args:
+      graphdef: of a backbone in evaluation mode.
+      transform: how canvases become images.
+      mesh: the devices that share a batch.
+      feature: what is taken of the backbone.
+    Returns: maps (params, batch_stats, batch) to `features [B, ...]` and the batch's own
+      `labels [B]`, `index [B]` and `valid [B]`, all of them whole on every device and host.
+    """
+
+    def features(params: PyTree, batch_stats: PyTree, batch: Batch) -> Batch:
+        params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
+        images = eval_transform(
+            batch["canvas"],
+            batch["size"],
+            batch["done"],
+            resize=transform.resize,
+            crop=transform.crop,
+            mean=transform.mean,
+            std=transform.std,
+        )
+        model = nnx.merge(graphdef, params, batch_stats)
+        kept = {"labels": batch["label"], "index": batch["index"], "valid": batch["valid"]}
+        # Weights that compute in float32 do so in full: accelerators would round their operands.
+        with jax.default_matmul_precision("highest"):
+            return {"features": feature(model, images)} | kept
+
+    return jax.jit(features, out_shardings=sharding.replicated(mesh))
+
+
+def stream(
+    feature_fn: Callable[[Batch], Batch],
+    records: Records,
+    transform: EvalTransform,
+    *,
+    batch_size: int,
+    num_threads: int,
+    mesh: Mesh,
+) -> Iterator[Features]:
+    """Features of every readable image, in order, a batch at a time.
+
+    Args:
+      feature_fn: as `feature_function` gives it, with its weights bound.
+      records: the images.
+      transform: as given to `feature_function`.
+      batch_size: images at a time over all devices; rounded up to a multiple of their number.
+      num_threads: that decode images.
+      mesh: the devices that share a batch.
+    Returns: features, labels and indices in the source; an image that cannot be read is left out.
+    Raises:
+      UsageError: more images are unreadable than may be, or a feature is not finite.
+    """
+    batches = eval_batches(
+        records,
+        batch_size=-(-min(batch_size, len(records)) // mesh.size) * mesh.size,
+        canvas_size=transform.canvas_size,
+        resize=transform.resize,
+        crop=transform.crop,
+        num_threads=num_threads,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+
+    def fetch(output: Batch) -> Features:
+        rows = jax.device_get(output)
+        kept = np.flatnonzero(rows.pop("valid"))
+        kept = kept[np.argsort(rows["index"][kept])]  # hosts take turns within a batch
+        found = Features(**{name: values[kept] for name, values in rows.items()})
+        finite = np.isfinite(found.features).all(axis=tuple(range(1, found.features.ndim)))
+        check_finite(finite, found.index, records.source)
+        return found
+
+    return map(fetch, one_ahead(feature_fn, batches, mesh))
+
+
+def check_finite(is_finite: np.ndarray, index: np.ndarray, source: Source) -> None:
+    """Refuses what broken weights compute, of which no score tells anything.
+
+    Args:
+      is_finite: [B] bool, whether all of an image's feature is.
+      index: [B] in the source.
+      source: of the images.
+    Raises:
+      UsageError: the feature of one is not finite.
+    """
+    if not is_finite.all():
+        name = source.name(int(index[np.argmin(is_finite)]))
+        raise UsageError(
+            f"the features of {name} hold a value that is not finite; the weights are broken "
+            "or the compute dtype overflows (try float32)"
+        )
+
+
+def one_ahead(
+    compute: Callable[[Batch], Batch], batches: Iterator[dict[str, np.ndarray]], mesh: Mesh
+) -> Iterator[Batch]:
+    """What is computed of each batch; when it is yielded, the next one is under way.
+
+    Args:
+      compute: from a batch on the devices to arrays there.
+      batches: this process's share of each, at least one.
+      mesh: the devices that share a batch.
+    """
+    pending = None
+    with DevicePrefetch(batches, sharding.batch_sharded(mesh)) as on_device:
+        for batch in on_device:
+            output = compute(batch)
+            if pending is not None:
+                yield pending
+            pending = output
+    yield pending
+
+
+def extract(
+    feature_fn: Callable[[Batch], Batch],
+    records: Records,
+    transform: EvalTransform,
+    **settings: Any,
+) -> Features:
+    """Features of every readable image, in order; arguments as those of `stream`."""
+    return join(stream(feature_fn, records, transform, **settings))
+
+
+def join(parts: Iterable[Features]) -> Features:
+    """The rows of all parts."""
+    return Features(*map(np.concatenate, zip(*parts, strict=True)))

@@ -1,0 +1,1 @@
+"""Image retrieval and copy detection."""

@@ -1,0 +1,258 @@
+"""The linear probe's job: from weights and two sources to the best classifier."""
+
+import dataclasses
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import numpy as np
+from flax import nnx
+from tyro.conf import arg
+
+from dino_jax.checkpoints import lock
+from dino_jax.data.sources.opening import Source
+from dino_jax.data.sources.subset import Subset
+from dino_jax.errors import UsageError
+from dino_jax.evaluate.classification.labelled import (
+    num_classes_of,
+    open_labelled,
+    open_test,
+    renumbered,
+    untested_classes,
+)
+from dino_jax.evaluate.classification.linear_files import Progress, read_head
+from dino_jax.evaluate.classification.linear_head import score_head
+from dino_jax.evaluate.classification.linear_training import (
+    HEAD,
+    Protocol,
+    Split,
+    begin,
+    train_heads,
+)
+from dino_jax.evaluate.features import cache as feature_store
+from dino_jax.evaluate.features.cache import FeatureCache
+from dino_jax.evaluate.features.extractor import Extraction, Extractor
+from dino_jax.evaluate.features.tokens import ClassToken, ClassTokens, Feature
+from dino_jax.jobs.results import check_writable, print_unreadable, table, write_results
+
+RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)  # the reference has 0.001 alone
+WIDE = 768  # a ViT of this width, or a wider one, is probed as the paper's ViT-B
+
+
+def linear(
+    weights: str,
+    test: str,
+    train: str | None = None,
+    workdir: Path = Path("linear"),
+    evaluate: str | None = None,
+    learning_rates: tuple[float, ...] = RATES,
+    epochs: int = 100,
+    train_batch_size: int = 1024,
+    n_last_blocks: int | None = None,
+    avgpool_patchtokens: bool | None = None,
+    hold_out: float = 0.0,
+    seed: int = 0,
+    options: Annotated[Extraction, arg(name="")] = Extraction(),
+    cache: Annotated[FeatureCache, arg(name="")] = FeatureCache(),
+) -> dict[str, Any]:
+    """Trains linear classifiers on frozen features, one for each learning rate, or scores one.
+
+    The same command continues a training that was stopped.
+
+    Args:
+      weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
+      test: The labelled images to classify: folder:/path, idx:/path@test, tfds:NAME@test, ...
+      train: The labelled images to train on; not needed to evaluate.
+      workdir: Folder for results.json, log.txt, the best classifier and what continues a training;
+        for evaluate.json where a classifier is scored.
+      evaluate: A classifier to score instead: head.npz of this job, a .pth of the reference, or a
+        hub name for the released one.
+      learning_rates: For 256 images; all are trained at once on the same crops.
+      epochs: Of the training.
+      train_batch_size: Images of a step over all devices.
+      n_last_blocks: Class tokens of so many last blocks of a ViT; unset, 4, or 1 for ViT-B and
+        where the mean is added.
+      avgpool_patchtokens: Add the mean of the last patch tokens; unset, for ViT-B only, and not
+        where a number of blocks is given.
+      hold_out: Share of the training images to choose rate and epoch on; 0 chooses on the test
+        images, as the reference does.
+      seed: Of the first weights, the order, the crops and what is held out.
+      options: How features are computed.
+      cache: Where the features of test and held-out images are kept.
+
+    Returns: the metrics: `top1`, `top5`, `learning_rate`, `epoch` (counted from 1; from 0 in
+      log.txt, as the reference does), `chosen_on`, and all rates'.
+    Raises:
+      UsageError: something cannot be loaded, opened or written, a setting is out of range, another
+        training is at work in the workdir, or a classifier does not fit features or classes.
+    """
+    _check(learning_rates, epochs, train_batch_size, hold_out)
+    if (train is None) == (evaluate is None):
+        raise UsageError("give either train=SOURCE to train a classifier, or evaluate=HEAD")
+    output = workdir / ("evaluate.json" if train is None else "results.json")
+    check_writable(output)
+    given = {name: x for name, x in locals().items() if name not in ("options", "cache", "workdir")}
+    sources = (None, open_test(test)) if train is None else open_labelled(train, test)
+    extractor = Extractor(weights, options)
+    feature = probed_feature(extractor.model, n_last_blocks, avgpool_patchtokens)
+    if train is None:
+        metrics = score_head(read_head(evaluate), evaluate, extractor, feature, sources[1], cache)
+    else:
+        protocol = Protocol(learning_rates, epochs, train_batch_size, seed)
+        with lock.take(workdir) if jax.process_index() == 0 else nullcontext():
+            metrics = _trained(extractor, feature, *sources, protocol, hold_out, workdir, cache)
+    if jax.process_index() == 0:
+        print(f"top-1 {metrics['top1']:.2f} %, top-5 {metrics['top5']:.2f} %")
+        print_unreadable(extractor.unreadable)
+        metrics |= {"unreadable_images": extractor.unreadable}
+        settings = given | extractor.settings(feature) | dataclasses.asdict(cache)
+        write_results(output, "linear", metrics, settings, extractor.info)
+    return metrics
+
+
+def probed_feature(
+    model: nnx.Module, n_last_blocks: int | None, avgpool_patchtokens: bool | None
+) -> Feature:
+    """What is classified: as asked for, else as in the paper."""
+    if n_last_blocks is None and avgpool_patchtokens is None:
+        if not hasattr(model, "get_intermediate_layers"):
+            return ClassToken()
+        avgpool_patchtokens = model.embed_dim >= WIDE
+    if n_last_blocks is None:
+        n_last_blocks = 1 if avgpool_patchtokens else min(4, len(model.blocks))
+    return ClassTokens(n_last_blocks, bool(avgpool_patchtokens))
+
+
+def _trained(
+    extractor: Extractor,
+    feature: Feature,
+    train: Source,
+    test: Source,
+    protocol: Protocol,
+    hold_out: float,
+    workdir: Path,
+    cache: FeatureCache,
+) -> dict[str, Any]:
+    """The scores of the best classifier of a training."""
+    training, scored = train, {"test": test}
+    if hold_out:
+        order = np.random.default_rng(protocol.seed).permutation(len(train))
+        number = max(1, round(hold_out * len(order)))
+        held_out, kept = sorted(order[:number].tolist()), sorted(order[number:].tolist())
+        scored = {"held_out": Subset(train, held_out, f"{hold_out} held out")} | scored
+        training = Subset(train, kept, f"without {hold_out} held out")
+    if len(training) < protocol.batch_size:
+        raise UsageError(
+            f"train_batch_size={protocol.batch_size} is more than the {len(training)} images of "
+            f"{training.spec}: give a smaller one"
+        )
+    if protocol.batch_size % extractor.mesh.size:
+        raise UsageError(
+            f"train_batch_size={protocol.batch_size} is no multiple of the {extractor.mesh.size} "
+            "devices: give one"
+        )
+    settings = {
+        "weights": extractor.info.sha256,
+        "feature": repr(feature),
+        "dtype": extractor.info.dtype,
+        "transform": dataclasses.asdict(extractor.transform),
+        "train": feature_store.describe_data(training),
+        "test": feature_store.describe_data(test),
+        "class_names": train.class_names,
+        "hold_out": hold_out,
+    } | dataclasses.asdict(protocol)
+    (width,) = extractor.feature_shape(feature)
+    progress = begin(workdir, settings, protocol, width, num_classes_of(train))
+    found = extractor.features(feature, list(scored.values()), cache)
+    splits = [
+        Split(
+            name,
+            side.features,
+            renumbered(side.labels, test, train.class_names) if name == "test" else side.labels,
+        )
+        for name, side in zip(scored, found, strict=True)
+    ]
+    progress = train_heads(
+        progress,
+        extractor,
+        feature,
+        training,
+        splits,
+        protocol,
+        settings=settings,
+        workdir=workdir,
+    )
+    if progress.unreadable and jax.process_index() == 0:
+        print(
+            f"images of {training.spec} that cannot be read and were replaced by the next readable "
+            f"ones: {len(progress.unreadable)}"
+        )
+    found = _summary(progress, protocol, splits[0].name, workdir)
+    return found | {
+        "replaced_training_images": len(progress.unreadable),
+        "classes_without_test_images": len(untested_classes(train, test)),
+    }
+
+
+def _summary(
+    progress: Progress, protocol: Protocol, chosen_on: str, workdir: Path
+) -> dict[str, Any]:
+    """The metrics of a training, and a table of the rates on the console."""
+    best, last = progress.best_record, progress.history[-1]
+    tops = {"best_top1": "test_top1"}
+    if chosen_on == "held_out":
+        tops["best_held_out_top1"] = "held_out_top1"
+    tops = {  # [R]
+        name: np.max([record[metric] for record in progress.history], axis=0)
+        for name, metric in tops.items()
+    }
+    rates = [
+        {
+            "learning_rate": rate,
+            "last_top1": last["test_top1"][i],
+            "last_top5": last["test_top5"][i],
+            "last_train_loss": last["train_loss"][i],
+        }
+        | {name: float(top[i]) for name, top in tops.items()}
+        for i, rate in enumerate(protocol.learning_rates)
+    ]
+    epoch = 1 + best["epoch"]
+    words = {"test": "test images", "held_out": "training images held out"}[chosen_on]
+    if jax.process_index() == 0:
+        columns = {
+            "learning_rate": "learning rate",
+            "last_train_loss": "loss",
+            "last_top1": "top-1 %",
+            "last_top5": "top-5 %",
+            "best_top1": "best top-1 %",
+            "best_held_out_top1": "best held out %",
+        }
+        columns = {name: header for name, header in columns.items() if name in rates[0]}
+        rows = [[f"{row[name]:.5g}" for name in columns] for row in rates]
+        print(table(list(columns.values()), rows))
+        print(
+            f"learning rate {best['learning_rate']:g}, epoch {epoch} of "
+            f"{protocol.epochs}, chosen on the {words}; kept in {workdir / HEAD}"
+        )
+    return {
+        "top1": best["test_top1"],
+        "top5": best["test_top5"],
+        "learning_rate": best["learning_rate"],
+        "epoch": epoch,
+        "chosen_on": words,
+        "learning_rates": rates,
+    }
+
+
+def _check(
+    learning_rates: tuple[float, ...], epochs: int, train_batch_size: int, hold_out: float
+) -> None:
+    if not learning_rates or not all(0 < rate < np.inf for rate in learning_rates):
+        raise UsageError(f"learning_rates={learning_rates} must be one or more numbers above 0")
+    if epochs < 1 or train_batch_size < 1:
+        raise UsageError(
+            f"epochs={epochs} and train_batch_size={train_batch_size} must be at least 1"
+        )
+    if not 0 <= hold_out < 1:
+        raise UsageError(f"hold_out={hold_out} must be at least 0 and below 1")

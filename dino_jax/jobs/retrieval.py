@@ -1,0 +1,134 @@
+"""The retrieval job: Revisited Oxford and Paris, from weights and a folder to a table."""
+
+import dataclasses
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+from PIL import Image
+from tyro.conf import arg
+
+from dino_jax.data.decode import fit, fitted_size
+from dino_jax.data.pipeline import Records
+from dino_jax.errors import UsageError
+from dino_jax.evaluate.features.backbone import Pass, PlacedBackbone
+from dino_jax.evaluate.features.cache import FeatureCache
+from dino_jax.evaluate.features.picture_pass import PicturePass, in_place
+from dino_jax.evaluate.features.square_pass import Features
+from dino_jax.evaluate.retrieval.ranking import KS, PROTOCOLS, rank, score
+from dino_jax.evaluate.retrieval.revisited import open_revisited
+from dino_jax.evaluate.retrieval.scales import SCALES, group_by_shape
+from dino_jax.jobs.results import check_writable, print_unreadable, table, write_results
+
+PRESETS: dict[str, dict[str, Any]] = {  # of the paper's table 3
+    "paper-oxford": {"image_size": 224, "multiscale": False},
+    "paper-paris": {"image_size": 512, "multiscale": True},
+}
+
+
+def retrieval(
+    weights: str,
+    data: Path,
+    preset: Literal["paper-oxford", "paper-paris"] | None = None,
+    image_size: int | None = None,
+    multiscale: bool | None = None,
+    output: Path = Path("results.json"),
+    options: Annotated[Pass, arg(name="")] = Pass(),
+    cache: Annotated[FeatureCache, arg(name="")] = FeatureCache(),
+) -> dict[str, dict[str, float | None]]:
+    """Finds pictures of the same landmark on Revisited Oxford (ROxford5k) or Paris (RParis6k).
+
+    Queries are whole pictures, as in the reference, not their boxes.
+
+    Args:
+      weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
+      data: The folder of the data set, such as roxford5k, with gnd_roxford5k.pkl and jpg.
+      preset: paper-oxford (224 pixels, one scale) or paper-paris (512 pixels, three scales); unset,
+        that of the data set.
+      image_size: Pixels of the square that pictures are shrunk into; unset, the preset's.
+      multiscale: Average the features of scales 1, 0.71 and 0.5; unset, the preset's.
+      output: The JSON file to write: scores, settings, weights' hash, versions.
+      options: How the backbone goes over the pictures.
+      cache: Where features are kept.
+
+    Returns: for each protocol (easy, medium, hard) "map" and "mp_at_1", "mp_at_5", "mp_at_10" in
+      percent, None where no query has anything to find.
+    Raises:
+      UsageError: something cannot be loaded, read or written, or a setting is out of range.
+    """
+    if image_size is not None and image_size < 1:
+        raise UsageError(f"image_size={image_size} must be at least 1")
+    check_writable(output)
+    dataset = open_revisited(data)
+    if preset is None:
+        preset = "paper-paris" if (data / "gnd_rparis6k.pkl").is_file() else "paper-oxford"
+    chosen = dict(PRESETS[preset])
+    chosen |= {} if image_size is None else {"image_size": image_size}
+    chosen |= {} if multiscale is None else {"multiscale": multiscale}
+    backbone = PlacedBackbone(weights, options)
+    records = Records(
+        dataset.pictures,
+        max_unreadable=options.max_unreadable,
+        channels=len(backbone.info.mean),
+    )
+    transform = chosen | {"mean": backbone.info.mean, "std": backbone.info.std}
+    (found,) = cache.features(
+        [backbone.about(dataset.pictures, "AtScales", transform)],
+        [partial(_features, backbone, records, **chosen)],
+    )
+    rows, readable = in_place(found, len(records))
+    truth = dataset.truth_among(readable)
+    ranks = rank(rows[: dataset.num_images], rows[dataset.num_images :])
+    scores = {}
+    for protocol in PROTOCOLS:
+        found = score(ranks, truth, protocol)
+        measures = {"map": found.mean_average_precision} | {
+            f"mp_at_{k}": precision for k, precision in found.mean_precision.items()
+        }
+        scores[protocol] = {
+            name: None if np.isnan(value) else 100 * value for name, value in measures.items()
+        }
+    if jax.process_index() == 0:
+        shown = [
+            [protocol, *("-" if value is None else f"{value:.2f}" for value in row.values())]
+            for protocol, row in scores.items()
+        ]
+        print(table(["protocol", "mAP %", *(f"mP@{k} %" for k in KS)], shown))
+        unreadable = [dataset.pictures.name(i) for i in np.flatnonzero(~readable)]
+        print_unreadable({dataset.pictures.spec: len(unreadable)})
+        settings = {"weights": weights, "data": data, "preset": preset} | chosen
+        settings |= dataclasses.asdict(options) | dataclasses.asdict(cache)
+        metrics = {"retrieval": scores, "unreadable_images": unreadable}
+        write_results(output, "retrieval", metrics, settings, backbone.info)
+    return scores
+
+
+def _features(
+    backbone: PlacedBackbone, records: Records, *, image_size: int, multiscale: bool
+) -> Features:
+    """Features [N, D] of all pictures that can be read."""
+    scales = SCALES if multiscale else (1.0,)
+    info = backbone.info
+    patch_size = info.patch_size if getattr(backbone.model, "family", None) == "vit" else None
+
+    def size_of(image: Image.Image) -> tuple[int, int]:
+        with image:
+            return fitted_size(image.size, image_size)
+
+    with ThreadPoolExecutor(backbone.options.num_threads) as threads:  # headers alone
+        read = threads.map(lambda i: records.read(i, size_of), range(len(records)))
+        sizes = {i: size for i, size in enumerate(read) if size is not None}
+    for i, size in sizes.items():
+        smallest = min(scales) * min(size)
+        if patch_size is not None and smallest < patch_size:
+            raise UsageError(
+                f"{records.source.name(i)} is {size[1]}x{size[0]} pixels at "
+                f"image_size={image_size}, and at the smallest scale {smallest:.0f}, less than a "
+                f"patch of {patch_size}: raise image_size, or take one scale"
+            )
+    groups = group_by_shape(sizes, scales, patch_size, info.mean, info.std)
+    load = partial(fit, side=image_size, channels=records.channels)
+    return PicturePass(backbone).features(records, load, groups)

@@ -1,0 +1,85 @@
+"""k-NN scores of the teacher while it trains."""
+
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dino_jax.config.build import build_backbone
+from dino_jax.data.decode import decode
+from dino_jax.data.pipeline import Records
+from dino_jax.evaluate.classification.labelled import knn_of_sources, open_labelled
+from dino_jax.evaluate.features.square_pass import EvalTransform, extract, feature_function
+from dino_jax.models.network import abstract
+
+PyTree = Any
+Table = dict[int, dict[str, float]]
+
+
+class OnlineKnn:
+    """Scores backbones of one architecture on the sources of a config; opens them at once.
+
+    Args:
+      config: checked.
+      mesh: the devices.
+      train_records: of `data.train`; used for the bank too where that is the same source, so that
+        an image that cannot be read is named once.
+    Raises:
+      UsageError: a source cannot be opened or has no labels.
+    """
+
+    def __init__(self, config: ConfigDict, mesh: Mesh, train_records: Records) -> None:
+        self._config = config
+        self._mesh = mesh
+        self._sources = open_labelled(
+            config.eval.knn_train or config.data.train, config.eval.knn_test
+        )
+        self._records = [
+            train_records
+            if source.spec == train_records.source.spec
+            else Records(
+                source,
+                max_unreadable=config.data.max_unreadable,
+                channels=len(config.crops.mean),
+            )
+            for source in self._sources
+        ]
+        for records in self._records:
+            records.read_or_next(0, decode)  # raises where none can be read
+        self._transform = EvalTransform(
+            resize=config.eval.resize,
+            crop=config.eval.crop,
+            canvas_size=config.eval.canvas_size,
+            mean=config.crops.mean,
+            std=config.crops.std,
+        )
+        graphdef, _, _ = abstract(lambda rngs: build_backbone(config, rngs))
+        self._feature_fn = feature_function(graphdef, self._transform, mesh)
+
+    def __call__(self, params: PyTree, batch_stats: PyTree) -> Table:
+        """The k-NN table of a backbone.
+
+        Args:
+          params: parameters of backbone and head; the head takes no part.
+          batch_stats: running statistics likewise.
+        Returns: `{k: {"top1": percent, "top5": percent}}`.
+        """
+        backbone = params["backbone"], batch_stats.get("backbone", {})
+        sides = [
+            extract(
+                lambda batch: self._feature_fn(*backbone, batch),
+                records,
+                self._transform,
+                batch_size=self._config.eval.batch_size,
+                num_threads=self._config.data.num_threads,
+                mesh=self._mesh,
+            )
+            for records in self._records
+        ]
+        return knn_of_sources(
+            *self._sources,
+            *sides,
+            ks=self._config.eval.knn_ks,
+            temperature=self._config.eval.knn_temperature,
+            mesh=self._mesh,
+        )

@@ -1,0 +1,112 @@
+"""From a config to what a run computes: its network, its first state, its layout and its step."""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from dino_jax import sharding
+from dino_jax.config import build
+from dino_jax.data.transforms.multicrop import CropSettings, augment
+from dino_jax.training import optim
+from dino_jax.training.state import TrainState, initializer
+from dino_jax.training.step import Batch, MakeViews, StepSettings
+
+PyTree = Any
+LAST_FOLD = np.uint32(2**32 - 1)  # of the initial weights; crops fold in the epoch
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What a run computes, before any array is made."""
+
+    init: Callable[[jax.Array], TrainState]  # from a PRNG key
+    shapes: TrainState  # of the state
+    shardings: TrainState
+    step: StepSettings
+
+    def first_state(self, seed: int) -> TrainState:
+        """The state of step 0; every array is made where it belongs."""
+        key = jax.random.fold_in(jax.random.key(seed), LAST_FOLD)
+        return jax.jit(self.init, out_shardings=self.shardings)(key)
+
+    def center_of(self, state: TrainState, batch: Batch) -> jax.Array:
+        """The mean [1, K] of the teacher's logits for a batch: the center of a run without one."""
+
+        def mean_logits(state: TrainState, batch: Batch) -> jax.Array:
+            views, _ = self.step.make_views(batch, jnp.zeros((), jnp.int32))
+            logits, _ = self.step.network(
+                state.teacher_params, state.teacher_batch_stats, views[:1]
+            )
+            return logits.mean((0, 1))[None]
+
+        return jax.jit(mean_logits, out_shardings=self.shardings.center)(state, batch)
+
+
+def make_plan(
+    config: ConfigDict, mesh: Mesh, *, steps_per_epoch: int, views: MakeViews | None = None
+) -> Plan:
+    """Lays out a run: shapes first, then shardings from the shapes.
+
+    Args:
+      config: checked.
+      mesh: the devices.
+      steps_per_epoch: of the schedules.
+      views: makes the crops; unset, those of the config.
+    """
+    tx = optim.make_optimizer(
+        config.optim.name,
+        clip_grad=config.optim.clip_grad,
+        norm_last_layer=config.head.norm_last_layer,
+    )
+    network, init = initializer(
+        partial(build.build_model, config), tx, num_prototypes=config.head.out_dim
+    )
+    shapes = jax.eval_shape(init, jax.random.key(0))
+    shardings = sharding.state_shardings(shapes, mesh, config.train.sharding)
+    step = StepSettings(
+        network=network,
+        tx=tx,
+        make_views=views or crop_maker(config),
+        **build.make_schedules(config, steps_per_epoch),
+        steps_per_epoch=steps_per_epoch,
+        freeze_steps=config.optim.freeze_last_layer * steps_per_epoch,
+        student_temp=config.loss.student_temp,
+        center_momentum=config.loss.center_momentum,
+        accumulation_steps=config.optim.accumulation_steps,
+        log_every=config.log.every_steps,
+        layout=sharding.pass_layout(shardings.params, mesh),
+    )
+    return Plan(init, shapes, shardings, step)
+
+
+def crop_maker(config: ConfigDict) -> MakeViews:
+    """Makes the crops of a config's batches."""
+    return partial(make_views, seed=config.seed, crops=build.crop_settings(config))
+
+
+def make_views(
+    batch: Batch, epoch: jax.Array, *, seed: int, crops: CropSettings
+) -> tuple[tuple[jax.Array, ...], jax.Array]:
+    """All crops of a batch, and a key an image for stochastic depth.
+
+    What is random about an image follows from the seed, the epoch and its index in the data; so it
+    depends neither on the batch's layout nor on devices, threads or accumulation.
+
+    Args:
+      batch: `canvas [B, S, S, C]`, `size [B, 2]` and `index [B]`.
+      epoch: int32 [].
+      seed: of the run.
+      crops: sizes, scales and probabilities.
+    Returns: ([B, 2, H, W, C], [B, L, h, w, C]) without the latter where L is 0, and [B] keys.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), epoch)
+    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index)))(batch["index"])
+    views = augment(batch["canvas"], batch["size"], keys[:, 0], crops)
+    return tuple(group for group in views if group.shape[1]), keys[:, 1]

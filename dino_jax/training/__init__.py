@@ -1,0 +1,1 @@
+"""The algorithm: step, losses, optimizers, schedules and state."""

@@ -1,0 +1,216 @@
+"""Reads the pickles inside `.pth` files as plain data.
+
+Python's own unpickler calls what a file tells it to call. This reader knows only the opcodes of
+protocol 2 that `torch.save` writes, pushes inert values, and looks every call up in the allow-list
+of `torch_globals`. Its memory and time are bounded by the length of the pickle.
+"""
+
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from dino_jax.errors import TorchFileError
+from dino_jax.weights.formats.pth.allowed import (
+    CALLS,
+    DTYPES,
+    STORAGE_DTYPES,
+    Global,
+    TensorSpec,
+    dict_key,
+    refusal,
+    storage_of,
+)
+from dino_jax.weights.formats.pth.opcodes import MAX_PICKLE_BYTES, opcodes
+
+MAX_DEPTH = 100  # containers within containers
+MAX_VALUES = 10**6  # in the result; one that is shared counts at every place
+
+_PLAIN = (str, int, float, bool, type(None), bytes, np.ndarray)
+
+
+def read_pickle(data: bytes, make_tensor: Callable[[TensorSpec], np.ndarray]) -> tuple[Any, int]:
+    """Reads the pickle at the start of `data`.
+
+    Args:
+      data: the pickle, and possibly more behind it.
+      make_tensor: makes the array for a tensor that the pickle describes.
+    Returns: (plain data, how many bytes the pickle takes).
+    Raises:
+      TorchFileError: the pickle is damaged, asks for anything beyond the allow-list, or its result
+        is not plain data of a reasonable depth and number.
+    """
+    at = 0
+    try:
+        program = opcodes(data)
+        name, protocol, at = next(program)
+        if (name, protocol) != ("PROTO", 2):
+            raise TorchFileError(
+                "not a pickle of protocol 2, which torch.save writes by default; save it again so"
+            )
+        machine = Machine(make_tensor)
+        for name, argument, end in program:
+            machine.run(name, argument)
+            at = end
+        return machine.result(), at
+    except TorchFileError:
+        raise
+    except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
+        raise TorchFileError(
+            f"its pickle is damaged near byte {at}; fetch or save the file again"
+        ) from error
+
+
+class Machine:
+    """The stack, the memo and the meaning of each opcode.
+
+    Attributes:
+      calls: what may be called, by its name in a pickle.
+    """
+
+    calls = CALLS
+
+    def __init__(self, make_tensor: Callable[[TensorSpec], np.ndarray]) -> None:
+        self._make_tensor = make_tensor
+        self._stack: list[Any] = []
+        self._below: list[list[Any]] = []  # the stack under each open MARK
+        self._memo: dict[int, Any] = {}
+        self._namespaces: dict[int, dict] = {}  # by id
+        self._copied = 0  # items
+
+    def run(self, name: str, argument: Any) -> None:
+        """Runs one opcode."""
+        stack = self._stack
+        match name:
+            case "BININT" | "BININT1" | "BININT2" | "BINFLOAT" | "NONE":
+                stack.append(argument)
+            case "NEWTRUE" | "NEWFALSE":
+                stack.append(name == "NEWTRUE")
+            case "LONG1":
+                stack.append(int.from_bytes(argument, "little", signed=True))
+            case "BINUNICODE" | "SHORT_BINSTRING" | "BINSTRING":
+                stack.append(argument.decode())
+            case "BINPUT" | "LONG_BINPUT":
+                self._memo[argument] = stack[-1]
+            case "BINGET" | "LONG_BINGET":
+                stack.append(self._memo[argument])
+            case "MARK":
+                self._below.append(stack)
+                self._stack = []
+            case "EMPTY_TUPLE":
+                stack.append(())
+            case "TUPLE1" | "TUPLE2" | "TUPLE3":
+                length = int(name[-1])
+                if len(stack) < length:
+                    raise IndexError("too few items for a tuple")
+                stack[-length:] = [tuple(stack[-length:])]
+            case "TUPLE":
+                items = self._pop_mark()
+                self._stack.append(tuple(items))
+            case "EMPTY_LIST":
+                stack.append([])
+            case "APPEND":
+                item = stack.pop()
+                of_type(list, stack[-1]).append(item)
+            case "APPENDS":
+                items = self._pop_mark()
+                of_type(list, self._stack[-1]).extend(items)
+            case "EMPTY_DICT":
+                stack.append({})
+            case "SETITEM":
+                value, key = stack.pop(), stack.pop()
+                of_type(dict, stack[-1])[dict_key(key)] = value
+            case "SETITEMS":
+                items = self._pop_mark()
+                target = of_type(dict, self._stack[-1])
+                for key, value in zip(items[::2], items[1::2], strict=True):
+                    target[dict_key(key)] = value
+            case "GLOBAL":
+                stack.append(self._find(argument))
+            case "BINPERSID":
+                stack.append(storage_of(of_type(tuple, stack.pop())))
+            case "REDUCE" | "NEWOBJ":
+                arguments = of_type(tuple, stack.pop())
+                stack.append(self._call(of_type(Global, stack.pop()), arguments))
+            case "BUILD":
+                state = stack.pop()
+                self._build(stack[-1], state)
+            case "STOP":
+                pass
+            case _:
+                raise ValueError(f"{name} has no place here")  # a second PROTO
+
+    def result(self) -> Any:
+        """The one value left at the end, all of it plain data."""
+        (value,) = self._stack
+        if self._below:
+            raise ValueError("a MARK was left open")
+        _check_plain(value)
+        return value
+
+    def _pop_mark(self) -> list[Any]:
+        items, self._stack = self._stack, self._below.pop()
+        return items
+
+    def _find(self, name: str) -> Global | str:
+        if name in DTYPES:
+            return name
+        if name in self.calls or name in STORAGE_DTYPES:
+            return Global(name)
+        raise refusal(name)
+
+    def _call(self, function: Global, arguments: tuple) -> Any:
+        self._count_copies(*arguments)
+        result = self.calls[function.name](*arguments)
+        if isinstance(result, TensorSpec):
+            return self._make_tensor(result)
+        if function.name == "argparse.Namespace":
+            self._namespaces[id(result)] = result  # kept, so that no other object gets this id
+        return result
+
+    def _build(self, target: Any, state: Any) -> None:
+        """Gives an object its state: what is in a namespace; of anything else, nothing we keep."""
+        if id(target) in self._namespaces:
+            self._count_copies(of_type(dict, state))
+            target.update(state)
+        elif isinstance(target, np.dtype):
+            if of_type(str, state[1]) not in ("<", "|"):
+                raise TorchFileError("a NumPy number in big-endian order; save it as plain number")
+        elif type(target) is not dict and not isinstance(target, np.ndarray):
+            raise TypeError("state for something that has none")
+        # Else attributes of an OrderedDict (a state dict's `_metadata`) or of a parameter.
+
+    def _count_copies(self, *values: Any) -> None:
+        """Bounds what calls copy: one long argument could be given to any number of them."""
+        self._copied += sum(
+            len(v) for v in values if isinstance(v, (str, bytes, list, tuple, dict))
+        )
+        if self._copied > MAX_PICKLE_BYTES:
+            raise TorchFileError("its pickle would unfold to far more than it is; refused")
+
+
+def of_type(expected: type, value: Any) -> Any:
+    if type(value) is not expected:
+        raise TypeError(f"{type(value).__name__} where a {expected.__name__} is due")
+    return value
+
+
+def _check_plain(value: Any) -> None:
+    """Checks that nothing but plain data is left, and that users may walk through all of it."""
+    number, stack = 1, [(value, 0)]
+    while stack:
+        item, depth = stack.pop()
+        if type(item) in (dict, list, tuple):
+            number += len(item)
+            if depth == MAX_DEPTH or number > MAX_VALUES:  # also where a list contains itself
+                raise TorchFileError(
+                    f"its data is nested deeper than {MAX_DEPTH} or has more than {MAX_VALUES} "
+                    "values; save less in it"
+                )
+            items = item.values() if type(item) is dict else item
+            stack.extend((child, depth + 1) for child in items)
+        elif type(item) not in _PLAIN:
+            raise TorchFileError(
+                f"holds a bare {type(item).__name__.lower()}; save tensors and plain data only"
+            )

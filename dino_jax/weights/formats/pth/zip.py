@@ -1,0 +1,191 @@
+"""Reads `.pth` files in the zip format of `torch.save` (torch 1.6 and later).
+
+The archive is parsed here rather than by `zipfile`, since tensors are views of the mapped file:
+members must be stored as they are, and everything is checked before anything is allocated.
+
+Format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7 to 4.3.16 and 4.5.3.
+"""
+
+import functools
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dino_jax.errors import TorchFileError
+from dino_jax.weights.formats.pth.allowed import TensorSpec, storage_bytes, tensor_view
+from dino_jax.weights.formats.pth.opcodes import MAX_PICKLE_BYTES
+from dino_jax.weights.formats.pth.pickles import read_pickle
+
+ZIP_MAGIC = b"PK\x03\x04"
+MAX_MEMBERS = 2**16
+
+_END = struct.Struct("<4s4H2IH")  # end of central directory
+_LOCATOR = struct.Struct("<4sIQI")  # of the end record of zip64
+_END64 = struct.Struct("<4sQ2H2I4Q")
+_ENTRY = struct.Struct("<4s6H3I5H2I")  # of the central directory
+_LOCAL = struct.Struct("<4s5H3I2H")  # before a member's bytes
+_UNKNOWN = 0xFFFFFFFF  # then the number is in the zip64 field
+_ENCRYPTED = 0x1
+
+
+class Member(NamedTuple):
+    """One file in the archive, as the central directory has it."""
+
+    name: bytes
+    size: int
+    crc: int
+    header: int  # where its local header begins
+    end: int  # no byte of it lies here or behind: the central directory begins
+
+
+def read_zip(file: memoryview) -> Any:
+    """Reads a whole archive; see `read_torch_file`.
+
+    Args:
+      file: [n] uint8, the file. Tensors are views of it.
+    Returns: plain data.
+    Raises:
+      TorchFileError: the archive is damaged, foreign, or unsafe.
+    """
+    members = read_directory(file)
+    roots = [name[: -len("/data.pkl")] for name in members if name.endswith("/data.pkl")]
+    if len(roots) != 1 or "/" in roots[0]:
+        raise TorchFileError(
+            "a zip archive without exactly one FOLDER/data.pkl, so not a file of torch.save"
+        )
+    root = roots[0]
+    if any(name.startswith((f"{root}/code/", f"{root}/constants.pkl")) for name in members):
+        raise TorchFileError(
+            "a TorchScript archive, which holds a program: load it with torch.jit.load and save "
+            "its state_dict() with torch.save"
+        )
+    byteorder = members.get(f"{root}/byteorder")  # absent before torch 2.1
+    if byteorder and bytes(member_bytes(file, byteorder)) != b"little":
+        raise TorchFileError("tensors in big-endian order; save it on a little-endian machine")
+
+    @functools.cache
+    def storage(key: str, dtype: np.dtype, numel: int) -> np.ndarray:
+        member = members.get(f"{root}/data/{key}")
+        if member is None or member.size != numel * dtype.itemsize:
+            raise TorchFileError(
+                f"storage {key[:40]!r} of the pickle is not in the archive with its size; fetch "
+                "the file again"
+            )
+        return storage_bytes(member_bytes(file, member), dtype)
+
+    def make_tensor(spec: TensorSpec) -> np.ndarray:
+        of = spec.storage
+        return tensor_view(spec, storage(of.key, of.dtype, of.numel))
+
+    pickle = members[f"{root}/data.pkl"]
+    if pickle.size > MAX_PICKLE_BYTES:
+        raise TorchFileError(
+            f"has {pickle.size} bytes besides its tensors; save less than {MAX_PICKLE_BYTES} in it"
+        )
+    value, length = read_pickle(bytes(member_bytes(file, pickle)), make_tensor)
+    if length != pickle.size:
+        raise TorchFileError("something follows its pickle; fetch or save the file again")
+    return value
+
+
+def read_directory(file: memoryview) -> dict[str, Member]:
+    """The members of an archive by name, with names, number and sizes checked."""
+    end = len(file) - _END.size
+    if end < 0 or file[end : end + 4] != b"PK\x05\x06":
+        raise TorchFileError(
+            "it begins as a file of torch.save but does not end as one: it was cut short or added "
+            "to; fetch it again"
+        )
+    *_, number, length, start, _ = _END.unpack_from(file, end)
+    locator = end - _LOCATOR.size
+    if locator >= 0 and file[locator : locator + 4] == b"PK\x06\x07":
+        _, _, end, _ = _LOCATOR.unpack_from(file, locator)
+        signature, *_, number, length, start = _unpack(_END64, file, end)
+        _expect(signature == b"PK\x06\x06")
+    _expect(start + length <= end)
+    if number > MAX_MEMBERS:
+        raise TorchFileError(f"{number} members are more than the {MAX_MEMBERS} that are read")
+    members: dict[str, Member] = {}
+    at = start
+    for _ in range(number):
+        member, at = _read_entry(file, at, start)
+        name = _checked_name(member.name)
+        _expect(name not in members)
+        members[name] = member
+    _expect(at == start + length)
+    _expect(sum(member.size for member in members.values()) <= len(file))  # they share no bytes
+    return members
+
+
+def member_bytes(file: memoryview, member: Member) -> memoryview:
+    """The bytes of a member, a view of the file, after a look at its checksum."""
+    signature, *_, name_length, extra_length = _unpack(_LOCAL, file, member.header)
+    name = member.header + _LOCAL.size
+    first = name + name_length + extra_length
+    _expect(signature == ZIP_MAGIC and file[name : name + name_length] == member.name)
+    _expect(first + member.size <= member.end)
+    content = file[first : first + member.size]
+    if zlib.crc32(content) != member.crc:
+        raise TorchFileError(
+            f"the checksum of {member.name.decode()!r} differs: it is damaged; fetch it again"
+        )
+    return content
+
+
+def _read_entry(file: memoryview, at: int, start: int) -> tuple[Member, int]:
+    """The entry of the directory at `at`, and where the next one begins."""
+    signature, _, _, flags, method, _, _, crc, packed, size, *lengths, _, _, _, header = _unpack(
+        _ENTRY, file, at
+    )
+    name_length, extra_length, comment_length = lengths
+    _expect(signature == b"PK\x01\x02")
+    at += _ENTRY.size
+    name = bytes(file[at : at + name_length])
+    at += name_length
+    wide = _zip64_numbers(file[at : at + extra_length])
+    size, packed, header = (
+        next(wide, _UNKNOWN) if n == _UNKNOWN else n for n in (size, packed, header)
+    )
+    if method != 0 or packed != size or flags & _ENCRYPTED:
+        raise TorchFileError(
+            "a compressed or encrypted zip archive, as torch.save writes none; save it with torch"
+        )
+    return Member(name, size, crc, header, start), at + extra_length + comment_length
+
+
+def _zip64_numbers(extra: memoryview) -> Iterator[int]:
+    """The 64-bit numbers of the zip64 field, in order."""
+    at = 0
+    while at + 4 <= len(extra):
+        kind, length = struct.unpack_from("<2H", extra, at)
+        at += 4
+        if kind == 1 and at + length <= len(extra):
+            for number in range(at, at + length - 7, 8):
+                yield struct.unpack_from("<Q", extra, number)[0]
+        at += length
+
+
+def _checked_name(name: bytes) -> str:
+    """A member's name as text, if it is a plain path below one folder."""
+    try:
+        text = name.decode()
+    except UnicodeDecodeError:
+        text = ""
+    parts = text.split("/")
+    if "" in parts or ".." in parts or "." in parts or re.search(r"[\x00-\x1f\\]", text):
+        raise TorchFileError(f"a member with the unsafe name {name[:80]!r}; refused")
+    return text
+
+
+def _unpack(layout: struct.Struct, file: memoryview, at: int) -> tuple:
+    _expect(at + layout.size <= len(file))
+    return layout.unpack_from(file, at)
+
+
+def _expect(condition: bool) -> None:
+    if not condition:
+        raise TorchFileError("its zip structure is damaged; fetch or save the file again")

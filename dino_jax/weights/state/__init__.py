@@ -1,0 +1,1 @@
+"""Training states from checkpoints of the reference."""

@@ -1,0 +1,108 @@
+"""A whole checkpoint of the reference as a training state and settings of ours."""
+
+import math
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from dino_jax.errors import UsageError, about
+from dino_jax.training import optim
+from dino_jax.training.state import TrainState, start_state
+from dino_jax.weights.layouts.torch_checkpoint import TorchCheckpoint
+from dino_jax.weights.load import arrays_of, from_torch
+from dino_jax.weights.state.optimizer_state import norms_are_fixed, optimizer_state
+
+_KEYS = {  # the reference's arguments, and our keys
+    "warmup_teacher_temp": "loss.warmup_teacher_temp",
+    "teacher_temp": "loss.teacher_temp",
+    "warmup_teacher_temp_epochs": "loss.warmup_teacher_temp_epochs",
+    "optimizer": "optim.name",
+    "lr": "optim.lr",
+    "min_lr": "optim.min_lr",
+    "warmup_epochs": "optim.warmup_epochs",
+    "weight_decay": "optim.weight_decay",
+    "weight_decay_end": "optim.weight_decay_end",
+    "clip_grad": "optim.clip_grad",
+    "freeze_last_layer": "optim.freeze_last_layer",
+    "momentum_teacher": "optim.momentum_teacher",
+    "drop_path_rate": "model.drop_path_rate",
+    "global_crops_scale": "crops.global_scale",
+    "local_crops_number": "crops.local_number",
+    "local_crops_scale": "crops.local_scale",
+    "epochs": "train.epochs",
+    "seed": "seed",
+}
+
+
+def whole_state(
+    found: TorchCheckpoint, *, num_heads: int | None = None
+) -> tuple[ConfigDict, TrainState]:
+    """The training state of a whole checkpoint, at step 0, and what is known of its config.
+
+    Args:
+      found: of kind "full".
+      num_heads: see `architecture.infer`.
+    Raises:
+      UsageError: something is missing, or does not fit.
+    """
+    parts = {name: found.networks.get(name) for name in ("student", "teacher")}
+    parts |= {"dino_loss": found.center, "epoch": found.epoch, "optimizer": found.optimizer}
+    if lacking := [part for part, value in parts.items() if value is None]:
+        raise UsageError(
+            f"it lacks {', '.join(lacking)} of a training state: convert it with "
+            "--backbone-only, or start a run from it with --config.init_from"
+        )
+    student = found.network("student")
+    config, student_arrays = from_torch(student, num_heads=num_heads)
+    if config.head is None:
+        raise UsageError("its student has no head; convert it with --backbone-only")
+    with about("teacher"):
+        teacher_arrays = arrays_of(found.network("teacher"), config)
+    for key, value in ({"optim.name": "adamw"} | known_settings(found.args)).items():
+        section, _, setting = key.rpartition(".")
+        config.update({section: {setting: value}} if section else {setting: value})
+    fixed = norms_are_fixed(found.optimizer, student)
+    config.head.norm_last_layer = fixed if config.head.weight_norm else None  # None: no norms
+    tx = optim.make_optimizer(config.optim.name, clip_grad=0, norm_last_layer=fixed)
+    start = partial(start_state, tx=tx, num_prototypes=config.head.out_dim)
+    shapes = jax.eval_shape(start, student_arrays["params"], student_arrays["batch_stats"])
+    if found.center.shape != shapes.center.shape:
+        raise UsageError(
+            f"a center of shape {list(found.center.shape)} does not fit "
+            f"{config.head.out_dim} prototypes"
+        )
+    student_arrays, teacher_arrays = jax.tree.map(jnp.array, (student_arrays, teacher_arrays))
+    state = shapes.replace(
+        **student_arrays,
+        **{f"teacher_{part}": tree for part, tree in teacher_arrays.items()},
+        center=jnp.array(found.center, jnp.float32),
+        opt_state=optimizer_state(found.optimizer, student, shapes.opt_state, config.optim.name),
+    )
+    # What is left in shapes alone starts at zero: step and meters.
+    return config, jax.tree.map(
+        lambda x: x if isinstance(x, jax.Array) else jnp.zeros(x.shape, x.dtype), state
+    )
+
+
+def known_settings(args: dict[str, Any]) -> dict[str, Any]:
+    """Our keys and values for the reference's arguments, as far as these are there."""
+    plain = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in args.items()
+        if is_plain(value)
+    }
+    known = {ours: plain[theirs] for theirs, ours in _KEYS.items() if theirs in plain}
+    batch = [plain.get(name) for name in ("batch_size_per_gpu", "world_size")]
+    if all(isinstance(number, int) for number in batch):
+        known["train.batch_size"] = math.prod(batch)
+    return known
+
+
+def is_plain(value: Any) -> bool:
+    """Whether a setting could have this value: text, a number, or several numbers."""
+    if isinstance(value, tuple | list):
+        return all(isinstance(x, int | float) for x in value)
+    return isinstance(value, bool | int | float | str)

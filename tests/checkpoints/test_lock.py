@@ -1,0 +1,48 @@
+"""One process at a time works in a run's folder."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from dino_jax.checkpoints import lock
+from dino_jax.errors import UsageError
+
+
+def test_the_holder_is_named(tmp_path: Path) -> None:
+    message = rf"workdir={tmp_path} is in use by process {os.getpid()} on .+: wait for its end"
+    with lock.take(tmp_path):
+        for _ in range(2):  # one that is refused takes nothing
+            with pytest.raises(UsageError, match=message):
+                lock.take(tmp_path)
+    lock.take(tmp_path).close()
+
+
+def test_a_process_that_has_died_holds_nothing(tmp_path: Path) -> None:
+    script = (
+        "import os, pathlib, sys; from dino_jax import run_lock\n"
+        "file = run_lock.take(pathlib.Path(sys.argv[1])); os._exit(9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, tmp_path]).returncode == 9
+    assert (tmp_path / lock.NAME).read_text().startswith("process ")
+    lock.take(tmp_path).close()
+
+
+def test_a_file_system_without_locks_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", fail)
+    with lock.take(tmp_path), lock.take(tmp_path):
+        pass
+
+
+def test_an_unwritable_folder_is_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        lock.take(tmp_path / "missing")

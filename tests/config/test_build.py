@@ -1,0 +1,79 @@
+"""From a config's keys to values."""
+
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from ml_collections import ConfigDict
+
+from configs import default
+from dino_jax.config import build
+from tests.support.debug_config import config_with
+
+
+def test_dtype_by_name() -> None:
+    assert build.compute_dtype("auto") == jnp.float32  # on a CPU
+    assert build.compute_dtype("float32") == jnp.float32
+    assert build.compute_dtype("bfloat16") == jnp.bfloat16
+
+
+def test_the_model_is_built_as_the_config_says() -> None:
+    config = config_with(
+        model__drop_path_rate=0.3,
+        model__remat="dots",
+        model__dtype="bfloat16",
+        model__overrides__mlp_ratio=2.0,
+        head__use_bn=True,
+        head__num_layers=2,
+        crops__mean=(0.5,),
+        crops__std=(0.25,),
+    )
+    model = nnx.eval_shape(lambda: build.build_model(config, nnx.Rngs(0)))
+    backbone, head = model.backbone, model.head
+    assert (backbone.embed_dim, len(backbone.blocks), backbone.num_heads) == (48, 2, 3)
+    assert (backbone.in_channels, backbone.remat) == (1, "dots")
+    assert backbone.pos_embed.shape == (1, 17, 48)
+    assert backbone.blocks[-1].drop_path_rate == 0.3
+    assert backbone.blocks[0].mlp.fc1.kernel.shape == (48, 96)
+    assert backbone.patch_embed.dtype == head.layers[0].dtype == jnp.bfloat16
+    assert [layer.kernel.shape for layer in head.layers] == [(48, 64), (64, 32)]
+    assert head.last_layer.v.shape == (32, 256)
+    assert [norm.use_running_average for norm in head.norms] == [False]  # in training mode
+
+
+def test_unset_overrides_keep_the_architecture() -> None:
+    model = nnx.eval_shape(lambda: build.build_backbone(default.get_config(), nnx.Rngs(0)))
+    assert (model.embed_dim, len(model.blocks), model.pos_embed.shape[1]) == (384, 12, 197)
+
+
+def test_schedules_follow_the_config() -> None:
+    config = config_with(
+        train__epochs=10,
+        train__batch_size=512,
+        optim__lr=0.001,
+        optim__min_lr=1e-5,
+        optim__warmup_epochs=2,
+        optim__momentum_teacher=0.99,
+        loss__warmup_teacher_temp=0.03,
+        loss__teacher_temp=0.06,
+        loss__warmup_teacher_temp_epochs=4,
+    )
+    values = build.make_schedules(config, steps_per_epoch=5)
+    at = {name: [float(schedule(s)) for s in (0, 9, 10, 49)] for name, schedule in values.items()}
+    # Scaled by 512 / 256; two epochs of warm-up, of which step 9 is the last.
+    assert at["lr"][:3] == pytest.approx([0, 0.002, 0.002])
+    assert 1e-5 < at["lr"][3] < 2e-5
+    assert at["weight_decay"][0] == pytest.approx(0.04)
+    assert 0.399 < at["weight_decay"][3] < 0.4
+    assert at["momentum"][0] == pytest.approx(0.99)
+    assert 0.9999 < at["momentum"][3] < 1
+    assert at["teacher_temp"] == pytest.approx([0.03, 0.04, 0.05, 0.06])
+    assert values.keys() == {"lr", "weight_decay", "momentum", "teacher_temp"}
+
+
+def test_flatten_names_every_key() -> None:
+    flat = build.flatten(default.get_config())
+    assert flat["optim.lr"] == 0.0005
+    assert flat["model.overrides.depth"] is None
+    assert flat["crops.mean"] == [0.485, 0.456, 0.406]
+    assert flat["seed"] == 0
+    assert not any(isinstance(value, ConfigDict | dict) for value in flat.values())

@@ -1,0 +1,210 @@
+"""Colour operations against PIL: all but the hue and ties of the blends are bit for bit."""
+
+import itertools
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
+
+from benchmarks.augment import pil_jitter
+from dino_jax.data.transforms import color
+from tests.conftest import GOLDENS, parity_cases
+
+NAMES = ("brightness", "contrast", "saturation", "hue")  # in the order of color's numbers
+jitter = jax.jit(color.jitter)
+STAGES = {  # of the goldens' full chain, after the jitter
+    "hflip": lambda crop: crop[..., ::-1],
+    "gray": color.grayscale,
+    "blur": lambda crop, radius: color.gaussian_blur(crop, radius, radius),
+    "solarize": color.solarize,
+}
+
+
+def planes(pixels: np.ndarray) -> jax.Array:
+    return jnp.moveaxis(jnp.asarray(pixels), -1, 0)
+
+
+def pixels(planes: jax.Array) -> np.ndarray:
+    return np.moveaxis(np.asarray(planes), 0, -1)
+
+
+def apart(ours: jax.Array, theirs: np.ndarray | Image.Image) -> tuple[int, float]:
+    """Greatest and mean difference in grey levels."""
+    difference = np.abs(pixels(ours).astype(int) - np.asarray(theirs).astype(int))
+    return difference.max(), difference.mean()
+
+
+def factors_of(**changed: float) -> jax.Array:
+    """The factors of `jitter`, doing nothing but what is named."""
+    neutral = dict(zip(NAMES, (1.0, 1.0, 1.0, 0.0), strict=True))
+    return jnp.array(list((neutral | changed).values()), jnp.float32)
+
+
+@pytest.fixture(scope="module")
+def noise() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module", params=parity_cases("augment*.npz"), ids=lambda p: p.stem)
+def recorded(request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
+    """A file of goldens; `own` says that it is this repository's, whose bounds are measured."""
+    return dict(np.load(request.param)) | {"own": np.array(request.param.parent == GOLDENS)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_golden_jitter(recorded: dict[str, np.ndarray], name: str) -> None:
+    """Measured: hue and brightness equal, contrast and saturation 1 in at most 0.011 of the values.
+
+    These lie where `base + factor * (value - base)` is a whole number but for float32 rounding:
+    a fused multiply-add rounds once, PIL twice, and what is cut off then is a whole level.
+    """
+    values = json.loads(str(recorded["meta"]))["ops"][name]
+    assert values
+    for number, value in enumerate(values):
+        ours = jitter(planes(recorded["small"]), jnp.arange(4), factors_of(**{name: value}))
+        worst, mean = apart(ours, recorded[f"{name}{number}"])
+        exact = recorded["own"] and name in ("hue", "brightness")
+        assert worst <= (0 if exact else 1), value
+        assert mean < (1e-3 if name in ("hue", "brightness") else 0.05), value
+
+
+def test_golden_gray_and_solarize(recorded: dict[str, np.ndarray]) -> None:
+    small = planes(recorded["small"])
+    assert np.array_equal(pixels(color.grayscale(small)), recorded["gray"])
+    assert np.array_equal(pixels(color.solarize(small)), recorded["solarize"])
+
+
+def test_golden_blur(recorded: dict[str, np.ndarray]) -> None:
+    radii = json.loads(str(recorded["meta"]))["blur_radii"]
+    assert radii
+    for number, radius in enumerate(radii):
+        ours = color.gaussian_blur(planes(recorded["small"]), radius, max(radii))
+        assert np.array_equal(pixels(ours), recorded[f"blur{number}"]), radius
+
+
+def test_golden_chains(recorded: dict[str, np.ndarray]) -> None:
+    """Measured: both equal. A level at an early step may grow in the later ones."""
+    meta = json.loads(str(recorded["meta"]))
+    order = jnp.array([NAMES.index(name) for name, _ in meta["chain"]])
+    crop = jitter(planes(recorded["small"]), order, factors_of(**dict(meta["chain"])))
+    worst, mean = apart(crop, recorded["jitter_chain"])
+    assert mean < (0.02 if recorded["own"] else 0.05)
+    assert worst <= 2 or not recorded["own"]
+    first, *stages = meta["full_chain"].split(", ")
+    assert first == "jitter_chain"
+    for stage in stages:
+        name, *value = stage.split()
+        crop = STAGES[name](crop, *map(float, value))
+    worst, mean = apart(crop, recorded["full_chain"])
+    assert mean < (0.02 if recorded["own"] else 0.05)
+    assert worst <= 2 or not recorded["own"]
+
+
+@pytest.mark.parametrize("kind", [color.BRIGHTNESS, color.CONTRAST, color.SATURATION])
+def test_blends_against_pil(noise: np.ndarray, kind: int) -> None:
+    """Measured: equal for random factors; another compiler may break a tie the other way."""
+    enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[kind]
+    blend = jax.jit(color.blend)
+    for factor in np.random.default_rng(kind).uniform(0, 2, 20):
+        theirs = enhance(Image.fromarray(noise)).enhance(float(factor))
+        worst, mean = apart(blend(planes(noise), kind, factor), theirs)
+        assert worst <= 1, factor
+        assert mean < 0.01, factor
+
+
+@pytest.mark.parametrize("kind", [color.BRIGHTNESS, color.CONTRAST, color.SATURATION])
+def test_a_factor_of_one_changes_nothing(noise: np.ndarray, kind: int) -> None:
+    assert np.array_equal(color.blend(planes(noise), kind, 1.0), planes(noise))
+
+
+@pytest.mark.parametrize("shift", [-0.5, -0.1, -0.043, 0.0, 0.043, 0.1, 0.5])
+def test_hue_of_the_colour_cube(shift: float) -> None:
+    """Over all 2**24 colours the measured maximum is 1 level, in fewer than one of a million."""
+    levels = np.arange(0, 256, 3, dtype=np.uint8)
+    cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(86, -1, 3)
+    ours = jax.jit(color.hue)(planes(cube), shift)
+    theirs = pil_jitter(Image.fromarray(cube), [color.HUE], [1, 1, 1, shift])
+    worst, mean = apart(ours, theirs)
+    assert worst <= 1
+    assert mean < 1e-5
+
+
+def test_gray_of_the_colour_cube() -> None:
+    levels = np.arange(0, 256, 3, dtype=np.uint8)
+    cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(86, -1, 3)
+    assert (
+        apart(color.grayscale(planes(cube)), Image.fromarray(cube).convert("L").convert("RGB"))[0]
+        == 0
+    )
+
+
+def test_jitter_in_every_order(noise: np.ndarray) -> None:
+    """Measured: equal in all 24 orders."""
+    orders = np.array(list(itertools.permutations(range(4))))
+    factors = factors_of(brightness=1.3, contrast=0.7, saturation=1.17, hue=-0.08)
+    ours = jax.jit(jax.vmap(color.jitter, in_axes=(None, 0, None)))(planes(noise), orders, factors)
+    results = set()
+    for order, crop in zip(orders.tolist(), ours, strict=True):
+        theirs = pil_jitter(Image.fromarray(noise), order, factors.tolist())
+        worst, mean = apart(crop, theirs)
+        assert worst <= 1, order
+        assert mean < 1e-3, order
+        results.add(np.asarray(theirs).tobytes())
+    assert len(results) == 24  # so a wrong order could not have passed
+
+
+def test_neutral_jitter_changes_nothing(noise: np.ndarray) -> None:
+    assert np.array_equal(jitter(planes(noise), jnp.arange(4), factors_of()), planes(noise))
+
+
+def test_solarize(noise: np.ndarray) -> None:
+    for threshold in (128, 40):
+        theirs = ImageOps.solarize(Image.fromarray(noise), threshold)
+        assert np.array_equal(pixels(color.solarize(planes(noise), threshold)), theirs)
+
+
+@pytest.mark.parametrize("max_radius", [2.0, 5.0])
+def test_blur_against_pil(noise: np.ndarray, max_radius: float) -> None:
+    """Fixed point as in PIL: equal for every radius, ties (0.5, 1, 2) and none at all included."""
+    blur = jax.jit(color.gaussian_blur, static_argnums=2)
+    random = np.random.default_rng(0).uniform(0, max_radius, 20)
+    for radius in (0.0, 0.1, 0.5, 1.0, max_radius, *np.float32(random).tolist()):
+        theirs = Image.fromarray(noise).filter(ImageFilter.GaussianBlur(radius))
+        assert apart(blur(planes(noise), radius, max_radius), theirs)[0] == 0, radius
+
+
+def test_blur_of_a_crop_smaller_than_the_kernel(noise: np.ndarray) -> None:
+    tiny = noise[:2, :3]
+    theirs = Image.fromarray(tiny).filter(ImageFilter.GaussianBlur(4.0))
+    assert apart(color.gaussian_blur(planes(tiny), 4.0, 5.0), theirs)[0] == 0
+
+
+def test_grey_pictures_have_no_colour(noise: np.ndarray) -> None:
+    """One channel: brightness and contrast as PIL's mode L, the rest leaves it alone."""
+    grey = noise[..., :1]
+    factors = factors_of(brightness=0.8, contrast=1.3, saturation=1.2, hue=0.1)
+    ours = jitter(planes(grey), jnp.array([3, 1, 2, 0]), factors)
+    theirs = ImageEnhance.Contrast(Image.fromarray(grey[..., 0])).enhance(float(factors[1]))
+    theirs = ImageEnhance.Brightness(theirs).enhance(float(factors[0]))
+    assert apart(ours, np.asarray(theirs)[..., None])[0] <= 1
+    assert np.array_equal(color.grayscale(planes(grey)), planes(grey))
+
+
+def test_other_channel_counts(noise: np.ndarray) -> None:
+    """Five channels: colour operations do nothing, contrast goes about the mean of them all."""
+    five = np.concatenate([noise, 255 - noise[..., :2]], axis=-1)
+    same = jitter(planes(five), jnp.arange(4), factors_of(saturation=1.2, hue=0.1))
+    assert np.array_equal(pixels(same), five)
+    flat = jitter(planes(five), jnp.arange(4), factors_of(contrast=0.0))
+    assert np.array_equal(np.unique(flat), [int(five.mean() + 0.5)])
+
+
+def test_normalize(noise: np.ndarray) -> None:
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    ours = color.normalize(jnp.stack([planes(noise)] * 2), mean, std)
+    assert ours.shape == (2, 60, 80, 3)
+    assert ours.dtype == jnp.float32
+    np.testing.assert_allclose(ours[1], (noise / 255 - mean) / std, atol=1e-6)

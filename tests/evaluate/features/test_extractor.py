@@ -1,0 +1,147 @@
+"""The feature pass of the jobs, with weights of the reference."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from dino_jax.data.sources.opening import open_source
+from dino_jax.errors import UsageError
+from dino_jax.evaluate.features import extractor as extraction
+from dino_jax.evaluate.features.cache import FeatureCache
+from dino_jax.evaluate.features.extractor import Extraction, Extractor
+from dino_jax.evaluate.features.tokens import BlockTokens, ClassToken, ClassTokens
+from tests.support import runs
+
+OPTIONS = Extraction(resize=16, crop=16, canvas_size=32, batch_size=16, num_threads=2)
+TRAIN, TEST = open_source("shapes:20@train"), open_source("shapes:9@test")
+
+
+@pytest.fixture(scope="module")
+def extractor(goldens: Path) -> Extractor:
+    with runs.quick_compilation():
+        yield Extractor(str(goldens / "pth/backbone.pth"), OPTIONS)
+
+
+def test_features_are_those_of_the_model(extractor: Extractor) -> None:
+    train, test = extractor.features(ClassToken(), [TRAIN, TEST])
+    assert train.features.shape == (20, 48)
+    assert test.index.tolist() == list(range(9))
+    # The class token after the norm, by another way through the network.
+    (tokens,) = extractor.features(BlockTokens(), [TEST])
+    np.testing.assert_allclose(tokens.features, test.features, atol=1e-4)
+    assert extractor.unreadable == {TRAIN.spec: 0, TEST.spec: 0}
+
+
+def test_a_second_job_computes_nothing(extractor: Extractor, tmp_path: Path) -> None:
+    save, load = FeatureCache(save_features=tmp_path), FeatureCache(load_features=tmp_path)
+    with pytest.raises(UsageError, match="holds no features of shapes:9@test, but of nothing"):
+        extractor.features(ClassToken(), [TEST], load)
+    (first,) = extractor.features(ClassToken(), [TEST], save)
+    with mock.patch.object(extraction, "stream", side_effect=AssertionError("computed")):
+        for cache in (save, load):
+            (again,) = extractor.features(ClassToken(), [TEST], cache)
+            np.testing.assert_array_equal(again.features, first.features)
+        with pytest.raises(UsageError, match=r"feature ClassToken.* instead of ClassTokens"):
+            extractor.features(ClassTokens(2), [TEST], load)
+
+
+def test_a_store_that_cannot_be_written_is_said_before_the_pass(
+    extractor: Extractor, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with (
+        mock.patch.object(extraction, "stream", side_effect=AssertionError("computed")),
+        pytest.raises(UsageError, match=r"save_features: the folder .*file cannot be written"),
+    ):
+        extractor.features(ClassToken(), [TEST], FeatureCache(save_features=tmp_path / "file"))
+
+
+def test_features_of_other_weights_are_refused(
+    extractor: Extractor, goldens: Path, tmp_path: Path
+) -> None:
+    extractor.features(ClassToken(), [TEST], FeatureCache(save_features=tmp_path))
+    student = Extractor(
+        str(goldens / "pth/full_checkpoint.pth"),
+        Extraction(which="student", resize=16, crop=16, canvas_size=32),
+    )
+    with pytest.raises(UsageError, match=r"weights [0-9a-f]{12}\.\.\. instead of [0-9a-f]{12}"):
+        student.features(ClassToken(), [TEST], FeatureCache(load_features=tmp_path))
+
+
+def test_bfloat16_is_near(extractor: Extractor, goldens: Path) -> None:
+    options = Extraction(dtype="bfloat16", resize=16, crop=16, canvas_size=32, batch_size=16)
+    rough = Extractor(str(goldens / "pth/backbone.pth"), options)
+    assert rough.info.dtype == "bfloat16"
+    (exact,), (near,) = (e.features(ClassToken(), [TEST]) for e in (extractor, rough))
+    assert near.features.dtype == np.float32
+    assert 0 < np.abs(near.features - exact.features).max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"crop": 8}, "crop=16.* instead of .*crop=8"), ({"dtype": "bfloat16"}, "dtype float32 inst")],
+)
+def test_kept_features_are_of_one_transform_and_dtype(
+    change: dict[str, Any], message: str, extractor: Extractor, goldens: Path, tmp_path: Path
+) -> None:
+    extractor.features(ClassToken(), [TEST], FeatureCache(save_features=tmp_path))
+    other = Extractor(str(goldens / "pth/backbone.pth"), dataclasses.replace(OPTIONS, **change))
+    with pytest.raises(UsageError, match=message):
+        other.features(ClassToken(), [TEST], FeatureCache(load_features=tmp_path))
+
+
+def test_features_that_are_not_finite_are_refused(extractor: Extractor) -> None:
+    """By the pass, so by every job: here the fifth image's token is NaN."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Broken:
+        def __call__(self, model: nnx.Module, images: jax.Array) -> jax.Array:
+            is_fifth = jnp.arange(len(images)) == 4
+            return jnp.where(is_fifth[:, None], jnp.nan, model(images))
+
+    with pytest.raises(
+        UsageError, match="features of shapes:9@test picture 4 hold a value that is"
+    ):
+        list(extractor.stream(Broken(), TEST))
+
+
+def test_one_shape_compiles(goldens: Path) -> None:
+    """Whatever the last batch holds, and for the next source of as many images or more."""
+    few = Extractor(str(goldens / "pth/backbone.pth"), dataclasses.replace(OPTIONS, batch_size=8))
+    few.features(ClassToken(), [TRAIN, TEST])
+    (compiled,) = few._compiled.values()
+    assert compiled._cache_size() == 1
+
+
+def test_unreadable_images_are_counted(extractor: Extractor, tmp_path: Path) -> None:
+    for i in range(3):
+        Image.new("RGB", (20, 20), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_text("no picture")
+    source = open_source(str(tmp_path))
+    store = tmp_path / "store"
+    for _ in range(2):  # computed, and from the cache
+        (found,) = extractor.features(ClassToken(), [source], FeatureCache(save_features=store))
+        assert found.index.tolist() == [0, 2]
+        assert extractor.unreadable.pop(source.spec) == 1
+
+
+def test_what_cannot_be_is_said(extractor: Extractor, goldens: Path) -> None:
+    with pytest.raises(UsageError, match="is a linear classifier: give a backbone"):
+        Extractor(str(goldens / "pth/linear.pth"), OPTIONS)
+    with pytest.raises(UsageError, match="crop=32 is larger than resize=16"):
+        Extractor(str(goldens / "pth/backbone.pth"), Extraction(resize=16, crop=32))
+    with pytest.raises(UsageError, match="batch_size=0 must be at least 1"):
+        Extraction(batch_size=0)
+    for share in (-1.0, float("nan"), 1.5):
+        with pytest.raises(UsageError, match=f"max_unreadable={share} must be a share from 0 to 1"):
+            Extraction(max_unreadable=share)
+    with pytest.raises(UsageError, match="n=99 blocks asked for"):
+        extractor.features(ClassTokens(99), [TEST])

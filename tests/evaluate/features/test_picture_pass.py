@@ -1,0 +1,115 @@
+"""Passes over pictures of several shapes: every one once, in its place, whatever the batches."""
+
+from collections.abc import Callable
+from pathlib import Path
+from unittest import mock
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+
+from dino_jax import sharding
+from dino_jax.data.decode import decode
+from dino_jax.data.pipeline import Records
+from dino_jax.data.sources.files import Files
+from dino_jax.errors import UsageError
+from dino_jax.evaluate.features.backbone import Pass, PlacedBackbone
+from dino_jax.evaluate.features.picture_pass import Group, PicturePass, in_place
+
+pytestmark = pytest.mark.usefixtures("shared_compilation")
+
+COUNT = 13
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Pictures of one grey level each, wide ones and high ones in turns; two are broken."""
+    root = tmp_path_factory.mktemp("pictures")
+    paths = [root / f"{i:02}.png" for i in range(COUNT)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (20 + i, 10) if i % 2 else (10, 12), (i, i, i)).save(path)
+    for i in (4, 12):
+        paths[i].write_text("no picture")
+    return Files("pictures", paths)
+
+
+def level_and_size(model: nnx.Module, canvas: jax.Array, size: jax.Array) -> jax.Array:
+    """The first pixel, the sum of all and the size, [B, 4]."""
+    whole = canvas.astype(jnp.float32).sum((1, 2, 3))
+    return jnp.stack([canvas[:, 0, 0, 0], whole, *size.T], axis=1).astype(jnp.float32)
+
+
+def wide(model: nnx.Module, canvas: jax.Array, size: jax.Array) -> jax.Array:
+    """The same as another function, for another group."""
+    return level_and_size(model, canvas, size)
+
+
+def picture_pass(goldens: Path, devices: int, options: Pass) -> PicturePass:
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    with mock.patch.object(sharding, "make_mesh", return_value=mesh):
+        return PicturePass(PlacedBackbone(str(goldens / "pth/backbone.pth"), options))
+
+
+@pytest.mark.parametrize(("devices", "batch_size", "threads"), [(8, 16, 3), (1, 2, 1), (2, 100, 2)])
+def test_every_picture_in_its_place(
+    devices: int, batch_size: int, threads: int, goldens: Path, files: Files
+) -> None:
+    options = Pass(batch_size=batch_size, num_threads=threads)
+    records = Records(files)
+    groups: dict[Callable, Group] = {
+        wide: Group(range(1, COUNT, 2), (10, 40)),
+        level_and_size: Group(range(0, COUNT - 3, 2), (12, 10)),  # the last is in no group
+    }
+    found = picture_pass(goldens, devices, options).features(records, decode, groups)
+    rows, readable = in_place(found, COUNT)
+    assert np.flatnonzero(~readable).tolist() == [4, 10, 12]
+    assert records.num_unreadable == 1
+    for i in range(COUNT):
+        height, width = (10, 20 + i) if i % 2 else (12, 10)
+        expected = [i, 3 * i * height * width, height, width] if readable[i] else [0] * 4
+        assert rows[i].tolist() == expected
+
+
+def test_batches_are_in_order_with_the_filling_last(goldens: Path, files: Files) -> None:
+    passes = picture_pass(goldens, 8, Pass(batch_size=3, num_threads=2))
+    group = Group(range(COUNT), (12, 40))
+    batches = [
+        jax.device_get(batch)
+        for batch in passes.stream(level_and_size, Records(files), decode, group)
+    ]
+    assert [batch["rows"].shape for batch in batches] == [(8, 4)] * 2  # one for every device
+    index = np.concatenate([batch["index"] for batch in batches])
+    assert index.tolist() == [*range(COUNT), -1, -1, -1]
+    valid = np.concatenate([batch["valid"] for batch in batches])
+    assert np.flatnonzero(~valid).tolist() == [4, 12, 13, 14, 15]
+
+
+def test_features_that_are_not_finite_are_refused(goldens: Path, files: Files) -> None:
+    """By the pass, so by every job; not those of filling and of what cannot be read."""
+
+    def broken(model: nnx.Module, canvas: jax.Array, size: jax.Array) -> jax.Array:
+        rows = level_and_size(model, canvas, size)
+        return jnp.where(jnp.isin(rows[:, :1], jnp.array([0, 7])), jnp.nan, rows)
+
+    passes = picture_pass(goldens, 8, Pass(batch_size=3, num_threads=2))
+    few, more = ({broken: Group(range(1, end), (12, 40))} for end in (7, 9))
+    assert passes.features(Records(files), decode, few).index.tolist() == [1, 2, 3, 5, 6]
+    with pytest.raises(UsageError, match=r"features of .*07\.png hold a value that is not finite"):
+        passes.features(Records(files), decode, more)
+
+
+def test_nothing_readable(goldens: Path, files: Files) -> None:
+    passes = picture_pass(goldens, 1, Pass(num_threads=1))
+    groups = {level_and_size: Group([4, 12], (12, 10))}
+    with pytest.raises(UsageError, match="none of the 13 images of pictures is usable"):
+        passes.features(Records(files), decode, groups)
+
+
+@pytest.mark.parametrize("name", ["batch_size", "num_threads"])
+def test_options_out_of_range(name: str) -> None:
+    with pytest.raises(UsageError, match=f"{name}=0 must be at least 1"):
+        Pass(**{name: 0})
+    assert Pass(max_unreadable=0.0).max_unreadable == 0

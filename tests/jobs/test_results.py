@@ -1,0 +1,35 @@
+"""The file that a job leaves."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+
+from dino_jax.jobs.results import write_results
+
+
+def test_a_full_disk_leaves_the_earlier_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.json"
+    write_results(path, "knn", {"top1": 1.5}, {"k": 3}, None)
+    before = path.read_bytes()
+    assert json.loads(before)["metrics"] == {"top1": 1.5}
+
+    def full(self: Path, text: str) -> None:
+        self.write_bytes(text.encode()[:20])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_results(path, "knn", {"top1": 2.5}, {"k": 3}, None)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_device_stays_one(tmp_path: Path) -> None:
+    path = tmp_path / "null"
+    path.symlink_to("/dev/null")
+    write_results(path, "knn", {}, {}, None)
+    assert path.is_char_device()

@@ -1,0 +1,264 @@
+"""A run that was killed, stopped, damaged or moved ends as if nothing had happened."""
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from dino_jax import sharding
+from dino_jax.errors import UsageError
+from dino_jax.run.log import RunLog
+from dino_jax.run.resume import advice, check_same_run
+from tests.support import runs
+from tests.support.debug_config import config_with
+
+WORKDIR = Path("runs/here")
+
+
+def seen(workdir: Path, pattern: str) -> Callable[[], bool]:
+    """Whether the checkpoints' folder holds such an entry."""
+    return lambda: any((workdir / "checkpoints").glob(pattern))
+
+
+def logged(workdir: Path, step: int) -> Callable[[], bool]:
+    """Whether the metrics of a step are written."""
+    log = workdir / "metrics.jsonl"
+    return lambda: log.exists() and f'{{"step": {step},' in log.read_text()
+
+
+def test_killed_at_any_moment_and_continued(tmp_path: Path) -> None:
+    workdir = tmp_path / "run"
+    command = runs.arguments(checkpoint__every_steps=2)
+    moments = [
+        seen(workdir, "2.*tmp*"),  # the first checkpoint is being written
+        seen(workdir, "5.*tmp*"),  # the same at the end of an epoch
+        logged(workdir, 8),
+    ]
+    with runs.started(workdir, *command) as process:
+        for number, moment in enumerate(moments):
+            runs.wait_until(moment, process)
+            # A stopped process leaves on disk what a killed one would.
+            process.send_signal(signal.SIGSTOP)
+            shutil.copytree(workdir, tmp_path / f"killed_{number}")
+            process.send_signal(signal.SIGCONT)
+        process.kill()
+        assert process.wait() == -signal.SIGKILL
+
+    # The same command continues, and ends in good order when interrupted.
+    before = runs.steps(workdir)[-1]
+    with runs.started(workdir, *command) as process:
+        runs.wait_until(lambda: runs.steps(workdir)[-1] > before, process)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    stopped = runs.steps(workdir)[-1]
+    assert before < stopped < runs.TOTAL_STEPS
+    assert f"SIGINT: saved after step {stopped} of {runs.TOTAL_STEPS}" in output
+    assert "the same command continues" in output
+
+    for folder in [workdir, *tmp_path.glob("killed_*")]:
+        runs.train_here(runs.tiny_config(), folder)
+        runs.assert_equal(folder, runs.whole())
+        assert not list((folder / "checkpoints").glob("*tmp*"))
+
+
+def test_stopped_in_its_last_step(tmp_path: Path) -> None:
+    """It is finished, the last epoch's line included: nobody would run the command again."""
+    assert runs.train_here(runs.tiny_config(), tmp_path, stop_after=runs.TOTAL_STEPS)["finished"]
+    runs.assert_equal(tmp_path, runs.whole())
+
+
+def test_stopped_at_the_end_of_an_epoch(tmp_path: Path) -> None:
+    end = runs.STEPS_PER_EPOCH
+    result = runs.train_here(runs.tiny_config(), tmp_path, stop_after=end)
+    assert (result["step"], result["finished"]) == (end, False)
+    # How images are read and what is kept may change.
+    changed = runs.tiny_config(data__num_threads=5, checkpoint__keep_every_epochs=1)
+    result = runs.train_here(changed, tmp_path)
+    assert (result["step"], result["finished"]) == (runs.TOTAL_STEPS, True)
+    assert runs.steps(tmp_path) == [5, 10, 12, 15]  # the two latest, and each epoch's
+    runs.assert_equal(tmp_path, runs.whole())
+
+
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_killed_before_the_log_of_an_epoch_that_is_saved(
+    epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def log(self: RunLog, number: int, *args: Any) -> None:
+        if number + 1 == epoch:
+            raise runs.KilledError
+        write(self, number, *args)
+
+    write = RunLog.epoch
+    monkeypatch.setattr(RunLog, "epoch", log)
+    with pytest.raises(runs.KilledError):
+        runs.train_here(runs.tiny_config(), tmp_path)
+    monkeypatch.undo()
+    assert runs.steps(tmp_path)[-1] == epoch * runs.STEPS_PER_EPOCH
+    assert runs.train_here(runs.tiny_config(), tmp_path)["finished"]
+    runs.assert_equal(tmp_path, runs.whole())
+
+
+def test_finished_run_stays_as_it_is(tmp_path: Path) -> None:
+    """But for pictures that it was killed before drawing."""
+    shutil.copytree(runs.whole(), tmp_path, dirs_exist_ok=True)
+    pictures = [tmp_path / "learning_curve.png", tmp_path / "attention.png"]
+    pictures[0].unlink(missing_ok=True)
+    assert runs.train_here(runs.tiny_config(log__attention_sheet=1), tmp_path)["finished"]
+    runs.assert_equal(tmp_path, runs.whole())
+    assert all(path.exists() for path in pictures)
+
+
+def test_another_number_of_devices_and_sharding(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 256)  # so small a network would stay whole
+    config = runs.tiny_config()
+    runs.train_here(config, tmp_path, devices=8, stop_after=4)
+    config.train.sharding = "fsdp"
+    runs.train_here(config, tmp_path, devices=4, stop_after=11)
+    config.train.sharding = "dp"
+    assert runs.train_here(config, tmp_path, devices=1)["finished"]
+
+    for name in ("log.txt", "metrics.jsonl"):
+        ours, theirs = runs.records(tmp_path, name), runs.records(runs.whole(), name)
+        assert [r.keys() for r in ours] == [r.keys() for r in theirs]
+        for key in ("loss", "train_loss", "teacher_entropy"):
+            values = [[r[key] for r in records if key in r] for records in (ours, theirs)]
+            np.testing.assert_allclose(*values, rtol=1e-5, atol=1e-5)
+
+
+def test_newest_checkpoint_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    runs.train_here(runs.tiny_config(), tmp_path, stop_after=7)
+    assert runs.steps(tmp_path) == [5, 7]
+    data = (tmp_path / "checkpoints" / "7").rglob("teacher/**/d/*")
+    largest = max(data, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    runs.train_here(runs.tiny_config(), tmp_path)
+    warnings = [r.getMessage() for r in caplog.records if "step 7" in r.getMessage()]
+    assert len(warnings) == 1
+    assert warnings[0].endswith("trying the one before")
+    runs.assert_equal(tmp_path, runs.whole())
+
+
+# Under which settings a run may continue
+
+
+def stored(config: ConfigDict, num_images: int = 256) -> dict[str, Any]:
+    """What a checkpoint says of its run, as read back from disk."""
+    return json.loads(
+        json.dumps({"config": json.loads(config.to_json()), "num_images": num_images})
+    )
+
+
+def test_the_same_settings_resume() -> None:
+    config = config_with()
+    check_same_run(stored(config), config, num_images=256, workdir=WORKDIR)
+
+
+def test_settings_of_another_run_are_refused_by_name() -> None:
+    now = config_with(optim__lr=0.1, crops__global_scale=(0.3, 1.0), model__overrides__depth=3)
+    with pytest.raises(UsageError) as error:
+        check_same_run(stored(config_with()), now, num_images=300, workdir=WORKDIR)
+    message = str(error.value)
+    for part in (
+        "runs/here holds a run with other settings",
+        "crops.global_scale: [0.4, 1.0] there, [0.3, 1.0] now",
+        "data.train has images: 256 there, 300 now",
+        "model.overrides.depth: 2 there, 3 now",
+        "optim.lr: 0.0005 there, 0.1 now",
+        "use the same settings to resume it, or another workdir for a new run",
+    ):
+        assert part in message
+    assert message.count(" there, ") == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"checkpoint__every_steps": 7, "log__every_steps": 1, "eval__knn_ks": (5,)},
+        {"eval__knn_test": None, "eval__crop": 16},
+        {"data__train": "folder:/moved", "data__num_threads": 1, "data__max_unreadable": 0.5},
+        {"train__sharding": "fsdp", "model__remat": "full"},
+        {"optim__accumulation_steps": 2},
+    ],
+    ids=str,
+)
+def test_keys_that_change_no_number_are_free_on_resume(changes: dict[str, Any]) -> None:
+    now = config_with(**changes)
+    check_same_run(stored(config_with()), now, num_images=256, workdir=WORKDIR)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"seed": 1},
+        {"train__batch_size": 64},
+        {"train__epochs": 3},
+        {"model__dtype": "bfloat16"},
+        {"data__canvas_size": 32},
+    ],
+    ids=str,
+)
+def test_keys_that_change_numbers_are_not(changes: dict[str, Any]) -> None:
+    (key,) = changes
+    with pytest.raises(UsageError, match=key.replace("__", r"\.")):
+        check_same_run(
+            stored(config_with()), config_with(**changes), num_images=256, workdir=WORKDIR
+        )
+
+
+def test_a_source_of_another_name_is_spoken_of() -> None:
+    before, moved = stored(config_with()), config_with(data__train="folder:/moved")
+    assert advice(before, config_with()) == []
+    (sentence,) = advice(before, moved)
+    assert sentence.startswith("data.train=folder:/moved was shapes:256@train before: the images ")
+    assert advice(converted(), moved) == []  # it knows nothing of its data
+
+
+def test_accumulation_is_not_free_with_batch_norm() -> None:
+    before, after = (
+        config_with(head__use_bn=True, optim__accumulation_steps=steps) for steps in (1, 2)
+    )
+    with pytest.raises(UsageError, match=r"\(optim\.accumulation_steps: 1 there, 2 now\)"):
+        check_same_run(stored(before), after, num_images=256, workdir=WORKDIR)
+
+
+def test_sizes_that_are_not_set_are_the_architectures() -> None:
+    unset = config_with(model__patch_size=None, model__overrides__num_heads=None)
+    named = config_with(model__patch_size=16, model__overrides__num_heads=6)  # as vit_small has
+    for before, after in ((unset, named), (named, unset)):
+        check_same_run(stored(before), after, num_images=256, workdir=WORKDIR)
+    other = config_with(model__patch_size=None, model__overrides__num_heads=3)
+    with pytest.raises(UsageError, match=r"\(model\.overrides\.num_heads: 6 there, 3 now\)"):
+        check_same_run(stored(unset), other, num_images=256, workdir=WORKDIR)
+
+
+def converted(epoch: int | None = 3, **known: Any) -> dict[str, Any]:
+    """What a converted checkpoint says, which knows some settings only."""
+    config = config_with(model__dtype="float32", model__drop_path_rate=None, **known).to_dict()
+    about = {"config": {name: config[name] for name in ("model", "head", "seed")}}
+    return about | {"num_images": None, "converted": {"epoch": epoch}}
+
+
+def test_a_converted_checkpoint_compares_what_it_knows() -> None:
+    now = config_with(optim__lr=0.1, model__drop_path_rate=0.2, train__batch_size=64)
+    check_same_run(converted(), now, num_images=256, workdir=WORKDIR)
+    for changes, message in (
+        ({"head__out_dim": 8}, "head.out_dim: 256 there, 8 now"),
+        ({"seed": 1}, "seed: 0 there, 1 now"),
+        ({"model__patch_size": None}, "model.patch_size: 8 there, 16 now"),
+        ({"init_from": "x.pth"}, "init_from: None there, 'x.pth' now"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            check_same_run(converted(), config_with(**changes), num_images=256, workdir=WORKDIR)
+    with pytest.raises(UsageError, match=r"holds a converted backbone, .* --config.init_from="):
+        check_same_run(converted(None), now, num_images=256, workdir=WORKDIR)

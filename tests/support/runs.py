@@ -1,0 +1,207 @@
+"""Tiny runs, in this process and in others, and what must be equal of two of them."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import SingleDeviceSharding
+from ml_collections import ConfigDict
+
+from dino_jax import sharding, train
+from dino_jax.checkpoints import checkpoint
+from dino_jax.config.file import override, read_config
+from dino_jax.run import log
+from dino_jax.run.interrupt import StopRequest
+from dino_jax.training.step import StepSettings
+
+ROOT = Path(__file__).parents[2]
+CONFIG = f"{ROOT}/configs/default.py:debug"
+STEPS_PER_EPOCH, TOTAL_STEPS = 5, 15
+KEYS = {
+    "model.overrides.image_size": 16,
+    "model.overrides.embed_dim": 16,
+    "model.overrides.num_heads": 2,
+    "head.out_dim": 32,
+    "head.num_layers": 1,
+    "crops.global_size": 16,
+    "crops.local_number": 0,
+    "data.train": "shapes:85@train",
+    "train.batch_size": 16,
+    "train.epochs": TOTAL_STEPS // STEPS_PER_EPOCH,
+    "optim.lr": 0.02,
+    "optim.momentum_teacher": 0.99,  # with which the run learns, and no step collapses
+    "log.every_steps": 2,
+    "checkpoint.every_steps": 4,
+    "eval.knn_every_epochs": 0,
+    "eval.knn_train": "shapes:85@train",
+    "eval.knn_test": "shapes:30@test",
+    "eval.resize": 16,
+    "eval.crop": 16,
+}
+SPEED = ("seconds", "images_per_second", "data_wait", "device_memory_gib", "planned_memory_gib")
+_compiled: dict[str, jax.stages.Compiled] = {}
+_folders = tempfile.TemporaryDirectory(prefix="dino_jax_runs_")
+COMPILATION = {
+    "jax_enable_compilation_cache": True,
+    "jax_disable_most_optimizations": True,
+    "jax_compilation_cache_dir": f"{os.environ['DINO_JAX_TESTS_CACHE']}/compiled",
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+}
+
+
+class KilledError(Exception):
+    """Ends a run in this process where a kill would."""
+
+
+def arguments(**changes: object) -> list[str]:
+    """The command line of a tiny run; a key's dots are written as two underscores."""
+    keys = KEYS | {key.replace("__", "."): value for key, value in changes.items()}
+    return [f"--config.{key}={value}" for key, value in keys.items()]
+
+
+def tiny_config(**changes: object) -> ConfigDict:
+    """The config of the same run."""
+    config = read_config(CONFIG)
+    override(config, arguments(**changes))
+    return config
+
+
+@contextmanager
+def quick_compilation() -> Iterator[None]:
+    """Compiles as the processes of `started` do: without most optimisations, once for all."""
+    config = {name: jax.config.values[name] for name in COMPILATION}
+    compilation_cache.reset_cache()
+    for name, value in COMPILATION.items():
+        jax.config.update(name, value)
+    try:
+        yield
+    finally:
+        for name, value in config.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+
+def train_here(
+    config: ConfigDict, workdir: Path, *, devices: int = 1, stop_after: int | None = None
+) -> dict[str, Any]:
+    """`train.run` on the first devices of this process; equal steps compile once a session."""
+    mesh = sharding.make_mesh(jax.devices()[:devices])
+    step = {"seed": config.seed, "log": config.log.every_steps, "devices": devices}
+    for section in ("model", "head", "loss", "optim", "crops", "train"):
+        step |= {section: config[section].to_json()}
+
+    def compile_once(settings: StepSettings, *rest: Any) -> Callable:
+        key = json.dumps(step | {"steps_per_epoch": settings.steps_per_epoch})
+        if key not in _compiled:
+            _compiled[key] = compile_step(settings, *rest)
+        return _compiled[key]
+
+    compile_step = train.compile_step
+    with (
+        mock.patch.object(train, "compile_step", compile_once),
+        mock.patch.object(sharding, "make_mesh", return_value=mesh),
+        mock.patch.object(StopRequest, "agreed", lambda _, step, every: step == stop_after),
+        mock.patch.object(log, "plot_learning_curve"),  # a second each time
+        quick_compilation(),
+    ):
+        return train.run(config, workdir)
+
+
+@contextmanager
+def started(
+    workdir: Path, *settings: str, devices: int = 1, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """`python main.py` as a user types it, on so many devices of its own; ended in any case."""
+    environment |= {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+    environment |= {name.upper(): str(value) for name, value in COMPILATION.items()}
+    del environment["JAX_COMPILATION_CACHE_DIR"]  # the command's own cache is that folder
+    environment["DINO_JAX_CACHE"] = os.environ["DINO_JAX_TESTS_CACHE"]
+    with subprocess.Popen(
+        [sys.executable, "main.py", "--config", CONFIG, "--workdir", str(workdir), *settings],
+        cwd=ROOT,
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    """Polls, so often that even a checkpoint's temporary folder is seen."""
+    while not condition():
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.001)
+
+
+@cache
+def whole() -> Path:
+    """The folder of a run on one device that nothing interrupted."""
+    workdir = Path(_folders.name) / "whole"
+    train_here(tiny_config(), workdir)
+    return workdir
+
+
+@cache
+def scored() -> Path:
+    """The folder of a run on eight devices with k-NN scores."""
+    workdir = Path(_folders.name) / "scored"
+    train_here(tiny_config(eval__knn_every_epochs=1), workdir, devices=8)
+    return workdir
+
+
+def records(workdir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    """The records of a log file without what the clock says."""
+    lines = map(json.loads, (workdir / name).read_text().splitlines())
+    return [{key: v for key, v in line.items() if key not in SPEED} for line in lines]
+
+
+def steps(workdir: Path) -> list[int]:
+    """The finished checkpoints of a run."""
+    names = [path.name for path in (workdir / checkpoint.FOLDER).iterdir()]
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def arrays(workdir: Path) -> dict[str, np.ndarray]:
+    """Every array of a run's last checkpoint by its path."""
+    here = SingleDeviceSharding(jax.devices()[0])
+    found = {}
+    with ocp.StandardCheckpointer() as reader:
+        for item in checkpoint.ARRAY_ITEMS:
+            folder = (workdir / checkpoint.FOLDER / str(steps(workdir)[-1]) / item).absolute()
+            shapes = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
+                reader.metadata(folder).item_metadata.tree,
+            )
+            leaves = jax.tree_util.tree_leaves_with_path(reader.restore(folder, shapes))
+            found |= {item + jax.tree_util.keystr(path): np.asarray(x) for path, x in leaves}
+    return found
+
+
+def assert_equal(workdir: Path, expected: Path) -> None:
+    """Two runs ended with the same bits and wrote the same logs."""
+    assert (workdir / "log.txt").read_bytes() == (expected / "log.txt").read_bytes()
+    assert records(workdir) == records(expected)
+    ours, theirs = arrays(workdir), arrays(expected)
+    assert ours.keys() == theirs.keys()
+    different = [k for k, x in ours.items() if x.tobytes() != theirs[k].tobytes()]
+    assert not different

@@ -1,0 +1,17 @@
+"""A tiny Vision Transformer with the recipe's weights."""
+
+from functools import partial
+from typing import Any
+
+from dino_jax.models import VisionTransformer
+from tests.support.reference import call, recipe_model
+
+TINY = {"patch_size": 4, "image_size": 16, "embed_dim": 32, "depth": 2, "num_heads": 4}
+
+
+def tiny(**overrides: Any) -> VisionTransformer:
+    """Patches of 4 on images of 16 pixels, 17 tokens; two blocks of width 32."""
+    return recipe_model("vit_tiny", **TINY | overrides)
+
+
+features = partial(call, VisionTransformer.__call__)

@@ -1,0 +1,274 @@
+"""Whole files: the fixtures that torch wrote, files that torch writes here, and foreign files."""
+
+import argparse
+import collections
+import os
+import pickle
+import tracemalloc
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from dino_jax.errors import TorchFileError
+from dino_jax.weights.formats.pth.file import read_torch_file
+from tests.conftest import parity_cases
+from tests.support.torch_files import expect_refusal, legacy_file, read, storage, tensor, zip_file
+
+FIXTURES = parity_cases("pth/*.pth")
+BAD_NAMES = ("evil", "truncated")
+
+
+def assert_same(ours: Any, theirs: Any) -> None:
+    """Checks our plain data against what torch.load gave, down to types and bytes."""
+    torch = pytest.importorskip("torch")
+    match theirs:
+        case torch.Tensor():
+            assert isinstance(ours, np.ndarray)
+            assert f"torch.{ours.dtype.name}" == str(theirs.dtype)
+            assert ours.shape == tuple(theirs.shape)
+            content = theirs.detach().contiguous().reshape(-1).view(torch.uint8)
+            assert ours.tobytes() == content.numpy().tobytes()
+        case argparse.Namespace():
+            assert_same(ours, vars(theirs))
+        case dict():
+            assert type(ours) is dict
+            assert list(ours) == list(theirs)
+            for key in theirs:
+                assert_same(ours[key], theirs[key])
+        case list() | tuple():
+            assert type(ours) is (list if isinstance(theirs, list) else tuple)
+            assert len(ours) == len(theirs)
+            for mine, other in zip(ours, theirs, strict=True):
+                assert_same(mine, other)
+        case torch.device() | torch.dtype():
+            assert ours == str(theirs)
+        case np.generic():
+            assert_same(ours, theirs.item())
+        case _:
+            assert type(ours) is type(theirs)
+            assert ours == theirs
+
+
+@pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.name)
+def test_fixtures_are_as_torch_loads_them(path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):
+            theirs = torch.load(path, weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError):
+        assert path.name.startswith(BAD_NAMES)
+        with pytest.raises(TorchFileError):
+            read_torch_file(path)
+    else:
+        assert_same(read_torch_file(path), theirs)
+
+
+def test_fixtures_agree_with_each_other(goldens: Path) -> None:
+    full, backbone, legacy, half, bfloat16, views = (
+        read_torch_file(goldens / "pth" / f"{name}.pth")
+        for name in (
+            "full_checkpoint",
+            "backbone",
+            "backbone_legacy",
+            "backbone_fp16",
+            "backbone_bf16",
+            "views",
+        )
+    )
+    expected = np.load(goldens / "pth" / "expected.npz")
+    np.testing.assert_array_equal(full["dino_loss"]["center"], expected["center"])
+    assert full["args"]["global_crops_scale"] == (0.4, 1.0)
+    assert type(full["args"]) is dict
+    assert list(legacy) == list(half) == list(bfloat16) == list(backbone)
+    for key, array in backbone.items():
+        np.testing.assert_array_equal(full["teacher"][f"backbone.{key}"], array, strict=True)
+        np.testing.assert_array_equal(legacy[key], array, strict=True)
+        np.testing.assert_array_equal(half[key], array.astype(np.float16), strict=True)
+        np.testing.assert_array_equal(bfloat16[key], array.astype(ml_dtypes.bfloat16), strict=True)
+    whole = np.arange(24, dtype=np.float32)
+    np.testing.assert_array_equal(views["a"], whole[4:16].reshape(3, 4).T, strict=True)
+    np.testing.assert_array_equal(views["b"], whole[16:], strict=True)
+    np.testing.assert_array_equal(views["c"], whole, strict=True)
+
+
+def test_evil_is_refused_and_nothing_ran(
+    goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # the file would touch `dino_jax_pwned` here
+    with pytest.raises(TorchFileError, match=r"evil.pth: asks for 'posix.system'.*torch\.save\("):
+        read_torch_file(goldens / "pth" / "evil.pth")
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_truncation_is_an_error(goldens: Path) -> None:
+    content = (goldens / "pth" / "views.pth").read_bytes()
+    for length in range(len(content)):
+        expect_refusal(content[:length], "cut short|an empty file")
+    expect_refusal((goldens / "pth" / "truncated.pth").read_bytes(), "cut short")
+
+
+class Plain:
+    """A class that no reader of plain data should know."""
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_what_torch_writes(tmp_path: Path, zipped: bool) -> None:
+    torch = pytest.importorskip("torch")
+    base = torch.arange(24.0)
+    module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
+    optimizer = torch.optim.AdamW(module.parameters())
+    module(torch.ones(5, 3)).sum().backward()
+    optimizer.step()
+    parameter = torch.nn.Parameter(torch.ones(2, 2))
+    with_state = torch.nn.Parameter(torch.ones(3), requires_grad=False)
+    with_state.note = "an attribute"
+    value = {
+        "dtypes": [
+            torch.arange(7).to(dtype)
+            for dtype in (
+                torch.float64,
+                torch.float32,
+                torch.float16,
+                torch.bfloat16,
+                torch.int64,
+                torch.int32,
+                torch.int16,
+                torch.int8,
+                torch.uint8,
+                torch.bool,
+            )
+        ],
+        "strides": (base.view(4, 6).T, base.view(2, 3, 4)[:, 1:, ::2], base[3:9].view(2, 3)),
+        "shapes": [torch.tensor(2.5), torch.zeros(0, 5), torch.ones(1, 1, 1), torch.zeros(0)],
+        "model": module.state_dict(),
+        "parameters": [parameter, with_state],
+        "optimizer": optimizer.state_dict(),
+        "ordered": collections.OrderedDict([("b", 1), ("a", 2)]),
+        "args": argparse.Namespace(lr=5e-4, seed=0, tags=["x"], inner=argparse.Namespace(k=1)),
+        "torch": [torch.Size([2, 3]), torch.device("cuda", 1), torch.device("cpu"), torch.float32],
+        "numpy": [np.float64(0.1), np.float32(0.5), np.int64(-3), np.bool_(True)],
+        "numbers": [0, 255, 256, -1, 2**31, -(2**63), 2**200, 0.5, float("inf"), True, None],
+        "bytes": [b"", b"\x00\xff"],
+        "texts": ["", "é€😀", "\n\x00"],
+        "nested": {1: [(), [], {}, ((1,), (1, 2), (1, 2, 3), (1, 2, 3, 4))]},
+    }
+    value["shared"] = [value["nested"], value["nested"]]
+    path = tmp_path / "file.pth"
+    torch.save(value, path, _use_new_zipfile_serialization=zipped)
+    # The numpy scalars and the namespaces are why torch needs weights_only=False.
+    assert_same(read_torch_file(path), torch.load(path, weights_only=False))
+
+
+def test_untyped_storages(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "file.pth"
+    torch.save([torch.tensor([1, 2, 60000]).to(torch.uint16)[1:]], path)
+    np.testing.assert_array_equal(read_torch_file(path)[0], np.uint16([2, 60000]), strict=True)
+
+
+def test_what_torch_writes_but_no_network_here_has(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    path = tmp_path / "file.pth"
+    negated = torch.ones(2, dtype=torch.complex64).conj().imag
+    assert negated.is_neg()
+    for value, message in (
+        (torch.ones(2, dtype=torch.complex64), "complex numbers"),
+        (torch.ones(2, 2).to_sparse(), "sparse tensors"),
+        (torch.ones(2, device="meta"), "without values"),
+        (torch.zeros(1).expand(5), "expanded"),
+        (negated, "complex numbers|negation"),
+        (torch.nn.Linear(2, 2), "asks for 'torch.nn.modules.linear.Linear'.*was refused"),
+        (torch.zeros(2).untyped_storage(), "bare storage"),
+        (Plain(), "asks for '.*Plain'"),
+        (np.zeros(3), "asks for 'numpy.*_reconstruct'"),
+        ({(1, 2): 3}, "key of type tuple"),
+        (2**3000, "opcode"),
+    ):
+        torch.save(value, path)
+        with pytest.raises(TorchFileError, match=message):
+            read_torch_file(path)
+    torch.save([1], path, pickle_protocol=4)
+    with pytest.raises(TorchFileError, match="protocol 2"):
+        read_torch_file(path)
+
+
+def test_tensors_are_views_of_the_file() -> None:
+    content = np.arange(6, dtype=np.float32)
+    for file in (
+        zip_file(
+            [tensor(storage(6), 0, (2, 3), (3, 1)), tensor(storage(6), 3, (3,), (1,))],
+            {"0": content.tobytes()},
+        ),
+        legacy_file(
+            [tensor(storage(6), 0, (2, 3), (3, 1)), tensor(storage(6), 3, (3,), (1,))],
+            {"0": content},
+        ),
+    ):
+        whole, part = read(file)
+        np.testing.assert_array_equal(whole, content.reshape(2, 3))
+        assert np.shares_memory(whole[1], part)
+        assert not whole.flags.writeable
+
+
+def test_reading_allocates_no_tensor(tmp_path: Path) -> None:
+    content = np.zeros((2**12, 2**11), np.float32)
+    content[5, 7] = 1
+    value = {"w": tensor(storage(content.size), 0, content.shape[::-1], (1, 2**11))}
+    for name, file in (
+        ("zip.pth", zip_file(value, {"0": content.tobytes()})),
+        ("legacy.pth", legacy_file(value, {"0": content})),
+    ):
+        (tmp_path / name).write_bytes(file)
+        tracemalloc.start()
+        try:
+            array = read_torch_file(tmp_path / name)["w"]
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        np.testing.assert_array_equal(array, content.T)
+        assert peak < 0.3 * content.nbytes
+
+
+def test_a_flipped_bit_is_seen(goldens: Path) -> None:
+    content = bytearray((goldens / "pth" / "views.pth").read_bytes())
+    storage_at = content.find(np.arange(24, dtype=np.float32).tobytes())
+    content[storage_at + 50] ^= 1
+    expect_refusal(bytes(content), r"checksum of 'views/data/0' differs")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "an empty file"),
+        (b"\n<!DOCTYPE html><html><body>404</body></html>", "a web page.*download failed"),
+        (b"<?xml version='1.0'?><Error>AccessDenied</Error>", "a web page"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "git lfs pull"),
+        ((32).to_bytes(8, "little") + b'{"w":{"dtype":"F32"}}', "a safetensors file"),
+        (b"tensors" + bytes(250) + b"ustar" + bytes(600), "a tar archive, as torch 0.1 wrote"),
+        (b"PK", "cut short after a few bytes"),
+        (b"\x80\x02\x8a\x0al", "cut short after a few bytes"),
+        (pickle.dumps({"w": 1}, protocol=2), "a pickle, but not one of torch.save"),
+        (pickle.dumps({"w": 1}), "a pickle, but not one of torch.save"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "not a file of torch.save: it begins with"),
+        (bytes(100), "not a file of torch.save"),
+    ],
+)
+def test_foreign_files(content: bytes, message: str) -> None:
+    expect_refusal(content, message)
+
+
+def test_paths(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, message in (
+        (tmp_path / "none.pth", "none.pth: no such file; check the path"),
+        (str(tmp_path), "a folder or a device"),
+        (tmp_path / "pipe", "a folder or a device"),
+        ("x" * 5000, "it cannot be read: .*too long"),
+        ("~no_such_user/x.pth", "no such file; check the path"),
+        ("x\0y", "no such file"),
+    ):
+        with pytest.raises(TorchFileError, match=message):
+            read_torch_file(path)

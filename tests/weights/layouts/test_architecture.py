@@ -1,0 +1,182 @@
+"""Settings from tensors, for every architecture there is."""
+
+import json
+import logging
+from typing import Any
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from dino_jax.config import build as settings
+from dino_jax.errors import UsageError
+from dino_jax.models import MODELS, DINOHead, create_model
+from dino_jax.models.network import abstract
+from dino_jax.weights.hub import RELEASED
+from dino_jax.weights.layouts.architecture import OVERRIDES, infer
+from dino_jax.weights.layouts.mapping import torch_shapes
+from dino_jax.weights.layouts.torch_checkpoint import Tensors, TorchNetwork
+from tests.conftest import GOLDENS
+
+MANIFESTS = json.loads((GOLDENS / "manifests.json").read_text())
+
+
+def empty(shapes: dict[str, Any]) -> Tensors:
+    """Tensors that take no memory."""
+    return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+
+
+def model_of(backbone: Tensors, head: Tensors | None = None, **options: Any) -> dict[str, Any]:
+    return infer(TorchNetwork(backbone, head or {}), **options)
+
+
+def backbone(name: str, **overrides: Any) -> Tensors:
+    """A backbone's tensors, from an abstract one."""
+    _, *trees = abstract(lambda rngs: create_model(name, rngs=rngs, **overrides))
+    channels = overrides.get("in_channels", 3)
+    return torch_shapes(*trees, MODELS[name].func.family, in_channels=channels)
+
+
+@pytest.mark.parametrize("name", [name for name in MANIFESTS if name in RELEASED])
+def test_released_models_are_what_the_hub_says(name: str) -> None:
+    config = model_of(empty(MANIFESTS[name]))
+    model, released = config["model"], RELEASED[name]
+    assert model["name"] == released.arch
+    assert model["patch_size"] in (None, released.patch_size)  # XCiTs have it in their name
+    assert model["overrides"] == dict.fromkeys(OVERRIDES)
+    assert config["crops"]["mean"] == (0.485, 0.456, 0.406)
+    assert config["head"] is None
+
+
+def test_every_hub_name_is_in_the_registry() -> None:
+    for name, released in RELEASED.items():
+        assert released.arch in MODELS, name
+        sizes = MODELS[released.arch].keywords
+        if released.arch.startswith("xcit"):
+            assert sizes["patch_size"] == released.patch_size
+
+
+def test_the_released_head() -> None:
+    head = {n.removeprefix("head."): shape for n, shape in MANIFESTS["dino_head_vits16"].items()}
+    config = model_of(empty(MANIFESTS["dino_vits16"]), empty(head))
+    assert config["head"] == {
+        "out_dim": 65536,
+        "hidden_dim": 2048,
+        "bottleneck_dim": 256,
+        "num_layers": 3,
+        "use_bn": False,
+        "weight_norm": True,
+    }
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        # The released ResNet-50's.
+        {"num_layers": 2, "hidden_dim": 4096, "weight_norm": False, "out_dim": 60000},
+        {"num_layers": 1},
+        {"num_layers": 1, "weight_norm": False, "bottleneck_dim": 64},
+        {"num_layers": 4, "use_bn": True, "hidden_dim": 128},
+    ],
+    ids=str,
+)
+def test_heads_of_every_kind(options: dict[str, Any]) -> None:
+    _, *trees = abstract(lambda rngs: DINOHead(384, rngs=rngs, **options))
+    found = model_of(empty(MANIFESTS["dino_vits16"]), torch_shapes(*trees, "head"))["head"]
+    usual = {"out_dim": 65536, "hidden_dim": 2048, "bottleneck_dim": 256, "use_bn": False}
+    assert found == usual | {"weight_norm": True} | options
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(name for name, build in MODELS.items() if build.func.family == "resnet"),
+        "vit_tiny",
+        "xcit_nano_12_p16",
+    ],
+)
+def test_registered_names_are_found(name: str) -> None:
+    config = model_of(backbone(name))
+    assert config["model"]["name"] == name
+    assert config["model"]["overrides"] == dict.fromkeys(OVERRIDES)
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("xcit")])
+def test_xcits_differ_in_width_depth_and_patches(name: str) -> None:
+    """From the tensors that tell, without the rest."""
+    sizes = MODELS[name].keywords
+    blocks = {f"blocks.{i}.gamma1": [1] for i in range(sizes["depth"])}
+    halvings = range(0, 2 * sizes["patch_size"].bit_length() - 2, 2)
+    embed = {f"patch_embed.proj.{i}.0.weight": [8, 3, 3, 3] for i in halvings}
+    others = {"cls_token": [1, 1, sizes["embed_dim"]], "cls_attn_blocks.0.norm1.weight": [1]}
+    assert model_of(empty(blocks | embed | others))["model"]["name"] == name
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides"),
+    [
+        ("vit_tiny", {"depth": 3, "image_size": 32, "patch_size": 4}),
+        ("vit_base", {"depth": 1, "mlp_ratio": 2.0, "in_channels": 1}),
+        ("vit_small", {"embed_dim": 49, "num_heads": 7, "depth": 2, "mlp_ratio": 1 / 49}),
+    ],
+)
+def test_other_sizes_become_overrides(name: str, overrides: dict[str, Any]) -> None:
+    tensors = backbone(name, **overrides)
+    config = ConfigDict(model_of(tensors, num_heads=overrides.get("num_heads")))
+    _, *trees = abstract(lambda rngs: settings.build_backbone(config, rngs))
+    found = torch_shapes(*trees, "vit", in_channels=overrides.get("in_channels", 3))
+    assert {n: x.shape for n, x in found.items()} == {n: x.shape for n, x in tensors.items()}
+
+
+def test_heads_of_a_vit_of_unknown_width(caplog: pytest.LogCaptureFixture) -> None:
+    tensors = backbone("vit_tiny", embed_dim=48, depth=1)
+    assert model_of(tensors)["model"]["overrides"]["num_heads"] is None  # vit_tiny's 3
+    assert "a ViT 48 wide: its tensors do not tell the number of attention heads; 3" in caplog.text
+    caplog.clear()
+    assert model_of(tensors, num_heads=6)["model"]["name"] == "vit_small"  # as it has 6
+    assert model_of(tensors, num_heads=4)["model"]["overrides"]["num_heads"] == 4
+    wide = backbone("vit_tiny", embed_dim=1024, num_heads=16, depth=1)
+    assert model_of(wide)["model"]["overrides"]["num_heads"] == 16
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
+def changed(name: str, **shapes: Any) -> Tensors:
+    """A released backbone with other shapes for some tensors, or without them (None)."""
+    found = MANIFESTS[name] | {key.replace("__", "."): shape for key, shape in shapes.items()}
+    return empty({key: shape for key, shape in found.items() if shape is not None})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "message"),
+    [
+        (empty({"a": [1], "b": [1]}), r"no ViT, XCiT or ResNet has these tensors \(a, b, ...\)"),
+        (changed("dino_vits16", pos_embed=[1, 198, 384]), "and 198 positions: only square patches"),
+        (
+            changed("dino_vits16", patch_embed__proj__weight=[384, 3, 16, 8]),
+            "patches of 16x8 pixels and 197 positions",
+        ),
+        (
+            changed("dino_vits16", pos_embed=None, patch_embed__proj__weight=[3]),
+            r"pos_embed is missing; patch_embed.proj.weight is \[3\], not 4 axes of at least 1",
+        ),
+        (changed("dino_vits16", pos_embed=[1, 0, 384]), r"pos_embed is \[1, 0, 384\], not 3 axes"),
+        (
+            changed("dino_xcit_small_12_p8", cls_token=[1, 1, 100]),
+            "of xcit with embed_dim=100, depth=12, patch_size=8 there is none in the regis",
+        ),
+        (
+            changed("dino_resnet50") | empty({"layer2.4.conv1.weight": [1]}),
+            r"of resnet with depths=\(3, 5, 6, 3\), bottleneck=True, groups=1, wid",
+        ),
+    ],
+    ids=lambda value: value[:30] if isinstance(value, str) else "",
+)
+def test_refuses(tensors: Tensors, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        model_of(tensors)
+
+
+def test_refuses_a_head_without_prototypes() -> None:
+    """Supervised networks have a classifier of that name."""
+    with pytest.raises(UsageError, match=r"last_layer\.weight is missing; mlp\.0\.w"):
+        model_of(empty(MANIFESTS["dino_vits16"]), empty({"weight": [1000, 384], "bias": [1000]}))

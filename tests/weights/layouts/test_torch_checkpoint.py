@@ -1,0 +1,129 @@
+"""What is in a `.pth` file, whatever its names begin with."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dino_jax.errors import UsageError
+from dino_jax.weights.layouts.torch_checkpoint import read_torch_checkpoint
+from tests.conftest import GOLDENS
+from tests.support.torch_files import save
+
+ONE = np.ones(1, np.float32)
+LINEAR = {"linear.weight": np.ones((3, 2), np.float32), "linear.bias": np.ones(3, np.float32)}
+
+
+def written(path: Path, value: Any) -> Any:
+    return read_torch_checkpoint(save(path / "file.pth", value))
+
+
+def test_a_whole_checkpoint() -> None:
+    found = read_torch_checkpoint(GOLDENS / "pth/full_checkpoint.pth")
+    assert found.kind == "full"
+    assert list(found.networks) == ["student", "teacher"]
+    student, teacher = found.network("student"), found.network("teacher")
+    for network in (student, teacher):
+        assert list(network.backbone)[:2] == ["cls_token", "pos_embed"]
+        assert list(network.head)[-2:] == ["last_layer.weight_g", "last_layer.weight_v"]
+        assert len(network.backbone) + len(network.head) == 38
+    assert not np.array_equal(student.backbone["cls_token"], teacher.backbone["cls_token"])
+    expected = np.load(GOLDENS / "pth/expected.npz")
+    np.testing.assert_array_equal(found.center, expected["center"])
+    assert found.epoch == 100
+    assert found.args["arch"] == "vit_small"
+    assert len(found.optimizer["state"]) == 37
+    assert found.ignored == ("fp16_scaler",)
+
+
+@pytest.mark.parametrize("path", sorted(GOLDENS.glob("pth/backbone*.pth")), ids=lambda p: p.stem)
+def test_a_backbone_is_the_teachers(path: Path) -> None:
+    found = read_torch_checkpoint(path)
+    assert (found.kind, list(found.networks), found.ignored) == ("backbone", ["teacher"], ())
+    assert not found.network("teacher").head
+    message = "which='student' is not in this file, which holds teacher: ask for that"
+    with pytest.raises(UsageError, match=message):
+        found.network("student")
+
+
+def test_a_linear_head() -> None:
+    found = read_torch_checkpoint(GOLDENS / "pth/linear.pth")
+    assert (found.kind, found.epoch) == ("linear", 100)
+    assert {name: x.shape for name, x in found.linear.items()} == {
+        "weight": (10, 192),
+        "bias": (10,),
+    }
+    assert found.ignored == ("optimizer", "scheduler", "best_acc")
+    with pytest.raises(UsageError, match="which holds a linear head"):
+        found.network("teacher")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["", "module.", "backbone.", "module.backbone.", "module.module."]
+)
+@pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "teacher"])
+def test_names_may_have_prefixes(prefix: str, wrapper: str | None, tmp_path: Path) -> None:
+    tensors = {f"{prefix}cls_token": ONE, f"{prefix}norm.bias": ONE}
+    found = written(tmp_path, {wrapper: tensors} if wrapper else tensors)
+    assert list(found.network("teacher").backbone) == ["cls_token", "norm.bias"]
+
+
+def test_the_teacher_of_a_network_with_batch_norm(tmp_path: Path) -> None:
+    """It runs under data parallelism, too."""
+    names = ["module.backbone.conv1.weight", "module.head.mlp.0.weight"]
+    found = written(tmp_path, {"teacher": dict.fromkeys(names, ONE)}).network("teacher")
+    assert (list(found.backbone), list(found.head)) == (["conv1.weight"], ["mlp.0.weight"])
+
+
+def test_what_lies_beside_a_network_is_named(tmp_path: Path) -> None:
+    value = {"model": {"norm.bias": ONE}, "epoch": 7, "optimizer": {}, "best": 0.5}
+    found = written(tmp_path, value)
+    assert (found.epoch, found.ignored) == (7, ("optimizer", "best"))
+    found = written(tmp_path, {"student": {"norm.bias": ONE}, "rng": 3})
+    assert (found.kind, found.ignored) == ("full", ("rng",))
+
+
+def test_the_classifier_of_a_resnet_is_left_out_and_named(tmp_path: Path) -> None:
+    classifier = {"fc.weight": ONE, "fc.bias": ONE}
+    found = written(tmp_path, {"layer1.0.conv1.weight": ONE, **classifier})
+    assert list(found.network("teacher").backbone) == ["layer1.0.conv1.weight"]
+    assert found.ignored == ("fc.weight", "fc.bias")
+    found = written(tmp_path, {"cls_token": ONE, **classifier})  # foreign in a ViT
+    assert set(found.network("teacher").backbone) == {"cls_token", *classifier}
+
+
+def test_counts_that_old_files_lack_are_zero(tmp_path: Path) -> None:
+    names = ["bn1.running_mean", "bn1.running_var", "head.mlp.1.running_var"]
+    network = written(tmp_path, dict.fromkeys(names, ONE)).network("teacher")
+    for part, name in ((network.backbone, "bn1"), (network.head, "mlp.1")):
+        count = part[f"{name}.num_batches_tracked"]
+        assert (count, count.shape, count.dtype) == (0, (), np.int64)
+    kept = {"bn1.num_batches_tracked": np.array(7), "bn1.running_var": ONE}
+    network = written(tmp_path, kept).network("teacher")
+    assert network.backbone["bn1.num_batches_tracked"] == 7
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ([ONE], "a list, not weights by name"),
+        ({}, "it holds no tensors: give a file with weights"),
+        ({"student": {}}, "student holds no tensors"),
+        ({"teacher": [ONE]}, "teacher holds no tensors"),
+        ({"state": {0: {}}, "param_groups": []}, r"more than tensors \(state, param_groups\): giv"),
+        (dict.fromkeys(range(9), ONE), r"more than tensors \(0, 1, 2, 3, 4 and 4 more\)"),
+        ({"student": {"a": ONE}, "epoch": -1}, "epoch=-1 is no number of epochs"),
+        ({"student": {"a": ONE}, "epoch": True}, "epoch=True is no number"),
+        ({"student": {"a": ONE}, "optimizer": [1]}, "its optimizer is a list, not names and"),
+        ({"student": {"a": ONE}, "dino_loss": {"center": 1}}, "dino_loss holds more than tensors"),
+        ({"teacher": {"a": ONE}, "dino_loss": ONE}, "its dino_loss is a ndarray, not names"),
+        ({"teacher": {"a": ONE}, "optimizer": {"state": 3}}, "optimizer: its state is a int, not"),
+        ({"norm.bias": ONE, "module.norm.bias": ONE}, "module.norm.bias is there twice, with and"),
+        (LINEAR | {"linear.bias": ONE}, r"weight of shape \[3, 2\] and a bias of shape \[1\] are"),
+    ],
+)
+def test_refuses(value: Any, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"{re.escape(str(tmp_path))}/file.pth: .*{message}"):
+        written(tmp_path, value)
