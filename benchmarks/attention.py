@@ -21,7 +21,8 @@ from flax import nnx
 from machine import versions
 from our_step import seconds_per_call
 
-from dino_jax.models.attention import Attention, cudnn_attention, what_is_wrong
+from dino_jax.models.attention import Attention, cudnn_attention
+from dino_jax.models.attention_kernel import what_is_wrong
 
 Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 

@@ -109,7 +109,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # as shells say it
     except RuntimeError as error:
-        from dino_jax.run.out_of_memory import is_out_of_memory
+        from dino_jax.memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise

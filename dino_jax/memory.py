@@ -1,16 +1,13 @@
 """What a run takes of the memory of each device, before it takes it."""
 
-import dataclasses
 import math
 import os
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
-
-from dino_jax.training.state import TrainState
 
 PyTree = Any
 _CONTAINER_LIMITS = (  # of control groups, version 2 and 1
@@ -61,42 +58,16 @@ def machine_memory() -> int:
     return min(limits)
 
 
-@dataclasses.dataclass(frozen=True)
-class Need:
-    """Bytes that a run takes of each device."""
-
-    state: int  # there between steps
-    weights: int  # of this the student's parameters, as if they were not spread over devices
-    limit: int | None  # what a device lends, where that is known
-    step: int | None = None  # more within a step: batch, activations, gradients; once compiled
-
-    @classmethod
-    def of(cls, shapes: TrainState, shardings: TrainState, mesh: Mesh) -> Self:
-        """What is known from shapes alone."""
-        weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes.params))
-        return cls(stored_bytes(shapes, shardings), weights, device_limit(mesh))
-
-    def with_step(self, compiled: jax.stages.Compiled) -> Self:
-        """The same with what the compiled step adds."""
-        planned = planned_bytes(compiled)
-        return dataclasses.replace(self, step=None if planned is None else planned - self.state)
-
-    @property
-    def total(self) -> int:
-        """As far as it is known."""
-        return self.state + (self.step or 0)
-
-    @property
-    def fits(self) -> bool:
-        """Whether nothing is known against it."""
-        return self.limit is None or self.total <= self.limit
-
-    def __str__(self) -> str:
-        step = "" if self.step is None else f" and {gib(self.step)} more in a step"
-        limit = f", of {gib(self.limit)}" if self.limit else ""
-        return f"per device {gib(self.state)} of state{step}{limit}"
-
-
 def gib(num_bytes: float) -> str:
     """Bytes as GiB, such as "1.50 GiB"."""
     return f"{num_bytes / 2**30:.2f} GiB"
+
+
+_SIGNS = ("resource_exhausted", "out of memory", "out_of_memory")  # in what JAX raises
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether JAX raised this because the memory of a device is exhausted."""
+    return isinstance(error, jax.errors.JaxRuntimeError) and any(
+        sign in str(error).lower() for sign in _SIGNS
+    )

@@ -19,14 +19,13 @@ from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
-from dino_jax.memory import Need
 from dino_jax.run import resume
 from dino_jax.run.interrupt import StopRequest
 from dino_jax.run.learning_curve import plot_learning_curve
 from dino_jax.run.log import RunLog, is_logged
 from dino_jax.run.loop import Cadence, train_loop
 from dino_jax.run.online_knn import OnlineKnn
-from dino_jax.run.out_of_memory import MemoryGuard
+from dino_jax.run.out_of_memory import MemoryGuard, Need
 from dino_jax.run.plan import make_plan
 from dino_jax.run.sheet import RunSheet
 from dino_jax.training import health

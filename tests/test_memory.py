@@ -9,7 +9,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dino_jax import memory, sharding
-from dino_jax.memory import Need, device_limit, planned_bytes, stored_bytes
+from dino_jax.memory import device_limit, planned_bytes, stored_bytes
+from dino_jax.run.out_of_memory import Need
 from dino_jax.run.plan import make_plan
 from tests.support import runs
 

@@ -19,10 +19,10 @@ from dino_jax import sharding
 from dino_jax.data.transforms.multicrop import CropSettings
 from dino_jax.models import DINOHead, VisionTransformer, create_model
 from dino_jax.models.network import MultiCropModel
-from dino_jax.run.plan import make_views
 from dino_jax.training import optim, schedules
 from dino_jax.training.state import TrainState, initializer
 from dino_jax.training.step import StepSettings, compile_step
+from dino_jax.training.views import make_views
 
 PyTree = Any
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from dino_jax.data.transforms.multicrop import CropSettings
 from dino_jax.errors import UsageError
 from dino_jax.models import DINOHead, create_model, default_settings, vit
-from dino_jax.models.attention import KernelChoice, choose_kernel
+from dino_jax.models.attention_kernel import KernelChoice, choose_kernel
 from dino_jax.models.block import check_transformer
 from dino_jax.models.network import MultiCropModel
 from dino_jax.training import schedules

@@ -6,9 +6,16 @@ from typing import Literal
 from PIL import Image
 from tqdm import tqdm
 
-from dino_jax.errors import UsageError, about
-from dino_jax.jobs.results import check_writable, remove_earlier, write_results
-from dino_jax.visualize.attention import THRESHOLD, attention_of, mass_mask, to_pixels
+from dino_jax.errors import about
+from dino_jax.jobs.results import write_results
+from dino_jax.output import check_writable, remove_earlier
+from dino_jax.visualize.attention import (
+    THRESHOLD,
+    attention_of,
+    check_threshold,
+    mass_mask,
+    to_pixels,
+)
 from dino_jax.visualize.attention_sheet import Attended, named_maps, picture_sheet
 from dino_jax.visualize.pictures import SIZE, Pictures, check_size, fit, open_pictures
 from dino_jax.visualize.sheet import PAPER, as_rgb, color_map, draw_masks, hues
@@ -63,15 +70,6 @@ def attention(
     metrics = {"images": len(sheets), "unreadable_images": pictures.unreadable}
     write_results(output / "results.json", "attention", metrics, settings, info)
     return sheets
-
-
-def check_threshold(threshold: float | None) -> None:
-    """Raises UsageError unless it is a share of a map's mass, or None."""
-    if threshold is not None and not 0 < threshold < 1:
-        raise UsageError(
-            f"threshold={threshold} must lie between 0 and 1: it is the share of a map's mass that "
-            "its mask holds, 0.6 in the paper"
-        )
 
 
 def _save_parts(folder: Path, attended: Attended, threshold: float | None) -> None:

@@ -9,11 +9,19 @@ from PIL import Image
 from tqdm import tqdm
 
 from dino_jax.data.decode import decode
-from dino_jax.data.sources.opening import Source, open_source
+from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError
-from dino_jax.jobs.attention import check_threshold
-from dino_jax.jobs.results import check_writable, table, write_results
-from dino_jax.visualize.attention import THRESHOLD, attention_of, jaccard, mass_mask, to_pixels
+from dino_jax.jobs.results import table, write_results
+from dino_jax.output import check_writable
+from dino_jax.visualize.attention import (
+    THRESHOLD,
+    attention_of,
+    check_threshold,
+    jaccard,
+    mass_mask,
+    to_pixels,
+)
 from dino_jax.visualize.attention_sheet import named_maps
 from dino_jax.visualize.pictures import SIZE, check_size, fit
 from dino_jax.weights.load import load

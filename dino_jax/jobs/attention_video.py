@@ -10,9 +10,9 @@ from tqdm import tqdm
 
 from dino_jax.data.decode import decode
 from dino_jax.errors import UsageError
-from dino_jax.jobs.attention import check_threshold
-from dino_jax.jobs.results import check_folder, check_writable, remove_earlier, write_results
-from dino_jax.visualize.attention import attention_of, mass_mask, to_pixels
+from dino_jax.jobs.results import write_results
+from dino_jax.output import check_folder, check_writable, remove_earlier
+from dino_jax.visualize.attention import attention_of, check_threshold, mass_mask, to_pixels
 from dino_jax.visualize.pictures import check_size, fit, resized_shape
 from dino_jax.visualize.sheet import as_rgb, color_map, draw_masks
 from dino_jax.visualize.video import check_format, check_fps, open_frames, write_video

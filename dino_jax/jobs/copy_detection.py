@@ -11,7 +11,8 @@ from tyro.conf import arg
 
 from dino_jax.data.decode import squash
 from dino_jax.data.pipeline import Records
-from dino_jax.data.sources.opening import Source, open_source
+from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.backbone import Pass, PlacedBackbone
 from dino_jax.evaluate.features.cache import FeatureCache
@@ -20,7 +21,8 @@ from dino_jax.evaluate.features.square_pass import Features
 from dino_jax.evaluate.retrieval.copy_detection import RESULTS, CopyDescriptor, score_subsets
 from dino_jax.evaluate.retrieval.copydays import open_copydays
 from dino_jax.evaluate.retrieval.whitening import learn_whitening
-from dino_jax.jobs.results import check_writable, print_unreadable, table, write_results
+from dino_jax.jobs.results import print_unreadable, table, write_results
+from dino_jax.output import check_writable
 
 
 def copy_detection(

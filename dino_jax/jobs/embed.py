@@ -13,7 +13,8 @@ from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.embedding_files import FORMATS, check_format, names_beside
 from dino_jax.evaluate.features.extractor import Extraction, Extractor
 from dino_jax.evaluate.features.tokens import BlockTokens, ClassToken, Feature
-from dino_jax.jobs.results import check_writable, print_unreadable, write_results
+from dino_jax.jobs.results import print_unreadable, write_results
+from dino_jax.output import check_writable
 
 
 def embed(

@@ -1,12 +1,18 @@
 """The k-NN job: from weights and two sources to a table."""
 
 import dataclasses
+import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import jax
+import numpy as np
+from PIL import Image
 from tyro.conf import arg
 
+from dino_jax import sharding
+from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.classification.knn import KS, check_votes
 from dino_jax.evaluate.classification.labelled import (
@@ -14,11 +20,16 @@ from dino_jax.evaluate.classification.labelled import (
     open_labelled,
     untested_classes,
 )
+from dino_jax.evaluate.classification.neighbours import neighbours
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.extractor import Extraction, Extractor
+from dino_jax.evaluate.features.square_pass import Features
 from dino_jax.evaluate.features.tokens import ClassToken
-from dino_jax.jobs.results import check_writable, print_unreadable, table, write_results
-from dino_jax.visualize.neighbours import check_picture, write_report
+from dino_jax.jobs.results import print_unreadable, table, write_results
+from dino_jax.output import check_writable
+from dino_jax.visualize.neighbours import neighbours_sheet
+
+QUERIES, NEIGHBOURS = 10, 10  # rows of a report, and neighbours in each
 
 
 def knn(
@@ -75,3 +86,38 @@ def knn(
         if report:
             write_report(report, sources, sides)
     return scores
+
+
+def check_picture(path: Path) -> None:
+    """Raises UsageError where a picture of this name cannot be written."""
+    try:  # some formats are for reading alone, others for pictures without colours
+        kind = Image.registered_extensions()[path.suffix.lower()]
+        Image.new("RGB", (1, 1)).save(io.BytesIO(), kind)
+    except (KeyError, OSError, ValueError) as error:
+        raise UsageError(
+            f"report={path} must be named as a picture that can be written: end it in .png or .jpg"
+        ) from error
+    check_writable(path, "report")
+
+
+def write_report(path: Path, sources: tuple[Source, Source], sides: Sequence[Features]) -> None:
+    """Draws some test images with their nearest training images.
+
+    Args:
+      path: of the picture.
+      sources: bank and queries.
+      sides: their features.
+    """
+    (bank, queries), (bank_side, query_side) = sources, sides
+    # The same queries for all weights, so that reports can be compared; ordered by class.
+    count = len(query_side.index)
+    chosen = np.random.default_rng(0).permutation(count)[:QUERIES]
+    chosen = chosen[np.argsort(query_side.labels[chosen], kind="stable")]
+    similarities, rows = neighbours(
+        bank_side.features,
+        query_side.features[chosen],
+        k=min(NEIGHBOURS, len(bank_side.index)),
+        mesh=sharding.make_mesh(jax.local_devices()),  # one host draws, without the others
+    )
+    found = bank_side.index[rows]
+    neighbours_sheet(queries, bank, query_side.index[chosen], found, similarities).save(path)

@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import jax
 import numpy as np
-from flax import nnx
 from tyro.conf import arg
 
 from dino_jax.checkpoints import lock
-from dino_jax.data.sources.opening import Source
+from dino_jax.data.sources.source import Source
 from dino_jax.data.sources.subset import Subset
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.classification.labelled import (
@@ -33,11 +32,11 @@ from dino_jax.evaluate.classification.linear_training import (
 from dino_jax.evaluate.features import cache as feature_store
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.extractor import Extraction, Extractor
-from dino_jax.evaluate.features.tokens import ClassToken, ClassTokens, Feature
-from dino_jax.jobs.results import check_writable, print_unreadable, table, write_results
+from dino_jax.evaluate.features.tokens import Feature, probed_feature
+from dino_jax.jobs.results import print_unreadable, table, write_results
+from dino_jax.output import check_writable
 
 RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)  # the reference has 0.001 alone
-WIDE = 768  # a ViT of this width, or a wider one, is probed as the paper's ViT-B
 
 
 def linear(
@@ -109,19 +108,6 @@ def linear(
         settings = given | extractor.settings(feature) | dataclasses.asdict(cache)
         write_results(output, "linear", metrics, settings, extractor.info)
     return metrics
-
-
-def probed_feature(
-    model: nnx.Module, n_last_blocks: int | None, avgpool_patchtokens: bool | None
-) -> Feature:
-    """What is classified: as asked for, else as in the paper."""
-    if n_last_blocks is None and avgpool_patchtokens is None:
-        if not hasattr(model, "get_intermediate_layers"):
-            return ClassToken()
-        avgpool_patchtokens = model.embed_dim >= WIDE
-    if n_last_blocks is None:
-        n_last_blocks = 1 if avgpool_patchtokens else min(4, len(model.blocks))
-    return ClassTokens(n_last_blocks, bool(avgpool_patchtokens))
 
 
 def _trained(

@@ -21,7 +21,8 @@ from dino_jax.evaluate.classification.logistic import (
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.extractor import Extraction, Extractor
 from dino_jax.evaluate.features.tokens import ClassToken
-from dino_jax.jobs.results import check_writable, print_unreadable, table, write_results
+from dino_jax.jobs.results import print_unreadable, table, write_results
+from dino_jax.output import check_writable
 
 
 def logistic(

@@ -17,7 +17,8 @@ from tyro.conf import Positional
 from dino_jax.data.decode import UnreadableImage
 from dino_jax.data.sources import records
 from dino_jax.data.sources.names import Names
-from dino_jax.data.sources.opening import EncodedSource, open_source
+from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources.source import EncodedSource
 from dino_jax.errors import UsageError
 
 # A record for each chunk of the file, so that any is read alone; JPEG does not shrink further.

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from dino_jax.data.transforms.color import normalize
 from dino_jax.errors import UsageError, about
-from dino_jax.jobs.results import check_writable, write_results
+from dino_jax.jobs.results import write_results
 from dino_jax.models.network import split
+from dino_jax.output import check_writable
 from dino_jax.visualize.pca import is_foreground, principal_components, to_colors
 from dino_jax.visualize.pictures import (
     SIZE,

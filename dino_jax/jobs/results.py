@@ -2,12 +2,8 @@
 
 import dataclasses
 import json
-import os
 import platform
-import re
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,7 +11,7 @@ from typing import Any
 import jax
 
 from dino_jax import __version__
-from dino_jax.errors import UsageError
+from dino_jax.output import whole_or_nothing
 from dino_jax.weights.load import WeightsInfo
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow")
@@ -26,67 +22,6 @@ def versions() -> dict[str, str]:
     found = {name: version(name) for name in PACKAGES}
     here = {"device": jax.devices()[0].device_kind, "python": platform.python_version()}
     return here | {"dino_jax": __version__} | found
-
-
-def check_writable(path: Path, argument: str = "output") -> None:
-    """Finds out before the work whether its result can be written.
-
-    Args:
-      path: of the file.
-      argument: that names it.
-    Raises:
-      UsageError: it cannot.
-    """
-    check_folder(path.parent, argument)
-    try:
-        if path.exists():
-            path.open("a").close()
-    except OSError as error:
-        raise UsageError(f"{argument}={path} cannot be written ({error.strerror})") from error
-
-
-def check_folder(path: Path, argument: str) -> None:
-    """Makes a folder where there is none, and finds out whether it can be written into.
-
-    Raises:
-      UsageError: it cannot; `argument` is what names it.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=path).close()
-    except OSError as error:
-        raise UsageError(
-            f"{argument}: the folder {path} cannot be written ({error.strerror}): give another one"
-        ) from error
-
-
-@contextmanager
-def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """Another name of the same ending to write to; it becomes the file's own when all went well.
-
-    A device or a pipe is written as it is: it must not become a file.
-    """
-    if path.exists() and not path.is_file():
-        yield path
-        return
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        yield part
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def remove_earlier(folder: Path, pattern: str) -> None:
-    """Removes what the same job has left in a folder, so that it holds one run's files alone.
-
-    Args:
-      folder: may be missing.
-      pattern: a regular expression of the names that the job writes, and of no others.
-    """
-    for path in folder.glob("*"):
-        if re.fullmatch(pattern, path.name):
-            path.unlink()
 
 
 def write_results(

@@ -21,7 +21,8 @@ from dino_jax.evaluate.features.square_pass import Features
 from dino_jax.evaluate.retrieval.ranking import KS, PROTOCOLS, rank, score
 from dino_jax.evaluate.retrieval.revisited import open_revisited
 from dino_jax.evaluate.retrieval.scales import SCALES, group_by_shape
-from dino_jax.jobs.results import check_writable, print_unreadable, table, write_results
+from dino_jax.jobs.results import print_unreadable, table, write_results
+from dino_jax.output import check_writable
 
 PRESETS: dict[str, dict[str, Any]] = {  # of the paper's table 3
     "paper-oxford": {"image_size": 224, "multiscale": False},

@@ -1,10 +1,10 @@
 """The video segmentation job: DAVIS 2017, from weights and a folder to masks and their score."""
 
+import csv
 import dataclasses
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -14,32 +14,23 @@ from PIL import Image
 from tqdm import tqdm
 from tyro.conf import arg
 
-from dino_jax.data.decode import UnreadableImage, decode
-from dino_jax.data.pipeline import Records
+from dino_jax.data.decode import UnreadableImage
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.davis.dataset import (
     Video,
-    labels_of_patches,
     open_davis,
     read_mask,
     write_mask,
 )
+from dino_jax.evaluate.davis.follower import Follower
 from dino_jax.evaluate.davis.propagation import (
-    MULTIPLE,
-    FramePatches,
     Propagation,
-    begin,
-    follow,
-    network_size,
 )
-from dino_jax.evaluate.davis.report import ObjectRow, mean_of, object_rows, report
+from dino_jax.evaluate.davis.report import MEASURES, ObjectRow, mean_of, object_rows
 from dino_jax.evaluate.davis.score import object_scores
 from dino_jax.evaluate.features.backbone import Pass, PlacedBackbone
-from dino_jax.evaluate.features.picture_pass import Group, PicturePass
-from dino_jax.jobs.results import check_writable, remove_earlier, write_results
-from dino_jax.weights.layouts.architecture import IMAGENET
-
-STD = (0.228, 0.224, 0.225)  # the reference's, which differs from ImageNet's for videos alone
+from dino_jax.jobs.results import table, write_results
+from dino_jax.output import check_writable, remove_earlier
 
 
 def video_segmentation(
@@ -73,7 +64,7 @@ def video_segmentation(
     videos = open_davis(data, split)
     _check_apart(output, data, videos)
     backbone = PlacedBackbone(weights, options)
-    follower = _Follower(backbone, videos, propagation, image_size)
+    follower = Follower(backbone, videos, propagation, image_size)
     rows: list[ObjectRow] = []
     skipped: list[str] = []
     total = sum(len(video.frames) for video in videos)
@@ -139,73 +130,6 @@ def _check_apart(output: Path, data: Path, videos: Sequence[Video]) -> None:
             )
 
 
-class _Follower:
-    """Label maps of videos, one frame after the other."""
-
-    def __init__(
-        self,
-        backbone: PlacedBackbone,
-        videos: Sequence[Video],
-        propagation: Propagation,
-        image_size: int,
-    ) -> None:
-        patch_size = backbone.info.patch_size
-        if image_size < MULTIPLE:
-            raise UsageError(f"image_size={image_size} must be at least {MULTIPLE}")
-        if patch_size and (MULTIPLE % patch_size or image_size % patch_size):
-            raise UsageError(
-                f"image_size={image_size} must be a multiple of the patch size, {patch_size}, and "
-                f"that must divide {MULTIPLE}"
-            )
-        self._backbone, self._passes = backbone, PicturePass(backbone)
-        self._propagation, self._image_size = propagation, image_size
-        # One number of classes for all videos, so that frames of one size compile once.
-        self._num_classes = 1 + max(video.num_objects for video in videos)
-        step = partial(follow, settings=propagation, patch_size=patch_size)
-        self._step = jax.jit(step, donate_argnums=0)
-        for size in sorted({video.first.shape for video in videos}):
-            self._passes.check(self._feature(size), size)
-
-    def __call__(self, video: Video) -> Iterator[tuple[int, jax.Array]]:
-        """Yields (frame, its label map) of every readable frame but the first."""
-        shape, propagation = video.first.shape, self._propagation
-        channels = len(self._backbone.info.mean)
-        max_unreadable = self._backbone.options.max_unreadable
-        records = Records(video.frames, max_unreadable=max_unreadable, channels=channels)
-        load = partial(_load, shape=shape, channels=channels)
-        group = Group(range(len(video.frames)), shape)
-        memory, followed = None, 0
-        for batch in self._passes.stream(self._feature(shape), records, load, group):
-            # Frames follow each other, so one device does it; they were computed by all.
-            batch = {name: values.addressable_data(0) for name, values in batch.items()}
-            frames = np.asarray(batch["index"])
-            for i in np.flatnonzero(np.asarray(batch["valid"])):
-                target = batch["rows"][i]
-                if memory is None:
-                    first = labels_of_patches(video.first, target.shape[:2], self._num_classes)
-                    memory = begin(target, first, propagation)
-                    continue
-                slot = 1 + followed % max(1, propagation.last_frames)
-                memory, labels = self._step(memory, target, slot)
-                followed += 1
-                yield int(frames[i]), labels
-
-    def _feature(self, shape: tuple[int, int]) -> FramePatches:
-        info = self._backbone.info
-        std = STD if info.std == IMAGENET["std"] else info.std
-        return FramePatches(network_size(*shape, self._image_size), info.mean, std)
-
-
-def _load(image: Image.Image, shape: tuple[int, int], channels: int) -> np.ndarray:
-    pixels = decode(image, channels=channels)
-    if pixels.shape[:2] != shape:
-        raise UnreadableImage(
-            f"{pixels.shape[1]}x{pixels.shape[0]} pixels, and the first frame has "
-            f"{shape[1]}x{shape[0]}"
-        )
-    return pixels
-
-
 def _write(output: Path, video: Video, frame: int, labels: np.ndarray) -> None:
     if jax.process_index() == 0:
         write_mask(output / video.name / f"{video.frame_names[frame]}.png", labels)
@@ -231,3 +155,31 @@ def _skipped(video: Video, scores: dict[int, np.ndarray | None]) -> list[str]:
     frames = [video.frames.name(i) for i in range(1, len(video.frames)) if i not in scores]
     masks = [str(path) for i, path in video.masks.items() if scores.get(i, 0) is None]
     return frames + masks
+
+
+def report(output: Path, rows: Sequence[ObjectRow]) -> None:
+    """Writes per_object.csv and per_sequence.csv, and prints the latter with the mean of all.
+
+    Args:
+      output: folder of the files.
+      rows: of all videos.
+    """
+
+    def rounded(values: Iterable[float]) -> list[str]:
+        return [f"{value:.2f}" for value in values]
+
+    videos = dict.fromkeys(row.video for row in rows)
+    sequences = [
+        [name, *rounded(mean_of(row for row in rows if row.video == name).values())]
+        for name in videos
+    ]
+    objects = [[row.video, row.number, *rounded(row.values)] for row in rows]
+    for name, header, lines in (
+        ("per_sequence.csv", ["Sequence"], sequences),
+        ("per_object.csv", ["Sequence", "Object"], objects),
+    ):
+        with (output / name).open("w", newline="") as file:
+            csv.writer(file).writerows([[*header, *MEASURES], *lines])
+    if rows:
+        total = ["all objects", *rounded(mean_of(rows).values())]
+        print(table(["sequence, %", *MEASURES], [*sequences, total]))

@@ -5,7 +5,7 @@ from flax import nnx
 from flax.typing import Dtype
 
 from dino_jax.models.batch_norm import BatchNorm
-from dino_jax.models.initializers import torch_uniform_init
+from dino_jax.models.layers import torch_uniform_init
 
 
 def conv(

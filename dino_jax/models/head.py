@@ -10,8 +10,7 @@ from flax.typing import Dtype
 
 from dino_jax.errors import UsageError
 from dino_jax.models.batch_norm import BatchNorm
-from dino_jax.models.block import gelu, unit
-from dino_jax.models.initializers import normal_init, torch_uniform_init
+from dino_jax.models.layers import gelu, normal_init, torch_uniform_init, unit
 
 
 class WeightNormLinear(nnx.Module):

@@ -17,13 +17,3 @@ def add_branch(x: jax.Array, branch: jax.Array) -> jax.Array:
     """
     total = x + branch
     return jax.lax.optimization_barrier(total) if jax.default_backend() == "cpu" else total
-
-
-def compiler_options() -> dict[str, str]:
-    """Options for compiling a training step, so that the barriers are still there in the end.
-
-    None where this version of JAX needs none: a later one may no longer know them.
-    """
-    if jax.default_backend() == "cpu" and jax.__version_info__ < (0, 11):
-        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
-    return {}

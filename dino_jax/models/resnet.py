@@ -15,8 +15,8 @@ from flax import nnx
 from flax.typing import Dtype
 
 from dino_jax.errors import UsageError
-from dino_jax.models.block import at_least_float32, check_counts, check_images
 from dino_jax.models.conv import ConvNorm
+from dino_jax.models.layers import at_least_float32, check_counts, check_images
 from dino_jax.models.remat import check_remat, run_block
 
 STAGE_WIDTHS = (64, 128, 256, 512)

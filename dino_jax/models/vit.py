@@ -13,16 +13,16 @@ from flax.typing import Dtype
 
 from dino_jax.errors import UsageError
 from dino_jax.models.attention import check_kernel
-from dino_jax.models.block import (
-    Block,
+from dino_jax.models.block import Block, check_transformer
+from dino_jax.models.layers import (
     at_least_float32,
     check_counts,
     check_images,
-    check_transformer,
     image_draws,
     layer_norm,
+    normal_init,
+    torch_uniform_init,
 )
-from dino_jax.models.initializers import normal_init, torch_uniform_init
 from dino_jax.models.remat import check_remat, run_block
 
 

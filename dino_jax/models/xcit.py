@@ -17,16 +17,16 @@ from flax import nnx
 from flax.typing import Dtype
 
 from dino_jax.errors import UsageError
-from dino_jax.models.block import (
+from dino_jax.models.block import check_transformer
+from dino_jax.models.conv import ConvNorm, conv
+from dino_jax.models.layers import (
     at_least_float32,
     check_counts,
     check_images,
-    check_transformer,
     image_draws,
     layer_norm,
+    normal_init,
 )
-from dino_jax.models.conv import ConvNorm, conv
-from dino_jax.models.initializers import normal_init
 from dino_jax.models.remat import check_remat, run_block
 from dino_jax.models.xcit_block import ClassAttentionBlock, XCABlock
 

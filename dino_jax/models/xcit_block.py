@@ -13,8 +13,8 @@ from flax.typing import Dtype
 
 from dino_jax.models.attention import Attention
 from dino_jax.models.batch_norm import BatchNorm
-from dino_jax.models.block import Mlp, drop_path, layer_norm, unit
 from dino_jax.models.conv import conv
+from dino_jax.models.layers import Mlp, drop_path, layer_norm, unit
 from dino_jax.models.residual import add_branch
 
 

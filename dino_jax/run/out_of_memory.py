@@ -12,10 +12,12 @@ from types import TracebackType
 from typing import Any, Self
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dino_jax.errors import UsageError
-from dino_jax.memory import Need
+from dino_jax.memory import device_limit, gib, is_out_of_memory, planned_bytes, stored_bytes
+from dino_jax.training.state import TrainState
 
 # What the backward pass finds of each image, as shares of all activations. A ViT keeps 0.36 and
 # 0.06, an XCiT 0.41 and 0.21; the rest is room for what is computed again.
@@ -25,14 +27,42 @@ MARGIN = 1.05  # of an estimate
 GPU_SHARE = 0.75  # of a GPU's memory that JAX takes unless told otherwise
 # That say otherwise; the second is the former name, and JAX refuses both together.
 FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
-_SIGNS = ("resource_exhausted", "out of memory", "out_of_memory")  # in what JAX raises
 
 
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether JAX raised this because the memory of a device is exhausted."""
-    return isinstance(error, jax.errors.JaxRuntimeError) and any(
-        sign in str(error).lower() for sign in _SIGNS
-    )
+@dataclasses.dataclass(frozen=True)
+class Need:
+    """Bytes that a run takes of each device."""
+
+    state: int  # there between steps
+    weights: int  # of this the student's parameters, as if they were not spread over devices
+    limit: int | None  # what a device lends, where that is known
+    step: int | None = None  # more within a step: batch, activations, gradients; once compiled
+
+    @classmethod
+    def of(cls, shapes: TrainState, shardings: TrainState, mesh: Mesh) -> Self:
+        """What is known from shapes alone."""
+        weights = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes.params))
+        return cls(stored_bytes(shapes, shardings), weights, device_limit(mesh))
+
+    def with_step(self, compiled: jax.stages.Compiled) -> Self:
+        """The same with what the compiled step adds."""
+        planned = planned_bytes(compiled)
+        return dataclasses.replace(self, step=None if planned is None else planned - self.state)
+
+    @property
+    def total(self) -> int:
+        """As far as it is known."""
+        return self.state + (self.step or 0)
+
+    @property
+    def fits(self) -> bool:
+        """Whether nothing is known against it."""
+        return self.limit is None or self.total <= self.limit
+
+    def __str__(self) -> str:
+        step = "" if self.step is None else f" and {gib(self.step)} more in a step"
+        limit = f", of {gib(self.limit)}" if self.limit else ""
+        return f"per device {gib(self.state)} of state{step}{limit}"
 
 
 class MemoryGuard:

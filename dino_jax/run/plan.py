@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 from dino_jax import sharding
 from dino_jax.config import build
-from dino_jax.data.transforms.multicrop import CropSettings, augment
 from dino_jax.training import optim
 from dino_jax.training.state import TrainState, initializer
 from dino_jax.training.step import Batch, MakeViews, StepSettings
+from dino_jax.training.views import make_views
 
 PyTree = Any
 LAST_FOLD = np.uint32(2**32 - 1)  # of the initial weights; crops fold in the epoch
@@ -89,24 +89,3 @@ def make_plan(
 def crop_maker(config: ConfigDict) -> MakeViews:
     """Makes the crops of a config's batches."""
     return partial(make_views, seed=config.seed, crops=build.crop_settings(config))
-
-
-def make_views(
-    batch: Batch, epoch: jax.Array, *, seed: int, crops: CropSettings
-) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """All crops of a batch, and a key an image for stochastic depth.
-
-    What is random about an image follows from the seed, the epoch and its index in the data; so it
-    depends neither on the batch's layout nor on devices, threads or accumulation.
-
-    Args:
-      batch: `canvas [B, S, S, C]`, `size [B, 2]` and `index [B]`.
-      epoch: int32 [].
-      seed: of the run.
-      crops: sizes, scales and probabilities.
-    Returns: ([B, 2, H, W, C], [B, L, h, w, C]) without the latter where L is 0, and [B] keys.
-    """
-    key = jax.random.fold_in(jax.random.key(seed), epoch)
-    keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index)))(batch["index"])
-    views = augment(batch["canvas"], batch["size"], keys[:, 0], crops)
-    return tuple(group for group in views if group.shape[1]), keys[:, 1]

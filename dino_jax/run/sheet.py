@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from dino_jax.config.build import build_backbone
-from dino_jax.data.sources.opening import Source, open_source
+from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources.source import Source
 from dino_jax.models.network import split
 from dino_jax.visualize.attention import THRESHOLD, attention_function, check_attends
 from dino_jax.visualize.attention_sheet import Attended, pictures_sheet

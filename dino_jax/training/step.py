@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import optax
 
 from dino_jax.models.network import Network
-from dino_jax.models.residual import compiler_options
 from dino_jax.sharding import PassLayout, spread_pass
 from dino_jax.training.losses import LossOutput, dino_loss, update_center
 from dino_jax.training.schedules import Schedule
@@ -212,3 +211,13 @@ def _reset(meters: Meters, step: jax.Array, settings: StepSettings) -> Meters:
         interval=clear(meters.interval, settings.log_every),
         epoch=clear(meters.epoch, settings.steps_per_epoch),
     )
+
+
+def compiler_options() -> dict[str, str]:
+    """Options for compiling a training step, so that the barriers are still there in the end.
+
+    None where this version of JAX needs none: a later one may no longer know them.
+    """
+    if jax.default_backend() == "cpu" and jax.__version_info__ < (0, 11):
+        return {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    return {}

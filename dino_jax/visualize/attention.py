@@ -114,3 +114,12 @@ def jaccard(masks: np.ndarray, truth: np.ndarray) -> np.ndarray:
     both = (masks & truth).sum(axis=(-2, -1))
     either = (masks | truth).sum(axis=(-2, -1))
     return np.where(either == 0, 1.0, both / np.maximum(either, 1))
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raises UsageError unless it is a share of a map's mass, or None."""
+    if threshold is not None and not 0 < threshold < 1:
+        raise UsageError(
+            f"threshold={threshold} must lie between 0 and 1: it is the share of a map's mass that "
+            "its mask holds, 0.6 in the paper"
+        )

@@ -17,7 +17,8 @@ from dino_jax import sharding
 from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records
 from dino_jax.data.sources.files import Files
-from dino_jax.data.sources.opening import Source, open_source
+from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError
 from dino_jax.memory import device_limit, gib, machine_memory
 

@@ -21,7 +21,7 @@ from dino_jax.data.pipeline import Records
 from dino_jax.data.sources.files import natural_order
 from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
-from dino_jax.jobs.results import whole_or_nothing
+from dino_jax.output import whole_or_nothing
 
 FORMATS = (".mp4", ".avi", ".gif")  # that can be written
 FPS = 25.0  # where nothing else is known

@@ -14,9 +14,9 @@ from PIL import Image
 from dino_jax.checkpoints import lock
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.classification import linear_training
-from dino_jax.evaluate.features.tokens import ClassToken, ClassTokens
+from dino_jax.evaluate.features.tokens import ClassToken, ClassTokens, probed_feature
 from dino_jax.jobs import linear as linear_job
-from dino_jax.jobs.linear import linear, probed_feature
+from dino_jax.jobs.linear import linear
 from tests.support.class_folders import class_folders
 from tests.support.linear_setup import OPTIONS, TEST
 

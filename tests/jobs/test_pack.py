@@ -20,7 +20,8 @@ from dino_jax import cli
 from dino_jax.data.decode import UnreadableImage, decode
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.sources.folder import FolderSource
-from dino_jax.data.sources.opening import EncodedSource, open_source
+from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources.source import EncodedSource
 from dino_jax.errors import UsageError
 from dino_jax.jobs.pack import pack
 

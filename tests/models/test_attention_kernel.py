@@ -17,7 +17,7 @@ import configs.default
 from dino_jax.config import build, checks
 from dino_jax.errors import UsageError
 from dino_jax.models import attention, create_model
-from dino_jax.models.attention import KernelChoice, choose_kernel, what_is_wrong
+from dino_jax.models.attention_kernel import KernelChoice, choose_kernel, what_is_wrong
 from dino_jax.models.network import abstract
 from tests.support.reference import recipe_model
 

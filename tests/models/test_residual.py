@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from dino_jax.models.residual import add_branch, compiler_options
+from dino_jax.models.residual import add_branch
+from dino_jax.training.step import compiler_options
 
 
 def most_operands(depth: int, options: dict[str, str]) -> int:

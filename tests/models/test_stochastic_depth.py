@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dino_jax.models.block import drop_path
+from dino_jax.models.layers import drop_path
 from tests.support.reference import image_keys, random_images
 from tests.support.tiny_vit import features, tiny
 

@@ -11,15 +11,15 @@ from ml_collections import ConfigDict
 from dino_jax import train
 from dino_jax.config.file import override, read_config
 from dino_jax.errors import UsageError
-from dino_jax.memory import Need
+from dino_jax.memory import is_out_of_memory
 from dino_jax.models.remat import POLICIES
 from dino_jax.run.loop import train_loop
 from dino_jax.run.out_of_memory import (
     ACTIVATIONS,
     FRACTIONS,
     MemoryGuard,
+    Need,
     answer,
-    is_out_of_memory,
     predicted,
     remedies,
 )

@@ -4,7 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from dino_jax.run.plan import Plan, make_views
+from dino_jax.run.plan import Plan
+from dino_jax.training.views import make_views
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -13,10 +13,10 @@ from configs import default
 from dino_jax.config import build
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.sources.opening import open_source
-from dino_jax.run.plan import make_views
 from dino_jax.training import health, optim
 from dino_jax.training.state import TrainState, initializer
 from dino_jax.training.step import StepSettings, train_step
+from dino_jax.training.views import make_views
 
 STEPS, WARMUP, INTERVAL = 240, 40, 40
 K = 256

@@ -13,11 +13,11 @@ from dino_jax.data.transforms.multicrop import CropSettings
 from dino_jax.models import DINOHead
 from dino_jax.models.block import Block
 from dino_jax.models.network import MultiCropModel, Network, abstract
-from dino_jax.run.plan import make_views
 from dino_jax.training import optim, schedules
 from dino_jax.training.losses import dino_loss
 from dino_jax.training.state import TrainState, init_meters, start_state
 from dino_jax.training.step import MAX_SKIPPED_IN_A_ROW, StepSettings, compile_step, train_step
+from dino_jax.training.views import make_views
 
 PyTree = Any
 pytestmark = pytest.mark.usefixtures("quick_compilation")

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 if TYPE_CHECKING:
-    from dino_jax.data.sources.opening import Source
+    from dino_jax.data.sources.source import Source
 
 
 class Subset:

@@ -13,7 +13,7 @@ from flax import nnx
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.classification.linear import Heads, Probe
 from dino_jax.evaluate.features.cache import BROKEN_ARRAY, decisive
-from dino_jax.jobs.results import whole_or_nothing
+from dino_jax.output import whole_or_nothing
 from dino_jax.weights import hub
 from dino_jax.weights.load import load
 

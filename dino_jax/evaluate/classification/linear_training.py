@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dino_jax import sharding
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
-from dino_jax.data.sources.opening import Source
+from dino_jax.data.sources.source import Source
 from dino_jax.data.transforms.random_crop import random_crop
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.classification.linear import (
@@ -40,7 +40,7 @@ from dino_jax.evaluate.classification.linear_files import (
 from dino_jax.evaluate.features.extractor import Extractor
 from dino_jax.evaluate.features.square_pass import Batch
 from dino_jax.evaluate.features.tokens import Feature
-from dino_jax.jobs.results import whole_or_nothing
+from dino_jax.output import whole_or_nothing
 
 PROGRESS, HEAD, LOG = "progress.npz", "head.npz", "log.txt"
 

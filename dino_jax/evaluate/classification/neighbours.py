@@ -20,6 +20,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from dino_jax import sharding
 from dino_jax.errors import UsageError
+from dino_jax.evaluate.features.tokens import unit_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,13 +158,6 @@ def query_blocks(
     for start in range(0, len(queries), size):
         part = queries[start : start + size]
         yield np.pad(part, ((0, size - len(part)), (0, 0))), len(part)
-
-
-@jax.jit
-def unit_rows(features: jax.Array) -> jax.Array:
-    """Features [..., D] scaled to length 1; zeros stay so and are equally near to everything."""
-    norms = jnp.linalg.norm(features, axis=-1, keepdims=True)
-    return features / jnp.maximum(norms, 1e-12)
 
 
 def _largest(values: jax.Array, k: int, group: int) -> tuple[jax.Array, jax.Array]:

@@ -19,8 +19,7 @@ from jax import lax
 
 from dino_jax.data.transforms import color, resample
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.classification.neighbours import unit_rows
-from dino_jax.evaluate.features.tokens import intermediate_layers
+from dino_jax.evaluate.features.tokens import intermediate_layers, unit_rows
 
 HIGHEST = lax.Precision.HIGHEST
 MULTIPLE = 64  # pixels; the longer side of a frame is cut down to a multiple of it

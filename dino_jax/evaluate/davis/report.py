@@ -1,15 +1,12 @@
 """The tables of a video segmentation: by object, by sequence and over all objects, in percent."""
 
-import csv
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from dino_jax.evaluate.davis.dataset import Video
 from dino_jax.evaluate.davis.score import statistics
-from dino_jax.jobs.results import table
 
 MEASURES = ("J&F-Mean", "J-Mean", "J-Recall", "J-Decay", "F-Mean", "F-Recall", "F-Decay")
 
@@ -41,31 +38,3 @@ def mean_of(rows: Iterable[ObjectRow]) -> dict[str, float] | None:
     """The mean of each measure over objects; None for none."""
     values = [row.values for row in rows]
     return dict(zip(MEASURES, np.mean(values, axis=0).tolist(), strict=True)) if values else None
-
-
-def report(output: Path, rows: Sequence[ObjectRow]) -> None:
-    """Writes per_object.csv and per_sequence.csv, and prints the latter with the mean of all.
-
-    Args:
-      output: folder of the files.
-      rows: of all videos.
-    """
-
-    def rounded(values: Iterable[float]) -> list[str]:
-        return [f"{value:.2f}" for value in values]
-
-    videos = dict.fromkeys(row.video for row in rows)
-    sequences = [
-        [name, *rounded(mean_of(row for row in rows if row.video == name).values())]
-        for name in videos
-    ]
-    objects = [[row.video, row.number, *rounded(row.values)] for row in rows]
-    for name, header, lines in (
-        ("per_sequence.csv", ["Sequence"], sequences),
-        ("per_object.csv", ["Sequence", "Object"], objects),
-    ):
-        with (output / name).open("w", newline="") as file:
-            csv.writer(file).writerows([[*header, *MEASURES], *lines])
-    if rows:
-        total = ["all objects", *rounded(mean_of(rows).values())]
-        print(table(["sequence, %", *MEASURES], [*sequences, total]))

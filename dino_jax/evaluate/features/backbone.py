@@ -7,7 +7,7 @@ from typing import Any, Literal
 import jax
 
 from dino_jax import sharding
-from dino_jax.data.sources.opening import Source
+from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.cache import About, describe_data
 from dino_jax.models.network import split

@@ -19,10 +19,10 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dino_jax.data.sources.opening import Source
+from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.square_pass import Features
-from dino_jax.jobs.results import check_folder
+from dino_jax.output import check_folder
 
 About = dict[str, Any]
 

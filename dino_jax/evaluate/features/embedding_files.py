@@ -18,7 +18,7 @@ import numpy as np
 
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.square_pass import Features
-from dino_jax.jobs.results import whole_or_nothing
+from dino_jax.output import whole_or_nothing
 
 Append = Callable[[Features, Sequence[str]], None]
 

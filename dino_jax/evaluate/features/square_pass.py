@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from dino_jax import sharding
 from dino_jax.data.pipeline import Records, eval_batches
 from dino_jax.data.prefetch import DevicePrefetch
-from dino_jax.data.sources.opening import Source
+from dino_jax.data.sources.source import Source
 from dino_jax.data.transforms.eval_transform import eval_transform
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.tokens import ClassToken, Feature

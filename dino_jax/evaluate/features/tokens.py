@@ -94,3 +94,26 @@ def intermediate_layers(model: nnx.Module, images: jax.Array, n: int) -> list[ja
             "needed here: give a ViT"
         )
     return model.get_intermediate_layers(images, n)
+
+
+WIDE = 768  # a ViT of this width, or a wider one, is probed as the paper's ViT-B
+
+
+def probed_feature(
+    model: nnx.Module, n_last_blocks: int | None, avgpool_patchtokens: bool | None
+) -> Feature:
+    """What is classified: as asked for, else as in the paper."""
+    if n_last_blocks is None and avgpool_patchtokens is None:
+        if not hasattr(model, "get_intermediate_layers"):
+            return ClassToken()
+        avgpool_patchtokens = model.embed_dim >= WIDE
+    if n_last_blocks is None:
+        n_last_blocks = 1 if avgpool_patchtokens else min(4, len(model.blocks))
+    return ClassTokens(n_last_blocks, bool(avgpool_patchtokens))
+
+
+@jax.jit
+def unit_rows(features: jax.Array) -> jax.Array:
+    """Features [..., D] scaled to length 1; zeros stay so and are equally near to everything."""
+    norms = jnp.linalg.norm(features, axis=-1, keepdims=True)
+    return features / jnp.maximum(norms, 1e-12)

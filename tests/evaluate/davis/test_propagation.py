@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.classification.neighbours import unit_rows
 from dino_jax.evaluate.davis.propagation import (
     FramePatches,
     Memory,
@@ -22,6 +21,7 @@ from dino_jax.evaluate.davis.propagation import (
     network_size,
     propagate,
 )
+from dino_jax.evaluate.features.tokens import unit_rows
 from tests.conftest import parity_cases
 
 pytestmark = pytest.mark.usefixtures("shared_compilation")
