@@ -1,23 +1,25 @@
 """DINO, self-distillation with no labels (Caron et al., arXiv 2104.14294), in JAX.
 
-`create_model` builds a backbone with random weights, `load` one with trained ones. Training is
-`python main.py`, every other job `python -m dino_jax JOB`.
+`create_model` builds a backbone with random weights; `load`, `load_with_head` and `load_linear`
+load trained weights. `python main.py` trains; `python -m dino_jax JOB` runs every other job.
 """
 
+import importlib
+from importlib.metadata import version
 from typing import Any
 
-__version__ = "0.1.0"
-__all__ = ["create_model", "load"]
+__version__ = version("dino_jax")
+_MODULES = {
+    "create_model": "dino_jax.models",
+    "load": "dino_jax.weights.load",
+    "load_linear": "dino_jax.weights.linear",
+    "load_with_head": "dino_jax.weights.load",
+}
+__all__ = ["create_model", "load", "load_linear", "load_with_head"]
 
 
 def __getattr__(name: str) -> Any:
-    # On demand: importing the package alone stays quick.
-    if name == "create_model":
-        from dino_jax.models import create_model
-
-        return create_model
-    if name == "load":
-        from dino_jax.weights.load import load
-
-        return load
+    # Imported on first use, so that `import dino_jax` stays fast.
+    if name in _MODULES:
+        return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Training, from a config to a run folder: `run` is the story, the functions below its chapters."""
+"""Trains DINO from a config; `run` reads as the story of a run."""
 
 import itertools
 import json
@@ -19,41 +19,42 @@ from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
-from dino_jax.run import resume
 from dino_jax.run.interrupt import StopRequest
 from dino_jax.run.learning_curve import plot_learning_curve
-from dino_jax.run.log import RunLog, is_logged
+from dino_jax.run.log import RunLog
 from dino_jax.run.loop import Cadence, train_loop
 from dino_jax.run.online_knn import OnlineKnn
 from dino_jax.run.out_of_memory import MemoryGuard, Need
 from dino_jax.run.plan import make_plan
 from dino_jax.run.sheet import RunSheet
+from dino_jax.run.start import owes_epoch, start_or_resume, with_center
 from dino_jax.training import health
 from dino_jax.training.state import TrainState
 from dino_jax.training.step import compile_step
-from dino_jax.weights.initial import find, start_from
 
 SHEET_FILE = "attention.png"
 
 
 def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
-    """Trains as a config says, or continues the run that the folder holds.
+    """Trains a new run, or resumes the run in a folder.
 
     Args:
-      config: as `configs/default.py` describes it.
-      workdir: the run's folder; made if missing.
-    Returns: {step, total_steps, finished, metrics, health, knn}, the last three of the last
-      interval and epoch that had them.
+      config: see `configs/default.py` for every key.
+      workdir: the run's folder; created if missing.
+    Returns: {step, total_steps, finished, metrics, health, knn}; the last three are those of the
+      last interval and epoch that had them.
     Raises:
-      UsageError: config, data or folder cannot be used, which is said before the step compiles; or
-        the devices have too little memory.
-      TrainingDiverged: three steps in a row were not finite.
+      UsageError: config, data or folder cannot be used, found before the step compiles; or the
+        devices have too little memory.
+      TrainingDiverged: three steps in a row had a loss or gradients that were not finite.
     """
     workdir = Path(os.path.expanduser(workdir))
     mesh = sharding.make_mesh()
 
-    # What is wrong with settings, data or folder is said here, within seconds.
+    # Problems with settings, data or folder are reported here, within seconds.
     checks.check(config, mesh.size)
+    # Everything that depends on the machine is chosen here, once.
+    spec, kernel_note = build.compute_spec(config, mesh.local_devices)
     source = open_source(config.data.train)
     batch_size = config.train.batch_size
     steps_per_epoch = len(source) // batch_size
@@ -67,11 +68,11 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         source, max_unreadable=config.data.max_unreadable, channels=len(config.crops.mean)
     )
     records.read_or_next(0, decode)  # raises where none can be read
-    knn = OnlineKnn(config, mesh, records) if config.eval.knn_every_epochs else None
-    draw_sheet = RunSheet(config, source, mesh) if config.log.attention_sheet else None
+    knn = OnlineKnn(config, spec, mesh, records) if config.eval.knn_every_epochs else None
+    draw_sheet = RunSheet(config, spec, source, mesh) if config.log.attention_sheet else None
 
-    # Shapes, then shardings, then arrays: the state never lies on one device alone.
-    plan = make_plan(config, mesh, steps_per_epoch=steps_per_epoch)
+    # Shapes, then shardings, then arrays: the whole state is never on one device.
+    plan = make_plan(config, spec, mesh, steps_per_epoch=steps_per_epoch)
 
     with (
         StopRequest() as stop,  # outermost: a signal must not cut off the last save
@@ -82,29 +83,14 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             keep_every_steps=config.checkpoint.keep_every_epochs * steps_per_epoch,
         ) as checkpoints,
     ):
-        notes, has_center = checks.advice(config), True
-        if former := checkpoints.latest_about():
-            resume.check_same_run(former, config, num_images=len(source), workdir=workdir)
-            notes += resume.advice(former, config)
-        state = checkpoints.restore_latest(sharding.with_shardings(plan.shapes, plan.shardings))
-        if state is None:
-            if config.init_from:  # looked for before anything compiles
-                found = find(config, plan.shapes)
-                state, has_center, said = start_from(found, plan.first_state(config.seed))
-                notes += said
-                del found  # as large as the state
-            else:
-                state = plan.first_state(config.seed)
-        elif converted := checkpoints.latest_about().get("converted"):
-            # It counts epochs only: how many steps they have follows from the data.
-            state = state.replace(step=state.step + converted["epoch"] * steps_per_epoch)
-        start = int(state.step)
-        epoch, rest = divmod(start, steps_per_epoch)
-        in_epoch = float(state.meters.epoch["steps"])  # none where a converted run starts
-        owes_epoch = not rest and in_epoch > 0 and not is_logged(workdir, epoch - 1)
-        if start >= total_steps and not owes_epoch:
+        begin = start_or_resume(
+            config, spec, plan, checkpoints, num_images=len(source), workdir=workdir
+        )
+        start = int(begin.state.step)
+        owes = owes_epoch(begin.state, workdir, steps_per_epoch)
+        if start >= total_steps and not owes:
             print(f"{workdir} is finished: all {total_steps} steps are done")
-            draw_pictures(workdir, state, draw_sheet)
+            draw_pictures(workdir, begin.state, draw_sheet)
             return {"step": start, "total_steps": total_steps, "finished": True}
 
         numpy_batches = train_batches(
@@ -128,17 +114,18 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 is_main=jax.process_index() == 0,
             ) as log,
         ):
-            for sentence in notes:
+            advice = checks.advice(config) + ([kernel_note] if kernel_note else [])
+            for sentence in (*advice, *begin.notes):
                 log.message(f"note: {sentence}")
-            first = next(batches)  # data that breaks off at once is found before the step compiles
-            if not has_center:
-                state = state.replace(center=plan.center_of(state, first))
+            first = next(batches)  # unreadable data is found before the step compiles
+            state = with_center(begin, plan, first)
+            del begin  # its arrays are donated to the step
             log.message("compiling the training step")
             step_fn = compile_step(plan.step, state, first, plan.shardings)
             memory.plan(step_fn)
             log.message(size_line(plan.shapes, memory.need))
             log.note_memory(memory.need.total)
-            # Nothing here may hold the first batch: once used, it would only take memory.
+            # Keep no reference to the first batch: after its step it would only take memory.
             all_batches = itertools.chain(iter([first]), batches)
             del first
             score = lambda state: knn(state.teacher_params, state.teacher_batch_stats)  # noqa: E731
@@ -150,7 +137,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 all_batches,
                 data_seconds=lambda: batches.wait_seconds,
                 start=start,
-                owes_epoch=owes_epoch,
+                owes_epoch=owes,
                 cadence=Cadence(
                     steps_per_epoch=steps_per_epoch,
                     total_steps=total_steps,
@@ -189,16 +176,16 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
 
 def draw_pictures(workdir: Path, state: TrainState, draw_sheet: RunSheet | None) -> None:
-    """Draws what a run that was killed after its last step may not have come to draw."""
+    """Draws the pictures of a finished run again, in case it was killed before it drew them."""
     if draw_sheet:
         draw_sheet(state.teacher_params, state.teacher_batch_stats, workdir / SHEET_FILE)
     if jax.process_index() == 0:
-        with suppress(UsageError):  # the logs of a run may have been removed
+        with suppress(UsageError):  # the user may have removed the logs
             plot_learning_curve(workdir)
 
 
 def size_line(shapes: TrainState, need: Need) -> str:
-    """How large a run is, in a sentence."""
+    """Processes, devices, parameters and memory, in one line."""
     parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
     return (
         f"processes: {jax.process_count()}, devices: {jax.device_count()}; "

@@ -1,91 +1,110 @@
 """From a config to the plain values that the package works with.
 
-What lies below takes plain values and knows nothing of configs.
+The rooms below take plain values and know nothing of configs.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-from flax import nnx
+from flax import traverse_util
 from ml_collections import ConfigDict
 
 from dino_jax.data.transforms.multicrop import CropSettings
 from dino_jax.errors import UsageError
-from dino_jax.models import DINOHead, create_model, default_settings, vit
-from dino_jax.models.attention_kernel import KernelChoice, choose_kernel
-from dino_jax.models.block import check_transformer
-from dino_jax.models.network import MultiCropModel
+from dino_jax.models.attention_kernel import choose_kernel
+from dino_jax.models.spec import DTYPES, HeadSpec, ModelSpec
 from dino_jax.training import schedules
 
-TRANSFORMER_SIZES = ("embed_dim", "depth", "num_heads", "mlp_ratio", "drop_path_rate")
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+def model_spec(config: ConfigDict) -> ModelSpec:
+    """The model of a config, in float32 with XLA's attention; `compute_spec` chooses for a machine.
+
+    Args:
+      config: of a run, or `spec_settings` of a converted checkpoint, which leaves out what its file
+        does not tell.
+    """
+    model, head = config.model, config.head
+    return ModelSpec(
+        arch=model.name,
+        patch_size=model.patch_size,
+        overrides={key: value for key, value in model.overrides.items() if value is not None},
+        head=head and HeadSpec(**{name: head[name] for name in HeadSpec.__dataclass_fields__}),
+        drop_path_rate=model.drop_path_rate or 0.0,
+        remat=model.remat,
+        resize=config.eval.resize,
+        crop=config.eval.crop,
+        # Absent from the earliest converted checkpoints.
+        canvas_size=config.eval.get("canvas_size", ModelSpec.canvas_size),
+        mean=tuple(config.crops.mean),
+        std=tuple(config.crops.std),
+    )
 
 
-def compute_dtype(name: str) -> jnp.dtype:
-    """The dtype of a config's `model.dtype`; "auto" is float32 on CPU and bfloat16 elsewhere."""
-    if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    if name not in DTYPES:
-        raise UsageError(f"model.dtype={name!r} is unknown: choose auto, {', '.join(DTYPES)}")
-    return DTYPES[name]
+def spec_settings(spec: ModelSpec) -> ConfigDict:
+    """The part of a config that describes a model: the inverse of `model_spec`."""
+    unset = dict.fromkeys(("image_size", "embed_dim", "depth", "num_heads", "mlp_ratio"))
+    return ConfigDict(
+        {
+            "model": {
+                "name": spec.arch,
+                "patch_size": spec.patch_size,
+                "drop_path_rate": None,
+                "dtype": spec.dtype,
+                "attention": "auto",
+                "remat": spec.remat,
+                "overrides": unset | dict(spec.overrides),
+            },
+            "head": spec.head and dataclasses.asdict(spec.head),
+            "crops": {"mean": spec.mean, "std": spec.std},
+            "eval": {
+                "resize": spec.resize,
+                "crop": spec.crop,
+                "canvas_size": spec.canvas_size,
+            },
+        }
+    )
 
 
-def attention_kernel(config: ConfigDict) -> KernelChoice:
-    """The kernel for the attention of a config's ViT, checked at every size of its images."""
-    sizes = default_settings(config.model.name) | _chosen(config.model.overrides)
-    check_transformer(**{key: sizes[key] for key in TRANSFORMER_SIZES})
-    patch_size = config.model.patch_size or sizes["patch_size"]
-    sides = (config.crops.get("global_size"), config.crops.get("local_size"), config.eval.crop)
-    return choose_kernel(
-        config.model.get("attention", "auto"),
-        compute_dtype(config.model.dtype),
+def compute_spec(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[ModelSpec, str | None]:
+    """The model of a config with compute dtype and attention kernel chosen for some devices.
+
+    A run calls this once, at its start, and passes the result down.
+
+    Args:
+      config: checked; `model.dtype` and `model.attention` may be "auto".
+      devices: of this process, all of one kind. cuDNN's attention kernel is tried on them.
+    Returns: the model, and a sentence for the log where the kernel is not the one asked for.
+    Raises:
+      UsageError: an unknown dtype or kernel.
+    """
+    platform = devices[0].platform
+    spec = dataclasses.replace(
+        model_spec(config), dtype=compute_dtype(config.model.dtype, platform)
+    )
+    if spec.family != "vit":
+        return spec, None
+    sizes = spec.sizes
+    sides = (config.crops.global_size, config.crops.local_size, spec.crop)
+    kernel, note = choose_kernel(
+        config.model.attention,
+        DTYPES[spec.dtype],
         num_heads=sizes["num_heads"],
         head_dim=sizes["embed_dim"] // sizes["num_heads"],
-        lengths=tuple(sorted({1 + (side // patch_size) ** 2 for side in sides if side})),
+        lengths=tuple(sorted({1 + (side // sizes["patch_size"]) ** 2 for side in sides})),
+        devices=devices,
     )
+    return dataclasses.replace(spec, attention=kernel), note
 
 
-def build_backbone(config: ConfigDict, rngs: nnx.Rngs) -> nnx.Module:
-    """The backbone of a config, with random weights."""
-    overrides = _chosen(config.model.overrides)
-    if config.model.name in vit.ARCHITECTURES:
-        overrides["attention"] = attention_kernel(config).kernel
-    if config.model.drop_path_rate:  # not every architecture has stochastic depth
-        overrides["drop_path_rate"] = config.model.drop_path_rate
-    return create_model(
-        config.model.name,
-        patch_size=config.model.patch_size,
-        dtype=compute_dtype(config.model.dtype),
-        remat=config.model.remat,
-        in_channels=len(config.crops.mean),
-        rngs=rngs,
-        **overrides,
-    )
-
-
-def _chosen(settings: ConfigDict) -> dict[str, Any]:
-    """Those that are set."""
-    return {key: value for key, value in settings.items() if value is not None}
-
-
-def build_model(config: ConfigDict, rngs: nnx.Rngs) -> MultiCropModel:
-    """Backbone and head of a config, with random weights, in training mode."""
-    backbone = build_backbone(config, rngs)
-    head = DINOHead(
-        backbone.embed_dim,
-        config.head.out_dim,
-        hidden_dim=config.head.hidden_dim,
-        bottleneck_dim=config.head.bottleneck_dim,
-        num_layers=config.head.num_layers,
-        use_bn=config.head.use_bn,
-        weight_norm=config.head.weight_norm,
-        dtype=compute_dtype(config.model.dtype),
-        rngs=rngs,
-    )
-    model = MultiCropModel(backbone, head)
-    model.train()
-    return model
+def compute_dtype(name: str, platform: str) -> str:
+    """The compute dtype of `model.dtype`: "auto" is float32 on CPUs and bfloat16 elsewhere."""
+    if name == "auto":
+        return "float32" if platform == "cpu" else "bfloat16"
+    if name not in DTYPES:
+        raise UsageError(f"model.dtype={name!r} is unknown: choose auto, {', '.join(DTYPES)}")
+    return name
 
 
 def crop_settings(config: ConfigDict) -> CropSettings:
@@ -116,12 +135,10 @@ def make_schedules(config: ConfigDict, steps_per_epoch: int) -> dict[str, schedu
     }
 
 
-def flatten(config: ConfigDict | dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A config as {"section.key": value}."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, ConfigDict | dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
+def flatten(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
+    """A config as {"section.key": value}, tuples as lists, as JSON stores them."""
+    nested = config.to_dict() if isinstance(config, ConfigDict) else config
+    return {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in traverse_util.flatten_dict(nested, sep=".").items()
+    }

@@ -1,15 +1,13 @@
 """What is wrong with a config, and what is odd about it, before anything runs."""
 
 import math
-from functools import partial
 
 from flax import nnx
 from ml_collections import ConfigDict
 
 from dino_jax import sharding
-from dino_jax.config.build import attention_kernel, build_model, crop_settings, flatten
+from dino_jax.config.build import crop_settings, flatten, model_spec
 from dino_jax.errors import UsageError
-from dino_jax.models import vit
 from dino_jax.models.network import abstract
 from dino_jax.training import optim
 
@@ -74,7 +72,7 @@ def _check_knn(config: ConfigDict) -> None:
 
 def _check_patches(config: ConfigDict) -> None:
     """Builds the model in shapes, and compares the sizes of images with a ViT's patches."""
-    backbone = nnx.eval_shape(lambda: build_model(config, nnx.Rngs(0))).backbone
+    backbone = nnx.eval_shape(lambda: model_spec(config).model(nnx.Rngs(0))).backbone
     if backbone.family != "vit":
         return  # convolutions take any size
     flat = flatten(config)
@@ -174,7 +172,7 @@ def advice(config: ConfigDict) -> list[str]:
             f"{epochs} epochs: the prototypes will not be trained"
         )
     accumulation = config.optim.accumulation_steps
-    if accumulation > 1 and abstract(partial(build_model, config))[2]:
+    if accumulation > 1 and abstract(model_spec(config).model)[2]:
         found.append(
             f"optim.accumulation_steps={accumulation} with a network that has BatchNorm, which "
             "sees a part of the batch at a time: that is not the full batch's result"
@@ -189,6 +187,4 @@ def advice(config: ConfigDict) -> list[str]:
             "without local crops (crops.local_number=0) the paper advises "
             "crops.global_scale=(0.14, 1.0)"
         )
-    if config.model.name in vit.ARCHITECTURES and (note := attention_kernel(config).note):
-        found.append(note)
     return found

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from tyro.conf import Positional
 
 from dino_jax.checkpoints import lock
+from dino_jax.config.build import spec_settings
 from dino_jax.errors import UsageError, about
 from dino_jax.weights.hub import sha256_of
 from dino_jax.weights.layouts.torch_checkpoint import read_torch_checkpoint
@@ -81,7 +82,8 @@ def _converted(
             items = to_items(state)
         else:
             network = from_torch(found.network("teacher"), num_heads=num_heads)
-            config, arrays = without_head(*network)
+            spec, arrays = without_head(*network)
+            config = spec_settings(spec)
             items = {"teacher": jax.tree.map(jnp.array, arrays)}
     facts = {
         "config": json.loads(config.to_json()),

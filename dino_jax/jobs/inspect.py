@@ -1,5 +1,6 @@
 """What a checkpoint holds, as a table."""
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -71,16 +72,16 @@ def _architecture(found: TorchCheckpoint) -> Rows:
         classes, width = found.linear["weight"].shape
         return [("classes", classes), ("features", width)]
     try:
-        config = infer(found.networks.get("teacher") or found.networks["student"])
+        spec = infer(found.networks.get("teacher") or found.networks["student"])
     except UsageError as error:  # what it holds may still be wanted
         return [("networks", ", ".join(found.networks)), ("architecture", f"unknown: {error}")]
-    model = config["model"]
+    head = dataclasses.asdict(spec.head) if spec.head else {}
     return [
         ("networks", ", ".join(found.networks)),
-        ("architecture", model["name"]),
-        ("patch size", model["patch_size"]),
-        *model["overrides"].items(),
-        *((f"head.{name}", value) for name, value in (config["head"] or {}).items()),
+        ("architecture", spec.arch),
+        ("patch size", spec.patch_size),
+        *spec.overrides.items(),
+        *((f"head.{name}", value) for name, value in head.items()),
     ]
 
 

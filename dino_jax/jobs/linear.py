@@ -20,7 +20,7 @@ from dino_jax.evaluate.classification.labelled import (
     renumbered,
     untested_classes,
 )
-from dino_jax.evaluate.classification.linear_files import Progress, read_head
+from dino_jax.evaluate.classification.linear_files import Progress
 from dino_jax.evaluate.classification.linear_head import score_head
 from dino_jax.evaluate.classification.linear_training import (
     HEAD,
@@ -35,6 +35,7 @@ from dino_jax.evaluate.features.extractor import Extraction, Extractor
 from dino_jax.evaluate.features.tokens import Feature, probed_feature
 from dino_jax.jobs.results import print_unreadable, table, write_results
 from dino_jax.output import check_writable
+from dino_jax.weights.linear import read_head
 
 RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)  # the reference has 0.001 alone
 

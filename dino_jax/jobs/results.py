@@ -12,7 +12,7 @@ import jax
 
 from dino_jax import __version__
 from dino_jax.output import whole_or_nothing
-from dino_jax.weights.load import WeightsInfo
+from dino_jax.weights.info import WeightsInfo
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow")
 

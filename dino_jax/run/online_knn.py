@@ -5,12 +5,12 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from dino_jax.config.build import build_backbone
 from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records
 from dino_jax.evaluate.classification.labelled import knn_of_sources, open_labelled
 from dino_jax.evaluate.features.square_pass import EvalTransform, extract, feature_function
 from dino_jax.models.network import abstract
+from dino_jax.models.spec import ModelSpec
 
 PyTree = Any
 Table = dict[int, dict[str, float]]
@@ -21,6 +21,7 @@ class OnlineKnn:
 
     Args:
       config: checked.
+      spec: the config's model.
       mesh: the devices.
       train_records: of `data.train`; used for the bank too where that is the same source, so that
         an image that cannot be read is named once.
@@ -28,7 +29,9 @@ class OnlineKnn:
       UsageError: a source cannot be opened or has no labels.
     """
 
-    def __init__(self, config: ConfigDict, mesh: Mesh, train_records: Records) -> None:
+    def __init__(
+        self, config: ConfigDict, spec: ModelSpec, mesh: Mesh, train_records: Records
+    ) -> None:
         self._config = config
         self._mesh = mesh
         self._sources = open_labelled(
@@ -47,13 +50,9 @@ class OnlineKnn:
         for records in self._records:
             records.read_or_next(0, decode)  # raises where none can be read
         self._transform = EvalTransform(
-            resize=config.eval.resize,
-            crop=config.eval.crop,
-            canvas_size=config.eval.canvas_size,
-            mean=config.crops.mean,
-            std=config.crops.std,
+            spec.resize, spec.crop, spec.canvas_size, spec.mean, spec.std
         )
-        graphdef, _, _ = abstract(lambda rngs: build_backbone(config, rngs))
+        graphdef, _, _ = abstract(spec.backbone)
         self._feature_fn = feature_function(graphdef, self._transform, mesh)
 
     def __call__(self, params: PyTree, batch_stats: PyTree) -> Table:

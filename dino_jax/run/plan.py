@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from dino_jax import sharding
 from dino_jax.config import build
+from dino_jax.models.spec import ModelSpec
 from dino_jax.training import optim
 from dino_jax.training.state import TrainState, initializer
 from dino_jax.training.step import Batch, MakeViews, StepSettings
@@ -50,24 +51,28 @@ class Plan:
 
 
 def make_plan(
-    config: ConfigDict, mesh: Mesh, *, steps_per_epoch: int, views: MakeViews | None = None
+    config: ConfigDict,
+    spec: ModelSpec,
+    mesh: Mesh,
+    *,
+    steps_per_epoch: int,
+    views: MakeViews | None = None,
 ) -> Plan:
     """Lays out a run: shapes first, then shardings from the shapes.
 
     Args:
       config: checked.
+      spec: the config's model, by `build.compute_spec`.
       mesh: the devices.
-      steps_per_epoch: of the schedules.
-      views: makes the crops; unset, those of the config.
+      steps_per_epoch: for the schedules.
+      views: makes the crops; by default those of the config.
     """
     tx = optim.make_optimizer(
         config.optim.name,
         clip_grad=config.optim.clip_grad,
         norm_last_layer=config.head.norm_last_layer,
     )
-    network, init = initializer(
-        partial(build.build_model, config), tx, num_prototypes=config.head.out_dim
-    )
+    network, init = initializer(spec.model, tx, num_prototypes=config.head.out_dim)
     shapes = jax.eval_shape(init, jax.random.key(0))
     shardings = sharding.state_shardings(shapes, mesh, config.train.sharding)
     step = StepSettings(

@@ -1,13 +1,12 @@
 """Whether a run may continue under these settings."""
 
 import re
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from dino_jax.config.build import build_model, flatten
+from dino_jax.config.build import flatten, model_spec
 from dino_jax.errors import UsageError
 from dino_jax.models import default_settings
 from dino_jax.models.network import abstract
@@ -75,7 +74,7 @@ def advice(former: dict[str, Any], config: ConfigDict) -> list[str]:
 def _is_free(key: str, config: ConfigDict) -> bool:
     """Whether a key may change: without BatchNorm the passes of a step are rounding alone."""
     if key == "optim.accumulation_steps":
-        return not abstract(partial(build_model, config))[2]
+        return not abstract(model_spec(config).model)[2]
     return FREE_ON_RESUME.fullmatch(key) is not None
 
 

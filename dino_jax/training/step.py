@@ -57,10 +57,11 @@ def compile_step(
     settings: StepSettings, state: TrainState, batch: Batch, shardings: TrainState
 ) -> Callable[[TrainState, Batch], TrainState]:
     """Traces and compiles the step once, for these shapes; it donates the state."""
+    platform = jax.tree.leaves(shardings)[0].mesh.devices.flat[0].platform
     jitted = jax.jit(
         partial(train_step, settings=settings), donate_argnums=0, out_shardings=shardings
     )
-    return jitted.lower(state, batch).compile(compiler_options=compiler_options())
+    return jitted.lower(state, batch).compile(compiler_options=compiler_options(platform))
 
 
 def train_step(state: TrainState, batch: Batch, *, settings: StepSettings) -> TrainState:
@@ -213,11 +214,11 @@ def _reset(meters: Meters, step: jax.Array, settings: StepSettings) -> Meters:
     )
 
 
-def compiler_options() -> dict[str, str]:
-    """Options for compiling a training step, so that the barriers are still there in the end.
+def compiler_options(platform: str) -> dict[str, str]:
+    """XLA options that keep the barriers of `models.residual` until operations are fused.
 
-    None where this version of JAX needs none: a later one may no longer know them.
+    Empty for platforms and versions of JAX that need none: later versions may reject the option.
     """
-    if jax.default_backend() == "cpu" and jax.__version_info__ < (0, 11):
+    if platform == "cpu" and jax.__version_info__ < (0, 11):
         return {"xla_disable_hlo_passes": "cse_barrier_expander"}
     return {}

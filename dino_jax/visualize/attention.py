@@ -17,7 +17,7 @@ from dino_jax.data.transforms.color import normalize
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
 from dino_jax.visualize.pictures import check_finite, check_memory
-from dino_jax.weights.load import WeightsInfo
+from dino_jax.weights.info import WeightsInfo
 
 THRESHOLD = 0.6  # share of a map's mass, as in the paper's pictures and scores
 

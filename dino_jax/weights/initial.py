@@ -1,24 +1,23 @@
-"""A new run that starts from weights: what they hold is taken, what they lack is said."""
+"""Starts a new run from existing weights (`init_from`)."""
 
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from flax import nnx
 from ml_collections import ConfigDict
 
 from dino_jax.checkpoints import checkpoint
-from dino_jax.config import build as settings
+from dino_jax.config.build import model_spec
 from dino_jax.errors import UsageError, about
 from dino_jax.models.network import abstract
+from dino_jax.models.spec import ModelSpec
 from dino_jax.training import optim
 from dino_jax.training.state import TrainState, initializer
 from dino_jax.weights.layouts.mapping import shape_problems
 from dino_jax.weights.layouts.torch_checkpoint import TorchCheckpoint, read_torch_checkpoint
-from dino_jax.weights.load import arrays_of, build, from_torch, read_folder
+from dino_jax.weights.load import arrays_of, from_torch, read_folder
 from dino_jax.weights.locate import find_file, full_if_released
 from dino_jax.weights.state.optimizer_state import norms_are_fixed, optimizer_state
 
@@ -26,70 +25,71 @@ PyTree = Any
 
 
 class Start(NamedTuple):
-    """The first state of a run, and how it came about."""
+    """The first state of a run, and notes on how it was made."""
 
     state: TrainState
-    has_center: bool  # else it is still to be made from a teacher pass
-    notes: list[str]  # a sentence each, for the log
+    has_center: bool  # if not, the center is to be computed from a teacher pass
+    notes: list[str]  # one sentence each, for the log
 
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-    """What some weights hold for a run."""
+    """What weights contain for a run."""
 
-    weights: str  # as the config calls them
+    weights: str  # as named in the config
     student: dict[str, PyTree] | None  # params, batch_stats
     teacher: dict[str, PyTree]
     num_heads: int | None  # of a ViT
     center: Any  # [1, K] of its own K, or None
-    opt_state: Callable[[PyTree], PyTree]  # in a start's structure; UsageError where none fits
+    opt_state: Callable[[PyTree], PyTree]  # in the run's structure; UsageError if none fits
 
 
-def find(config: ConfigDict, shapes: TrainState) -> Found:
+def read_initial(config: ConfigDict, spec: ModelSpec, shapes: TrainState) -> Found:
     """Reads the weights of `config.init_from` into the host's memory.
 
     Args:
-      config: of the run; `init_from` is anything that `load.load` takes; of a hub name it is the
-        whole checkpoint, where that was released.
+      config: of the run; `init_from` is anything that `load` takes. For a hub name it is the full
+        checkpoint, if one was released.
+      spec: the config's model.
       shapes: of the run's state.
     Raises:
-      UsageError: the weights cannot be read, or their backbone is another one.
+      UsageError: the weights cannot be read, or contain another backbone.
     """
     weights = config.init_from
     with about(f"init_from={weights}"):
         file = find_file(weights, full_if_released(weights))
-        found = _of_file(read_torch_checkpoint(file), config) if file else _of_folder(config)
+        heads = _num_heads(spec)
+        found = _of_file(read_torch_checkpoint(file), config, heads) if file else _of_folder(config)
         problems = shape_problems(found.teacher["params"]["backbone"], shapes.params["backbone"])
-        if found.num_heads != (heads := _num_heads(config)):
+        if found.num_heads != heads:
             problems.append(f"num_heads is {found.num_heads}, not {heads}")
         if problems:
             raise UsageError(
                 f"its backbone is not the config's ({'; '.join(problems[:5])}): set model.name, "
-                "model.patch_size and model.overrides to what `python -m dino_jax inspect` says"
+                "model.patch_size and model.overrides to what `python -m dino_jax inspect` prints"
             )
     return found
 
 
 def start_from(found: Found, state: TrainState) -> Start:
-    """Replaces the random start of a run by weights.
+    """Replaces the random weights of a new run.
 
-    The backbone is taken. A head that is missing, or has other sizes than the run's, starts at
-    random; then center and optimizer, which belong to a head, start anew as well. Where there is
-    one network alone, it becomes both student and teacher.
+    The backbone is always copied. If the head is missing or has other sizes, head, center and
+    optimizer state stay as initialised. A single network becomes both student and teacher.
 
     Args:
-      found: by `find`.
-      state: the random start; its arrays say where everything lies.
+      found: by `read_initial`.
+      state: the random state; the new arrays take its dtypes and shardings.
     """
-    notes = [f"starts from {found.weights}"]
+    notes = [f"starting from {found.weights}"]
     student = found.student or found.teacher
     if found.student is None:
-        notes.append("it holds one network, which becomes both student and teacher")
+        notes.append("it contains one network, which becomes both student and teacher")
     head = found.teacher["params"].get("head")
     keeps_head = head is not None and not shape_problems(head, state.params["head"])
     if not keeps_head:
         what = "no head" if head is None else "a head of other sizes"
-        notes.append(f"it has {what}: the head starts at random, center and optimizer anew")
+        notes.append(f"it has {what}: head, center and optimizer state are newly initialised")
     parts = ("backbone", "head") if keeps_head else ("backbone",)
     state = state.replace(
         params=_taken(state.params, student["params"], parts),
@@ -101,7 +101,7 @@ def start_from(found: Found, state: TrainState) -> Start:
     if has_center:
         state = state.replace(center=_placed(state.center, found.center))
     else:
-        notes.append("the center is made from a teacher pass over the first batch")
+        notes.append("the center is computed from the teacher's logits for the first batch")
     if keeps_head:
         try:
             state = state.replace(
@@ -109,7 +109,7 @@ def start_from(found: Found, state: TrainState) -> Start:
             )
             notes.append("the optimizer's state is restored")
         except UsageError as error:
-            notes.append(f"the optimizer starts anew: {error}")
+            notes.append(f"the optimizer state is newly initialised: {error}")
     return Start(state, has_center, notes)
 
 
@@ -118,33 +118,31 @@ def _taken(start: PyTree, found: PyTree, parts: tuple[str, ...]) -> PyTree:
 
 
 def _placed(start: PyTree, found: PyTree) -> PyTree:
-    """New arrays where the start's lie; a student and a teacher must not share theirs."""
+    """New arrays with the start's shardings; student and teacher must not share buffers."""
 
     def placed(old: jax.Array, new: Any) -> jax.Array:
-        return jax.device_put(np.array(new, old.dtype), old.sharding)  # which may keep that copy
+        return jax.device_put(np.array(new, old.dtype), old.sharding)
 
     return jax.tree.map(placed, start, found)
 
 
-def _num_heads(config: ConfigDict) -> int | None:
-    """Attention heads of a ViT, which no shape tells; None of other backbones."""
-    backbone = nnx.eval_shape(lambda: settings.build_backbone(config, nnx.Rngs(0)))
-    return getattr(backbone, "num_heads", None)
+def _num_heads(spec: ModelSpec) -> int | None:
+    """Attention heads of a ViT, which no shape determines; None for other families."""
+    return spec.sizes["num_heads"] if spec.family == "vit" else None
 
 
-def _of_file(found: TorchCheckpoint, config: ConfigDict) -> Found:
+def _of_file(found: TorchCheckpoint, config: ConfigDict, heads: int | None) -> Found:
     if found.kind == "linear":
-        raise UsageError("a linear classifier: give a backbone or a whole checkpoint")
-    heads = _num_heads(config)
+        raise UsageError("a linear classifier: give a backbone or a full checkpoint")
     student, teacher = (found.networks.get(which) for which in ("student", "teacher"))
     known, arrays = from_torch(teacher or student, num_heads=heads)
 
     def opt_state(start: PyTree) -> PyTree:
         if not found.optimizer or student is None:
-            raise UsageError("it has none")
+            raise UsageError("the weights contain none")
         fixed = norms_are_fixed(found.optimizer, student)
         if config.head.weight_norm and fixed != config.head.norm_last_layer:
-            raise UsageError("its state is of another head.norm_last_layer")
+            raise UsageError("it belongs to another head.norm_last_layer")
         return optimizer_state(found.optimizer, student, start, config.optim.name)
 
     own = student and arrays_of(student, known)
@@ -153,14 +151,14 @@ def _of_file(found: TorchCheckpoint, config: ConfigDict) -> Found:
 
 def _of_folder(config: ConfigDict) -> Found:
     def wanted(there: ConfigDict, items: set[str]) -> dict[str, PyTree]:
-        """All that the checkpoint holds, in the shapes of its own run."""
+        """Everything the checkpoint contains, in the shapes of its own run."""
         if "training" not in items:
-            _, params, batch_stats = abstract(partial(build, there))
+            _, params, batch_stats = abstract(model_spec(there).model)
             return {"teacher": {"params": params, "batch_stats": batch_stats}}
         tx = optim.make_optimizer(
             there.optim.name, clip_grad=0, norm_last_layer=there.head.norm_last_layer
         )
-        _, init = initializer(partial(build, there), tx, num_prototypes=there.head.out_dim)
+        _, init = initializer(model_spec(there).model, tx, num_prototypes=there.head.out_dim)
         return checkpoint.to_items(jax.eval_shape(init, jax.random.key(0)))
 
     there, items, _ = read_folder(config.init_from, wanted)
@@ -169,9 +167,9 @@ def _of_folder(config: ConfigDict) -> Found:
 
     def opt_state(start: PyTree) -> PyTree:
         if not training:
-            raise UsageError("it has none")
+            raise UsageError("the weights contain none")
         if jax.tree.structure(training["opt_state"]) != jax.tree.structure(start):
-            raise UsageError("its state is of another optim.name or head.norm_last_layer")
+            raise UsageError("it belongs to another optim.name or head.norm_last_layer")
         return training["opt_state"]
 
     center = training.get("center")
@@ -179,7 +177,7 @@ def _of_folder(config: ConfigDict) -> Found:
         config.init_from,
         items.get("student"),
         items["teacher"],
-        _num_heads(there),
+        _num_heads(model_spec(there)),
         center,
         opt_state,
     )

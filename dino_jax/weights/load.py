@@ -1,10 +1,9 @@
-"""From the name of some weights to a model that holds them."""
+"""Loads models and classifiers by name, file or folder."""
 
 import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,162 +15,158 @@ from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from dino_jax.checkpoints.damage import DamagedCheckpoint
-from dino_jax.config import build as settings
+from dino_jax.config.build import model_spec
 from dino_jax.errors import UsageError, about
-from dino_jax.models import MODELS, default_settings
 from dino_jax.models.network import abstract, split
-from dino_jax.weights.layouts.architecture import EVAL_SIZES, IMAGENET, infer
+from dino_jax.models.spec import ModelSpec
+from dino_jax.weights.info import WeightsInfo
+from dino_jax.weights.layouts.architecture import infer
 from dino_jax.weights.layouts.mapping import shape_problems, to_ours, torch_shapes
-from dino_jax.weights.layouts.torch_checkpoint import Tensors, TorchNetwork, read_torch_checkpoint
+from dino_jax.weights.layouts.torch_checkpoint import TorchNetwork, read_torch_checkpoint
 from dino_jax.weights.locate import find_file, folder_and_step
 
 PyTree = Any
 
 WHICH = ("teacher", "student", "untrained")
-# Of no feature, or of its rounding alone.
-_OF_TRAINING = ("drop_path_rate", "attention", "remat", "dtype")
-
-
-@dataclasses.dataclass(frozen=True)
-class WeightsInfo:
-    """What a model that was loaded is, and where it is from."""
-
-    arch: str  # a key of `models.MODELS`
-    patch_size: int | None  # pixels; None for a ResNet
-    embed_dim: int  # width of the features
-    source: str  # as given to `load`, with the step
-    sha256: str  # of all that decides the features but the dtype: the same weights have the same
-    which: str  # of `WHICH`
-    dtype: str  # that it computes in
-    resize: int  # pixels: how its images are prepared, as `evaluate.features.EvalTransform`
-    crop: int
-    canvas_size: int
-    mean: tuple[float, ...]  # of each channel in 0..1, subtracted from its input
-    std: tuple[float, ...]
+# Settings that do not change the features, or only by rounding.
+_NOT_HASHED = ("drop_path_rate", "attention", "remat", "dtype")
 
 
 def load(
     weights: str | Path,
     *,
     which: str = "teacher",
-    head: bool = False,
     num_heads: int | None = None,
     dtype: str | None = None,
-) -> tuple[nnx.Module, WeightsInfo] | tuple[nnx.Module, nnx.Module, WeightsInfo]:
-    """Loads a model with its weights, ready for evaluation.
+) -> tuple[nnx.Module, WeightsInfo]:
+    """Loads a backbone with its weights, ready for evaluation.
 
     Args:
       weights: a hub name (a key of `hub.RELEASED`); a `.pth` file of the reference, or of
-        torchvision's ResNets; a folder that `convert` made; a run folder (its workdir), for the
-        latest checkpoint, or `WORKDIR@STEP`.
-      which: "teacher", whose features are the better ones, or "student"; "untrained" is the same
-        network with random weights, to compare with. Of a hub name the student comes with the
-        whole checkpoint, a larger download; so does the head.
-      head: return the projection head too.
-      num_heads: attention heads of a ViT in a `.pth` file, whose tensors do not tell; see
-        `architecture.infer`.
-      dtype: to compute in: "float32", "bfloat16", or "auto" for the device's usual one; unset, as
-        the run was configured, and float32 for a `.pth` file.
-    Returns: (backbone, info), or (backbone, head, info). Of a linear classifier's `.pth` file
-      (classifier, info), which maps features [B, embed_dim] to logits.
+        torchvision's ResNets; a folder written by `convert`; a run's workdir, for its latest
+        checkpoint, or `WORKDIR@STEP`.
+      which: "teacher", whose features are usually better, "student", or "untrained" for the same
+        network with random weights. For a hub name, "student" downloads the full checkpoint.
+      num_heads: attention heads of a ViT in a `.pth` file; see `architecture.infer`.
+      dtype: compute dtype, "float32" (default) or "bfloat16". Parameters stay float32.
+    Returns: (backbone, info). The backbone maps normalised images [B, H, W, C] to features [B, D];
+      `info.preprocess` makes these images.
     Raises:
-      UsageError: nothing there can be loaded; it lacks what is asked for; the step does not exist.
+      UsageError: the weights cannot be loaded, do not contain `which`, or the step does not exist.
 
     Example:
       model, info = dino_jax.load("dino_vits16")
-      features = model(images)  # [B, H, W, C] normalised -> [B, D]
+      features = model(info.preprocess(PIL.Image.open("cat.jpg")))  # [1, 384]
     """
+    model, info = _load(weights, which, num_heads, dtype, head=False)
+    return model.backbone, info
+
+
+def load_with_head(
+    weights: str | Path,
+    *,
+    which: str = "teacher",
+    num_heads: int | None = None,
+    dtype: str | None = None,
+) -> tuple[nnx.Module, nnx.Module, WeightsInfo]:
+    """Loads a backbone and its projection head.
+
+    Args: as for `load`. For a hub name, this downloads the full checkpoint.
+    Returns: (backbone, head, info); the head maps features [B, D] to logits [B, K].
+    Raises:
+      UsageError: as for `load`, or the weights contain no head.
+    """
+    model, info = _load(weights, which, num_heads, dtype, head=True)
+    return model.backbone, model.head, info
+
+
+def _load(
+    weights: str | Path, which: str, num_heads: int | None, dtype: str | None, *, head: bool
+) -> tuple[nnx.Module, WeightsInfo]:
+    """A whole model in evaluation mode, without its head unless asked for."""
     if which not in WHICH:
         raise UsageError(f"which={which!r} is unknown: choose one of {', '.join(WHICH)}")
     stored = "student" if which == "student" else "teacher"
     file = find_file(weights, "full" if head or stored == "student" else "backbone")
     if file is None:
-        config, arrays, source = _read_model(str(weights), stored, head)
+        spec, arrays, source = _read_model(str(weights), stored, head)
     else:
-        found = read_torch_checkpoint(file)
-        if found.kind == "linear":
-            if head or which == "student":
-                raise UsageError(f"{weights} is a linear classifier: it has no student and no head")
-            return _linear(found.linear, str(weights))
-        with about(weights):
-            config, arrays = from_torch(found.network(stored), num_heads=num_heads)
-            if head and config.head is None:
-                raise UsageError("it holds a backbone alone: give the whole checkpoint for a head")
-        if not head:
-            config, arrays = without_head(config, arrays)
-        arrays, source = jax.tree.map(jnp.array, arrays), str(weights)  # no longer of the file
-    if dtype is not None:
-        config.model.dtype = dtype
-    graphdef, *_ = abstract(partial(build, config))
+        spec, arrays = _read_file(file, str(weights), stored, num_heads, head)
+        source = str(weights)
+    spec = dataclasses.replace(spec, dtype=dtype or "float32")
+    graphdef, *_ = abstract(spec.model)
     if which == "untrained":
-        _, *random = split(build(config, nnx.Rngs(0)))
+        _, *random = split(spec.model(nnx.Rngs(0)))
         arrays = dict(zip(("params", "batch_stats"), random, strict=True))
     model = nnx.merge(graphdef, arrays["params"], arrays["batch_stats"])
     model.eval()
     info = WeightsInfo(
-        arch=config.model.name,
+        arch=spec.arch,
         patch_size=model.backbone.patch_size,
         embed_dim=model.backbone.embed_dim,
+        num_heads=getattr(model.backbone, "num_heads", None),
+        num_registers=0,
         source=source,
-        sha256=backbone_hash(config, arrays),
+        sha256=backbone_hash(spec, arrays),
         which=which,
-        dtype=jnp.dtype(settings.compute_dtype(config.model.dtype)).name,
-        resize=config.eval.resize,
-        crop=config.eval.crop,
-        # Folders converted before do not say.
-        canvas_size=config.eval.get("canvas_size", EVAL_SIZES["canvas_size"]),
-        mean=tuple(config.crops.mean),
-        std=tuple(config.crops.std),
+        dtype=spec.dtype,
+        resize=spec.resize,
+        crop=spec.crop,
+        canvas_size=spec.canvas_size,
+        mean=spec.mean,
+        std=spec.std,
     )
-    return (model.backbone, model.head, info) if head else (model.backbone, info)
+    return model, info
 
 
-class Backbone(nnx.Module):
-    """A backbone alone, under the name that it has in a whole model."""
-
-    def __init__(self, backbone: nnx.Module) -> None:
-        self.backbone = backbone
-
-
-def build(config: ConfigDict, rngs: nnx.Rngs) -> nnx.Module:
-    """The model of a config, without a head where the config has none."""
-    if config.head is None:
-        return Backbone(settings.build_backbone(config, rngs))
-    return settings.build_model(config, rngs)
+def _read_file(
+    file: Path, name: str, which: str, num_heads: int | None, head: bool
+) -> tuple[ModelSpec, dict[str, PyTree]]:
+    """A network of a `.pth` file, its arrays on the device."""
+    found = read_torch_checkpoint(file)
+    if found.kind == "linear":
+        raise UsageError(f"{name} is a linear classifier: load it with `dino_jax.load_linear`")
+    with about(name):
+        spec, arrays = from_torch(found.network(which), num_heads=num_heads)
+        if head and spec.head is None:
+            raise UsageError("it contains a backbone without a head: give a full checkpoint")
+    if not head:
+        spec, arrays = without_head(spec, arrays)
+    return spec, jax.tree.map(jnp.array, arrays)  # copies: the file's own memory is released
 
 
 def from_torch(
     network: TorchNetwork, *, num_heads: int | None = None
-) -> tuple[ConfigDict, dict[str, PyTree]]:
-    """A torch network's config, as far as tensors tell it, and its arrays; see `arrays_of`."""
-    config = ConfigDict(infer(network, num_heads=num_heads))
-    return config, arrays_of(network, config)
+) -> tuple[ModelSpec, dict[str, PyTree]]:
+    """The spec of a torch network, as far as its tensors determine it, and `arrays_of`."""
+    spec = infer(network, num_heads=num_heads)
+    return spec, arrays_of(network, spec)
 
 
-def arrays_of(network: TorchNetwork, config: ConfigDict) -> dict[str, PyTree]:
+def arrays_of(network: TorchNetwork, spec: ModelSpec) -> dict[str, PyTree]:
     """A torch network's arrays in our layout.
 
     Args:
       network: its tensors.
-      config: as `from_torch` tells it.
+      spec: by `from_torch`.
     Returns: {params, batch_stats}, with backbone and head in each, as NumPy arrays in float32,
       mostly views of the tensors.
     Raises:
       UsageError: names every tensor that is left over, missing or of another shape.
     """
-    parts = {"backbone": (network.backbone, MODELS[config.model.name].func.family)}
-    if config.head is not None:
+    parts = {"backbone": (network.backbone, spec.family)}
+    if spec.head is not None:
         parts["head"] = network.head, "head"
-    _, *shapes = abstract(partial(build, config))
+    _, *shapes = abstract(spec.model)
     expected = {
         part: torch_shapes(
-            *(tree.get(part, {}) for tree in shapes), family, in_channels=len(config.crops.mean)
+            *(tree.get(part, {}) for tree in shapes), family, in_channels=len(spec.mean)
         )
         for part, (_, family) in parts.items()
     }
     found = {part: tensors for part, (tensors, _) in parts.items()}
     if problems := shape_problems(found, expected):
-        raise UsageError(f"not the tensors of a {config.model.name}: {'; '.join(problems)}")
+        raise UsageError(f"not the tensors of a {spec.arch}: {'; '.join(problems)}")
     params, batch_stats = {}, {}
     for part, (tensors, family) in parts.items():
         params[part], stats, _ = to_ours(tensors, family)
@@ -180,48 +175,27 @@ def arrays_of(network: TorchNetwork, config: ConfigDict) -> dict[str, PyTree]:
     return jax.tree.map(lambda x: np.asarray(x, np.float32), arrays)
 
 
-def without_head(
-    config: ConfigDict, arrays: dict[str, PyTree]
-) -> tuple[ConfigDict, dict[str, PyTree]]:
-    """The backbone alone of what `from_torch` returns."""
-    config = ConfigDict(config.to_dict() | {"head": None})
-    return config, {
+def without_head(spec: ModelSpec, arrays: dict[str, PyTree]) -> tuple[ModelSpec, dict[str, PyTree]]:
+    """The backbone alone: spec and {params, batch_stats}."""
+    backbone = {
         name: {part: x for part, x in tree.items() if part == "backbone"}
         for name, tree in arrays.items()
     }
-
-
-def _linear(tensors: Tensors, name: str) -> tuple[nnx.Linear, WeightsInfo]:
-    """A linear classifier and what is known of it."""
-    params = {"kernel": tensors["weight"].T, "bias": tensors["bias"]}
-    params = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
-    graphdef, *_ = abstract(lambda rngs: nnx.Linear(*params["kernel"].shape, rngs=rngs))
-    info = WeightsInfo(
-        arch="linear",
-        patch_size=None,
-        embed_dim=params["kernel"].shape[0],
-        source=name,
-        sha256=tree_hash(params),
-        which="teacher",
-        dtype="float32",
-        **EVAL_SIZES,
-        **IMAGENET,
-    )
-    return nnx.merge(graphdef, params, {}), info
+    return dataclasses.replace(spec, head=None), backbone
 
 
 def read_folder(
     weights: str, wanted: Callable[[ConfigDict, set[str]], dict[str, PyTree]]
 ) -> tuple[ConfigDict, dict[str, PyTree], str]:
-    """Items of a checkpoint in a run's folder or a converted one, on one device.
+    """Reads items of a checkpoint in a run's folder or a converted one, onto one device.
 
     Args:
       weights: the folder, or FOLDER@STEP.
-      wanted: from the config of the checkpoint and the names of its items to the shapes of those
-        that are to be read.
+      wanted: maps the checkpoint's config and the names of its items to the shapes of the items to
+        read.
     Returns: the config, the items, and FOLDER@STEP.
     Raises:
-      UsageError: there is no such checkpoint, or it cannot be read.
+      UsageError: the checkpoint does not exist or cannot be read.
     """
     from dino_jax.checkpoints import (
         checkpoint,  # here: Orbax is slow to import, and --help needs none
@@ -247,34 +221,30 @@ def read_folder(
     return config, items, f"{folder}@{step}"
 
 
-def _read_model(weights: str, which: str, head: bool) -> tuple[ConfigDict, dict[str, PyTree], str]:
+def _read_model(weights: str, which: str, head: bool) -> tuple[ModelSpec, dict[str, PyTree], str]:
     def wanted(config: ConfigDict, there: set[str]) -> dict[str, PyTree]:
         if config.head is None and (head or which not in there):
             raise UsageError(
-                f"{weights} was converted from a backbone alone: which='teacher' without a head is "
-                "all of it"
+                f"{weights} was converted from a backbone alone: it contains the teacher without a "
+                "head and nothing else"
             )
-        _, params, batch_stats = abstract(partial(build, config))
+        _, params, batch_stats = abstract(model_spec(config).model)
         return {which: {"params": params, "batch_stats": batch_stats}}
 
     config, items, source = read_folder(weights, wanted)
-    return config, items[which], source
+    spec, arrays = model_spec(config), items[which]
+    return (spec, arrays, source) if head else (*without_head(spec, arrays), source)
 
 
-def backbone_hash(config: ConfigDict, arrays: dict[str, PyTree]) -> str:
-    """SHA-256 over a backbone's arrays and its sizes, some of which no array tells: num_heads.
+def backbone_hash(spec: ModelSpec, arrays: dict[str, PyTree]) -> str:
+    """SHA-256 of a backbone's arrays and of the sizes that no array determines, as num_heads.
 
     Args:
-      config: of the model.
+      spec: of the model.
       arrays: {params, batch_stats} of the model.
     """
-    sizes = default_settings(config.model.name) | {
-        "family": MODELS[config.model.name].func.family,
-        **{key: value for key, value in config.model.overrides.items() if value is not None},
-    }
-    if config.model.patch_size is not None:
-        sizes["patch_size"] = config.model.patch_size
-    sizes = {key: value for key, value in sizes.items() if key not in _OF_TRAINING}
+    sizes = {key: value for key, value in spec.sizes.items() if key not in _NOT_HASHED}
+    sizes["family"] = spec.family
     trees = tree_hash({name: tree.get("backbone", {}) for name, tree in arrays.items()})
     return hashlib.sha256(json.dumps([sizes, trees], sort_keys=True).encode()).hexdigest()
 

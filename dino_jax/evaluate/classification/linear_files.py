@@ -2,36 +2,16 @@
 
 import dataclasses
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from flax import nnx
 
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.classification.linear import Heads, Probe
-from dino_jax.evaluate.features.cache import BROKEN_ARRAY, decisive
-from dino_jax.output import whole_or_nothing
-from dino_jax.weights import hub
-from dino_jax.weights.load import load
-
-
-@dataclasses.dataclass(frozen=True)
-class LinearHead:
-    """A classifier of features, and what is known of it."""
-
-    kernel: np.ndarray  # [F, C] float32
-    bias: np.ndarray  # [C]
-    weights: str | None = None  # SHA-256 of the backbone that it was trained on
-    feature: str | None = None  # of that backbone
-    class_names: tuple[str, ...] | None = None
-
-    @property
-    def heads(self) -> Heads:
-        """As one of a kind."""
-        return Heads(self.kernel[None], self.bias[None])
+from dino_jax.evaluate.features.cache import decisive
+from dino_jax.weights.linear import LinearHead, read_arrays, write_arrays
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,38 +23,6 @@ class Progress:
     best_record: dict[str, Any] = dataclasses.field(default_factory=dict)  # how it was chosen
     history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # a record an epoch
     unreadable: frozenset[int] = frozenset()  # training images that others stand in for
-
-
-def write_head(path: Path, head: LinearHead) -> None:
-    """Writes a head to an `.npz` file, all or nothing."""
-    about = {"weights": head.weights, "feature": head.feature, "class_names": head.class_names}
-    _write(path, about, {"kernel": head.kernel, "bias": head.bias})
-
-
-def read_head(path: str) -> LinearHead:
-    """Reads a head of ours, or a linear classifier of the reference's.
-
-    Args:
-      path: of an `.npz` or `.pth` file, or a hub name for the classifier released with it.
-    Raises:
-      UsageError: there is none.
-    """
-    if path in hub.RELEASED:
-        path = str(hub.fetch(path, "linear"))
-    if not path.endswith(".npz"):
-        layer, *_ = load(path)
-        if not isinstance(layer, nnx.Linear):
-            raise UsageError(f"evaluate={path} is a backbone, not a linear classifier")
-        return LinearHead(np.asarray(layer.kernel[...]), np.asarray(layer.bias[...]))
-    about, arrays = _read(
-        Path(path),
-        f"evaluate={path}",
-        "give a head.npz, a .pth file or a hub name",
-        about=("weights", "feature", "class_names"),
-        names=("kernel", "bias"),
-    )
-    names = about.pop("class_names")
-    return LinearHead(**arrays, **about, class_names=names and tuple(names))
 
 
 def write_progress(path: Path, settings: dict[str, Any], progress: Progress) -> None:
@@ -96,7 +44,7 @@ def write_progress(path: Path, settings: dict[str, Any], progress: Progress) -> 
     }
     names = _progress_names()
     arrays = [*jax.tree.leaves(progress.probe), progress.best.kernel, progress.best.bias]
-    _write(path, about, dict(zip(names, map(np.asarray, arrays), strict=True)))
+    write_arrays(path, about, dict(zip(names, map(np.asarray, arrays), strict=True)))
 
 
 def read_progress(path: Path, settings: dict[str, Any]) -> Progress:
@@ -105,7 +53,7 @@ def read_progress(path: Path, settings: dict[str, Any]) -> Progress:
     Raises:
       UsageError: it is damaged, or of other settings.
     """
-    about, arrays = _read(
+    about, arrays = read_arrays(
         path,
         f"workdir: {path}",
         "remove it to begin anew",
@@ -138,26 +86,3 @@ def read_progress(path: Path, settings: dict[str, Any]) -> Progress:
 def _progress_names() -> tuple[str, ...]:
     trees = ("probe", "momentum")
     return (*(f"{tree}_{leaf}" for tree in trees for leaf in Heads._fields), "kernel", "bias")
-
-
-def _write(path: Path, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    try:
-        with whole_or_nothing(path) as part, part.open("wb") as file:
-            np.savez(file, about=json.dumps(about), **arrays)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror})") from error
-
-
-def _read(
-    path: Path, what: str, way_out: str, *, about: tuple[str, ...], names: tuple[str, ...]
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What `_write` wrote: so named entries of its text, and arrays."""
-    try:
-        # Opened here, so that a broken one is closed too. A single array is no context: TypeError.
-        with path.open("rb") as opened, np.load(opened) as file:
-            text = json.loads(str(file["about"]))
-            return {name: text[name] for name in about}, {name: file[name] for name in names}
-    except FileNotFoundError as error:
-        raise UsageError(f"{what}: there is no such file") from error
-    except (*BROKEN_ARRAY, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{what} is damaged or no file of this job's: {way_out}") from error

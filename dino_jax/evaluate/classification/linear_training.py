@@ -30,17 +30,12 @@ from dino_jax.evaluate.classification.linear import (
     score,
     train_step,
 )
-from dino_jax.evaluate.classification.linear_files import (
-    LinearHead,
-    Progress,
-    read_progress,
-    write_head,
-    write_progress,
-)
+from dino_jax.evaluate.classification.linear_files import Progress, read_progress, write_progress
 from dino_jax.evaluate.features.extractor import Extractor
 from dino_jax.evaluate.features.square_pass import Batch
 from dino_jax.evaluate.features.tokens import Feature
 from dino_jax.output import whole_or_nothing
+from dino_jax.weights.linear import LinearHead, write_head
 
 PROGRESS, HEAD, LOG = "progress.npz", "head.npz", "log.txt"
 

@@ -1,4 +1,4 @@
-"""A whole checkpoint of the reference as a training state and settings of ours."""
+"""Converts a full checkpoint of the reference to a training state and settings."""
 
 import math
 from functools import partial
@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from dino_jax.config.build import spec_settings
 from dino_jax.errors import UsageError, about
 from dino_jax.training import optim
 from dino_jax.training.state import TrainState, start_state
@@ -15,7 +16,7 @@ from dino_jax.weights.layouts.torch_checkpoint import TorchCheckpoint
 from dino_jax.weights.load import arrays_of, from_torch
 from dino_jax.weights.state.optimizer_state import norms_are_fixed, optimizer_state
 
-_KEYS = {  # the reference's arguments, and our keys
+_KEYS = {  # argument of the reference: our key
     "warmup_teacher_temp": "loss.warmup_teacher_temp",
     "teacher_temp": "loss.teacher_temp",
     "warmup_teacher_temp_epochs": "loss.warmup_teacher_temp_epochs",
@@ -40,27 +41,28 @@ _KEYS = {  # the reference's arguments, and our keys
 def whole_state(
     found: TorchCheckpoint, *, num_heads: int | None = None
 ) -> tuple[ConfigDict, TrainState]:
-    """The training state of a whole checkpoint, at step 0, and what is known of its config.
+    """The training state of a full checkpoint, at step 0, and the known part of its config.
 
     Args:
       found: of kind "full".
       num_heads: see `architecture.infer`.
     Raises:
-      UsageError: something is missing, or does not fit.
+      UsageError: a part is missing or has the wrong shape.
     """
     parts = {name: found.networks.get(name) for name in ("student", "teacher")}
     parts |= {"dino_loss": found.center, "epoch": found.epoch, "optimizer": found.optimizer}
     if lacking := [part for part, value in parts.items() if value is None]:
         raise UsageError(
-            f"it lacks {', '.join(lacking)} of a training state: convert it with "
-            "--backbone-only, or start a run from it with --config.init_from"
+            f"the training state lacks {', '.join(lacking)}: convert it with --backbone-only, or "
+            "start a run from it with --config.init_from"
         )
     student = found.network("student")
-    config, student_arrays = from_torch(student, num_heads=num_heads)
-    if config.head is None:
+    spec, student_arrays = from_torch(student, num_heads=num_heads)
+    if spec.head is None:
         raise UsageError("its student has no head; convert it with --backbone-only")
     with about("teacher"):
-        teacher_arrays = arrays_of(found.network("teacher"), config)
+        teacher_arrays = arrays_of(found.network("teacher"), spec)
+    config = spec_settings(spec)
     for key, value in ({"optim.name": "adamw"} | known_settings(found.args)).items():
         section, _, setting = key.rpartition(".")
         config.update({section: {setting: value}} if section else {setting: value})
@@ -81,7 +83,7 @@ def whole_state(
         center=jnp.array(found.center, jnp.float32),
         opt_state=optimizer_state(found.optimizer, student, shapes.opt_state, config.optim.name),
     )
-    # What is left in shapes alone starts at zero: step and meters.
+    # Whatever is still abstract starts at zero: step and meters.
     return config, jax.tree.map(
         lambda x: x if isinstance(x, jax.Array) else jnp.zeros(x.shape, x.dtype), state
     )
