@@ -29,7 +29,7 @@ WORK = {
     "imports": "import dino_jax.cli",
     "read": """
 import dino_jax.cli
-from dino_jax.weights.torch_checkpoint import read_torch_checkpoint
+from dino_jax.weights.layouts.torch_checkpoint import read_torch_checkpoint
 found = read_torch_checkpoint(sys.argv[1])
 parts = [part for network in found.networks.values() for part in (network.backbone, network.head)]
 tensors = [x for part in parts for x in part.values()]

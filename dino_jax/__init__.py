@@ -8,7 +8,6 @@ import importlib
 from importlib.metadata import version
 from typing import Any
 
-__version__ = version("dino_jax")
 _MODULES = {
     "create_model": "dino_jax.models",
     "load": "dino_jax.weights.load",
@@ -20,6 +19,8 @@ __all__ = ["create_model", "load", "load_linear", "load_with_head"]
 
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that `import dino_jax` stays fast.
+    if name == "__version__":
+        return version("dino_jax")
     if name in _MODULES:
         return getattr(importlib.import_module(_MODULES[name]), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

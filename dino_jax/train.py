@@ -54,7 +54,9 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     # Problems with settings, data or folder are reported here, within seconds.
     checks.check(config, mesh.size)
     # Everything that depends on the machine is chosen here, once.
-    spec, kernel_note = build.compute_spec(config, mesh.local_devices)
+    spec, kernel_note = build.compute_spec(
+        config, mesh.devices.flat[0].platform, mesh.local_devices
+    )
     source = open_source(config.data.train)
     batch_size = config.train.batch_size
     steps_per_epoch = len(source) // batch_size
@@ -76,7 +78,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
 
     with (
         StopRequest() as stop,  # outermost: a signal must not cut off the last save
-        MemoryGuard(config, Need.of(plan.shapes, plan.shardings, mesh), mesh.size) as memory,
+        MemoryGuard(Need.of(plan.shapes, plan.shardings, mesh)) as memory,
         RunCheckpoints(
             workdir,
             about={"config": json.loads(config.to_json()), "num_images": len(source)},
@@ -122,7 +124,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             del begin  # its arrays are donated to the step
             log.message("compiling the training step")
             step_fn = compile_step(plan.step, state, first, plan.shardings)
-            memory.plan(step_fn)
+            memory.add_step(step_fn)
             log.message(size_line(plan.shapes, memory.need))
             log.note_memory(memory.need.total)
             # Keep no reference to the first batch: after its step it would only take memory.

@@ -18,6 +18,7 @@ import dino_jax
 import main
 from dino_jax import sharding, train
 from dino_jax.checkpoints import lock
+from dino_jax.config.build import model_spec
 from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
@@ -102,7 +103,7 @@ def junk(folder: Path, count: int) -> Path:
         ("eval.knn_every_epochs=1 eval.knn_test=none", "eval.knn_test is not set: give a lab"),
         ("optim.name=adam", "optim.name='adam' is unknown: choose one of adamw, sgd, lars"),
         ("optim.lr=nan", "optim.lr=nan must be finite and not negative"),
-        ("head.out_dim=99999999999", "memory of a device does not do: .* GiB of state, of .* GiB"),
+        ("head.out_dim=99999999999", "not enough device memory: .* GiB of state, of .* GiB"),
     ],
 )
 def test_refuses_settings(setting: str, message: str, refused: Callable[..., str]) -> None:
@@ -225,7 +226,7 @@ def test_run_ends_with_its_sheet_of_attention(
     drawn = file.read_bytes()
     assert drawn.startswith(b"\x89PNG")
     mesh = sharding.make_mesh(jax.devices()[:1])
-    sheet = run_sheet.RunSheet(config, open_source(config.data.train), mesh)
+    sheet = run_sheet.RunSheet(config, model_spec(config), open_source(config.data.train), mesh)
     for which, is_drawn in (("student", False), ("teacher", True)):
         with runs.quick_compilation():
             _, params, stats = split(dino_jax.load(tmp_path, which=which)[0])

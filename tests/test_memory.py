@@ -9,6 +9,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from dino_jax import memory, sharding
+from dino_jax.config.build import model_spec
 from dino_jax.memory import device_limit, planned_bytes, stored_bytes
 from dino_jax.run.out_of_memory import Need
 from dino_jax.run.plan import make_plan
@@ -46,7 +47,7 @@ def test_bytes_of_a_compiled_function() -> None:
 def test_a_backend_that_does_not_plan() -> None:
     silent = SimpleNamespace(memory_analysis=lambda: None)
     assert planned_bytes(silent) is None
-    need = Need(state=3 << 29, weights=1 << 29, limit=None).with_step(silent)
+    need = Need(state=3 << 29, limit=None).with_step(silent)
     assert need.step is None
     assert need.fits
     assert str(need) == "per device 1.50 GiB of state"
@@ -78,7 +79,7 @@ def test_a_container_has_less_than_its_machine(
 
 @pytest.mark.parametrize(("limit", "fits"), [(10 << 30, True), ((10 << 30) - 1, False)])
 def test_whether_it_fits(limit: int, fits: bool) -> None:
-    need = Need(state=3 << 30, weights=1 << 30, limit=limit, step=7 << 30)
+    need = Need(state=3 << 30, limit=limit, step=7 << 30)
     assert need.fits == fits
     assert str(need) == "per device 3.00 GiB of state and 7.00 GiB more in a step, of 10.00 GiB"
 
@@ -87,7 +88,7 @@ def test_whether_it_fits(limit: int, fits: bool) -> None:
 def test_the_state_takes_what_shapes_foretell(mode: str) -> None:
     mesh = sharding.make_mesh()
     config = runs.tiny_config(train__sharding=mode, head__hidden_dim=256)
-    plan = make_plan(config, mesh, steps_per_epoch=5)
+    plan = make_plan(config, model_spec(config), mesh, steps_per_epoch=5)
     need = Need.of(plan.shapes, plan.shardings, mesh)
     with runs.quick_compilation():
         state = plan.first_state(0)
@@ -99,4 +100,3 @@ def test_the_state_takes_what_shapes_foretell(mode: str) -> None:
             if shard.device == device
         ]
         assert sum(held) == need.state
-    assert need.weights == sum(array.nbytes for array in jax.tree.leaves(state.params))

@@ -67,19 +67,22 @@ def spec_settings(spec: ModelSpec) -> ConfigDict:
     )
 
 
-def compute_spec(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[ModelSpec, str | None]:
-    """The model of a config with compute dtype and attention kernel chosen for some devices.
+def compute_spec(
+    config: ConfigDict, platform: str, devices: Sequence[jax.Device]
+) -> tuple[ModelSpec, str | None]:
+    """The model of a config with compute dtype and attention kernel chosen for a platform.
 
     A run calls this once, at its start, and passes the result down.
 
     Args:
       config: checked; `model.dtype` and `model.attention` may be "auto".
-      devices: of this process, all of one kind. cuDNN's attention kernel is tried on them.
+      platform: that will compute: "cpu", "gpu" or "tpu".
+      devices: of this process. cuDNN's attention kernel is checked on them; without devices the
+        check is skipped.
     Returns: the model, and a sentence for the log where the kernel is not the one asked for.
     Raises:
       UsageError: an unknown dtype or kernel.
     """
-    platform = devices[0].platform
     spec = dataclasses.replace(
         model_spec(config), dtype=compute_dtype(config.model.dtype, platform)
     )
@@ -93,6 +96,7 @@ def compute_spec(config: ConfigDict, devices: Sequence[jax.Device]) -> tuple[Mod
         num_heads=sizes["num_heads"],
         head_dim=sizes["embed_dim"] // sizes["num_heads"],
         lengths=tuple(sorted({1 + (side // sizes["patch_size"]) ** 2 for side in sides})),
+        platform=platform,
         devices=devices,
     )
     return dataclasses.replace(spec, attention=kernel), note

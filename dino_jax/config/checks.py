@@ -6,7 +6,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from dino_jax import sharding
-from dino_jax.config.build import crop_settings, flatten, model_spec
+from dino_jax.config.build import compute_dtype, crop_settings, flatten, model_spec
 from dino_jax.errors import UsageError
 from dino_jax.models.network import abstract
 from dino_jax.training import optim
@@ -36,6 +36,7 @@ def check(config: ConfigDict, num_devices: int) -> None:
             "(or tfds:NAME@SPLIT, idx:/path@SPLIT, shapes:N@SPLIT)"
         )
     _check_numbers(config)
+    compute_dtype(config.model.dtype, "cpu")  # raises for an unknown name
     if len(config.crops.mean) not in (1, 3):
         raise UsageError(
             f"crops.mean={config.crops.mean} has {len(config.crops.mean)} values: give 1 for grey "

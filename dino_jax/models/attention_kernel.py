@@ -29,6 +29,7 @@ def choose_kernel(
     num_heads: int,
     head_dim: int,
     lengths: tuple[int, ...],
+    platform: str,
     devices: Sequence[jax.Device],
 ) -> KernelChoice:
     """The kernel to compute attention with; cuDNN's only after a check on the devices.
@@ -39,7 +40,8 @@ def choose_kernel(
       num_heads: heads h.
       head_dim: width d of a head.
       lengths: the numbers of tokens N to check.
-      devices: of this process, which will compute.
+      platform: that will compute.
+      devices: of this process, to check the kernel on; without any, it is trusted.
     Raises:
       UsageError: an unknown kernel.
     """
@@ -47,7 +49,6 @@ def choose_kernel(
         raise UsageError(
             f"model.attention={asked!r} is unknown: choose one of auto, {', '.join(KERNELS)}"
         )
-    platform = devices[0].platform
     possible = platform == "gpu" and jnp.dtype(dtype).itemsize == 2
     if asked == "xla" or (asked == "auto" and not possible):
         return KernelChoice("xla")
@@ -57,7 +58,7 @@ def choose_kernel(
             f"model.attention=cudnn needs bfloat16 on a GPU; with {jnp.dtype(dtype).name} on "
             f"{platform} XLA computes the attention",
         )
-    for length in lengths:
+    for length in lengths if devices else ():
         shape = num_heads, length, head_dim
         if wrong := what_is_wrong(cudnn_attention, shape, dtype, devices):
             return KernelChoice("xla", f"cuDNN's attention {wrong}: XLA computes it instead")

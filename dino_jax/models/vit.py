@@ -192,11 +192,15 @@ class VisionTransformer(nnx.Module):
 vit_tiny = partial(VisionTransformer, patch_size=16, embed_dim=192, depth=12, num_heads=3)
 vit_small = partial(VisionTransformer, patch_size=16, embed_dim=384, depth=12, num_heads=6)
 vit_base = partial(VisionTransformer, patch_size=16, embed_dim=768, depth=12, num_heads=12)
+vit_large = partial(VisionTransformer, patch_size=16, embed_dim=1024, depth=24, num_heads=16)
+vit_huge = partial(VisionTransformer, patch_size=14, embed_dim=1280, depth=32, num_heads=16)
 
 ARCHITECTURES = {
     "vit_tiny": vit_tiny,
     "vit_small": vit_small,
     "vit_base": vit_base,
+    "vit_large": vit_large,
+    "vit_huge": vit_huge,
     "deit_tiny": vit_tiny,  # the reference's other names
     "deit_small": vit_small,
     "deit_base": vit_base,

@@ -24,8 +24,8 @@ def test_the_holder_is_named(tmp_path: Path) -> None:
 
 def test_a_process_that_has_died_holds_nothing(tmp_path: Path) -> None:
     script = (
-        "import os, pathlib, sys; from dino_jax import run_lock\n"
-        "file = run_lock.take(pathlib.Path(sys.argv[1])); os._exit(9)"
+        "import os, pathlib, sys; from dino_jax.checkpoints import lock\n"
+        "file = lock.take(pathlib.Path(sys.argv[1])); os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", script, tmp_path]).returncode == 9
     assert (tmp_path / lock.NAME).read_text().startswith("process ")

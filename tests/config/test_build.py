@@ -1,5 +1,9 @@
 """From a config's keys to values."""
 
+import dataclasses
+import json
+
+import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
@@ -7,13 +11,18 @@ from ml_collections import ConfigDict
 
 from configs import default
 from dino_jax.config import build
+from dino_jax.errors import UsageError
+from dino_jax.models.spec import HeadSpec, ModelSpec
 from tests.support.debug_config import config_with
 
 
 def test_dtype_by_name() -> None:
-    assert build.compute_dtype("auto") == jnp.float32  # on a CPU
-    assert build.compute_dtype("float32") == jnp.float32
-    assert build.compute_dtype("bfloat16") == jnp.bfloat16
+    assert build.compute_dtype("auto", "cpu") == "float32"
+    assert build.compute_dtype("auto", "gpu") == build.compute_dtype("auto", "tpu") == "bfloat16"
+    assert build.compute_dtype("float32", "gpu") == "float32"
+    assert build.compute_dtype("bfloat16", "cpu") == "bfloat16"
+    with pytest.raises(UsageError, match=r"model\.dtype='half' is unknown: choose auto, float32"):
+        build.compute_dtype("half", "cpu")
 
 
 def test_the_model_is_built_as_the_config_says() -> None:
@@ -27,7 +36,9 @@ def test_the_model_is_built_as_the_config_says() -> None:
         crops__mean=(0.5,),
         crops__std=(0.25,),
     )
-    model = nnx.eval_shape(lambda: build.build_model(config, nnx.Rngs(0)))
+    spec, note = build.compute_spec(config, "cpu", jax.devices())
+    assert note is None
+    model = nnx.eval_shape(lambda: spec.model(nnx.Rngs(0)))
     backbone, head = model.backbone, model.head
     assert (backbone.embed_dim, len(backbone.blocks), backbone.num_heads) == (48, 2, 3)
     assert (backbone.in_channels, backbone.remat) == (1, "dots")
@@ -41,8 +52,20 @@ def test_the_model_is_built_as_the_config_says() -> None:
 
 
 def test_unset_overrides_keep_the_architecture() -> None:
-    model = nnx.eval_shape(lambda: build.build_backbone(default.get_config(), nnx.Rngs(0)))
+    spec = build.model_spec(default.get_config())
+    model = nnx.eval_shape(lambda: spec.backbone(nnx.Rngs(0)))
     assert (model.embed_dim, len(model.blocks), model.pos_embed.shape[1]) == (384, 12, 197)
+
+
+@pytest.mark.parametrize("name", ["vit_small", "xcit_small_12_p16", "resnet50"])
+def test_a_spec_survives_the_settings_of_a_converted_folder(name: str) -> None:
+    sizes = {"depth": 2, "num_heads": 3} if name == "vit_small" else {}
+    head = HeadSpec(64, num_layers=2, weight_norm=False)
+    spec = ModelSpec(name, overrides=sizes, head=head, resize=40, crop=32, canvas_size=64)
+    stored = ConfigDict(json.loads(build.spec_settings(spec).to_json()))
+    assert build.model_spec(stored) == spec
+    bare = dataclasses.replace(spec, head=None, mean=(0.0,), std=(1.0,))
+    assert build.model_spec(build.spec_settings(bare)) == bare
 
 
 def test_schedules_follow_the_config() -> None:

@@ -31,7 +31,7 @@ def test_debug_is_small(path: Path) -> None:
         assert config.model.overrides == small.model.overrides
         assert config.model.patch_size == small.model.patch_size
     else:
-        backbone = nnx.eval_shape(lambda: build.build_backbone(config, nnx.Rngs(0)))
+        backbone = nnx.eval_shape(lambda: build.model_spec(config).backbone(nnx.Rngs(0)))
         assert (backbone.family, backbone.embed_dim) in (("xcit", 48), ("resnet", 512))
     for section in ("train", "data", "eval"):
         different = {k for k in small[section] if config[section][k] != small[section][k]}

@@ -4,7 +4,7 @@ No GPU is needed: where cuDNN's kernel would be called, XLA's stands in for it.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from unittest import mock
 
@@ -18,19 +18,12 @@ from dino_jax.config import build, checks
 from dino_jax.errors import UsageError
 from dino_jax.models import attention, create_model
 from dino_jax.models.attention_kernel import KernelChoice, choose_kernel, what_is_wrong
-from dino_jax.models.network import abstract
+from tests.support import runs
 from tests.support.reference import recipe_model
 
 SHAPE = (3, 17, 16)  # heads, tokens, channels of a head
 LENGTHS = (17, 5)
 KERNEL = jax.nn.dot_product_attention
-
-
-@pytest.fixture(autouse=True)
-def _forget_choices() -> Iterator[None]:
-    choose_kernel.cache_clear()
-    yield
-    choose_kernel.cache_clear()
 
 
 def stand_in(*arrays: jax.Array, implementation: str) -> jax.Array:
@@ -48,16 +41,23 @@ def missing(*arrays: jax.Array, implementation: str) -> jax.Array:
     raise RuntimeError("cuDNN is not here\nand more")
 
 
-def on_a_gpu(monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., jax.Array]) -> None:
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+def kernel_is(monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., jax.Array]) -> None:
     monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
 
 
-choose = partial(choose_kernel, dtype=jnp.bfloat16, num_heads=3, head_dim=16, lengths=LENGTHS)
+choose = partial(
+    choose_kernel,
+    dtype=jnp.bfloat16,
+    num_heads=3,
+    head_dim=16,
+    lengths=LENGTHS,
+    platform="gpu",
+    devices=jax.devices(),  # stand in for GPUs
+)
 
 
 def test_a_kernel_that_computes_right_is_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
-    on_a_gpu(monkeypatch, stand_in)
+    kernel_is(monkeypatch, stand_in)
     assert choose("auto") == choose("cudnn") == KernelChoice("cudnn")
     assert choose("xla") == KernelChoice("xla")
     assert choose("auto", dtype=jnp.float32) == KernelChoice("xla")
@@ -66,15 +66,15 @@ def test_a_kernel_that_computes_right_is_chosen(monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("kernel", "said"),
     [
-        (wrong_at_17, r"is 0\.\d+ of its largest value off for 17 tokens"),
-        (missing, r"cannot be used for 17 tokens \(cuDNN is not here\)"),
+        (wrong_at_17, r"is off by 0\.\d+ of its largest value for 17 tokens"),
+        (missing, r"does not work for 17 tokens \(cuDNN is not here\)"),
     ],
 )
 @pytest.mark.parametrize("asked", ["auto", "cudnn"])
 def test_a_kernel_that_does_not_is_left(
     monkeypatch: pytest.MonkeyPatch, kernel: Callable[..., jax.Array], said: str, asked: str
 ) -> None:
-    on_a_gpu(monkeypatch, kernel)
+    kernel_is(monkeypatch, kernel)
     chosen, note = choose(asked)
     assert chosen == "xla"
     assert re.search(said, note)
@@ -82,10 +82,11 @@ def test_a_kernel_that_does_not_is_left(
 
 
 def test_without_a_gpu() -> None:
-    assert choose("auto") == KernelChoice("xla")
-    assert "bfloat16 on a GPU" in choose("cudnn").note
+    on_cpu = partial(choose, platform="cpu")
+    assert on_cpu("auto") == KernelChoice("xla")
+    assert "bfloat16 on a GPU" in on_cpu("cudnn").note
     with pytest.raises(UsageError, match=r"model\.attention='flash' is unknown: choose"):
-        choose("flash")
+        on_cpu("flash")
 
 
 def test_wrong_gradients_are_seen() -> None:
@@ -104,10 +105,12 @@ def test_wrong_gradients_are_seen() -> None:
         return dq, dk * 1.1, dv
 
     attend.defvjp(forward, backward)
-    assert "off for 17 tokens" in what_is_wrong(attend, SHAPE, jnp.bfloat16)
-    assert what_is_wrong(attention.plain_attention, SHAPE, jnp.bfloat16) is None
+    assert "largest value for 17 tokens" in what_is_wrong(
+        attend, SHAPE, jnp.bfloat16, jax.devices()
+    )
+    assert what_is_wrong(attention.plain_attention, SHAPE, jnp.bfloat16, jax.devices()) is None
     not_a_number = lambda q, k, v: attention.plain_attention(q, k, v) * jnp.nan  # noqa: E731
-    assert "nan of its" in what_is_wrong(not_a_number, SHAPE, jnp.bfloat16)
+    assert "off by nan of its" in what_is_wrong(not_a_number, SHAPE, jnp.bfloat16, jax.devices())
 
 
 def test_a_network_is_the_same_with_either_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,26 +127,23 @@ def test_a_network_is_the_same_with_either_kernel(monkeypatch: pytest.MonkeyPatc
 
 
 def test_refuses_what_a_network_cannot_have() -> None:
-    with pytest.raises(UsageError, match="attention='flash' is unknown: choose one of xla, cudnn"):
+    with pytest.raises(UsageError, match="attention='flash' is unknown"):
         create_model("vit_tiny", attention="flash")
     with pytest.raises(UsageError, match="computes in 16 bits: give dtype"):
         create_model("vit_tiny", attention="cudnn")
 
 
 @pytest.mark.parametrize("sizes", [{"embed_dim": 2}, {"embed_dim": 0}, {"num_heads": -1}])
-def test_sizes_are_checked_before_the_kernel(
-    sizes: dict[str, int], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_sizes_are_checked_before_the_kernel(sizes: dict[str, int]) -> None:
     config = configs.default.get_config("debug")
+    config.data.train = "shapes:64@train"
     config.model.update(dtype="bfloat16", overrides=sizes)
-    on_a_gpu(monkeypatch, missing)
     (name,) = sizes
     with pytest.raises(UsageError, match=f"{name}={sizes[name]}"):
-        abstract(partial(build.build_model, config))
+        checks.check(config, 1)
 
 
 def test_a_config_is_checked_at_its_own_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of a network in shapes, too: the check has numbers while the network is being traced."""
     config = configs.default.get_config("debug")
     config.model.dtype = "bfloat16"
     lengths = []
@@ -152,15 +152,24 @@ def test_a_config_is_checked_at_its_own_lengths(monkeypatch: pytest.MonkeyPatch)
         lengths.append(arrays[0].shape[1])
         return stand_in(*arrays, implementation=implementation)
 
-    on_a_gpu(monkeypatch, noting)
-    abstract(partial(build.build_model, config))
+    kernel_is(monkeypatch, noting)
+    spec, note = build.compute_spec(config, "gpu", jax.devices())
+    assert (spec.attention, spec.dtype, note) == ("cudnn", "bfloat16", None)
     sides = config.crops.global_size, config.crops.local_size, config.eval.crop
-    patch_size = build.build_backbone(config, None).patch_size
-    assert set(lengths) == {1 + (side // patch_size) ** 2 for side in sides}
-    assert build.attention_kernel(config) == KernelChoice("cudnn")
-    assert not any("attention" in note for note in checks.advice(config))
+    assert set(lengths) == {1 + (side // config.model.patch_size) ** 2 for side in sides}
 
-    choose_kernel.cache_clear()
-    monkeypatch.setattr(jax.nn, "dot_product_attention", missing)
-    assert any("cuDNN is not here" in note for note in checks.advice(config))
-    assert build.attention_kernel(config).kernel == "xla"
+    kernel_is(monkeypatch, missing)
+    spec, note = build.compute_spec(config, "gpu", jax.devices())
+    assert spec.attention == "xla"
+    assert "cuDNN is not here" in note
+    assert build.compute_spec(config, "gpu", ())[0].attention == "cudnn"  # nothing to check it on
+
+
+def test_no_room_below_the_run_asks_for_the_platform() -> None:
+    """Machine-dependent choices are made once, by the run and the jobs."""
+    asking = [
+        str(path.relative_to(runs.ROOT / "dino_jax"))
+        for path in sorted((runs.ROOT / "dino_jax").rglob("*.py"))
+        if "default_backend" in path.read_text()
+    ]
+    assert asking == ["cache.py"]  # called by the commands, before anything is computed

@@ -15,6 +15,8 @@ PUBLISHED = {
     "vit_tiny": 5.72,
     "vit_small": 22.05,
     "vit_base": 86.57,
+    "vit_large": 304.33,
+    "vit_huge": 632.05,
     "deit_tiny": 5.72,
     "deit_small": 22.05,
     "deit_base": 86.57,

@@ -26,7 +26,9 @@ def most_operands(depth: int, options: dict[str, str]) -> int:
 
 
 def test_no_operation_sums_over_all_later_layers() -> None:
-    assert most_operands(12, compiler_options()) <= most_operands(4, compiler_options()) + 1
+    assert (
+        most_operands(12, compiler_options("cpu")) <= most_operands(4, compiler_options("cpu")) + 1
+    )
 
 
 @pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="from JAX 0.11 on barriers last")

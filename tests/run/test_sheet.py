@@ -8,7 +8,7 @@ from flax import nnx
 from PIL import Image
 
 from dino_jax import sharding
-from dino_jax.config import build
+from dino_jax.config.build import model_spec
 from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
@@ -25,10 +25,12 @@ def test_draws_a_row_for_each_picture(tmp_path: Path, monkeypatch: pytest.Monkey
     mesh, train = sharding.make_mesh(), open_source("shapes:85@train")
     path = tmp_path / "attention.png"
     with runs.quick_compilation():
-        _, params, stats = split(nnx.jit(lambda: build.build_model(config, nnx.Rngs(0)))())
+        _, params, stats = split(nnx.jit(lambda: model_spec(config).model(nnx.Rngs(0)))())
         layout = sharding.state_shardings(params, mesh, "fsdp")
         assert not all(s.is_fully_replicated for s in jax.tree.leaves(layout))
-        RunSheet(config, train, mesh)(jax.device_put(params, layout), stats, path)
+        RunSheet(config, model_spec(config), train, mesh)(
+            jax.device_put(params, layout), stats, path
+        )
     with Image.open(path) as picture:
         side = TILE * 3 // 4  # image, masks, mean and two heads
         assert 5 * side < picture.width < 6 * side
@@ -40,8 +42,9 @@ def test_pictures_are_those_of_the_test_source() -> None:
     mesh, train = sharding.make_mesh(), open_source("shapes:85@train")
     config = runs.tiny_config(log__attention_sheet=3, eval__knn_test="/no/where")
     with pytest.raises(UsageError, match="/no/where is not a folder"):
-        RunSheet(config, train, mesh)
-    RunSheet(runs.tiny_config(log__attention_sheet=3, eval__knn_test="none"), train, mesh)
+        RunSheet(config, model_spec(config), train, mesh)
+    config = runs.tiny_config(log__attention_sheet=3, eval__knn_test="none")
+    RunSheet(config, model_spec(config), train, mesh)
 
 
 def test_refuses_a_network_without_attention() -> None:
@@ -50,4 +53,4 @@ def test_refuses_a_network_without_attention() -> None:
     for key in config.model.overrides:
         config.model.overrides[key] = None
     with pytest.raises(UsageError, match=r"attention_sheet=3: resnet18 is a ResNet, which"):
-        RunSheet(config, open_source("shapes:85@train"), sharding.make_mesh())
+        RunSheet(config, model_spec(config), open_source("shapes:85@train"), sharding.make_mesh())

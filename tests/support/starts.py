@@ -9,16 +9,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from dino_jax import sharding
+from dino_jax.config.build import model_spec
 from dino_jax.run.plan import Plan, make_plan
 from dino_jax.training.state import TrainState
-from dino_jax.weights.initial import Start, find, start_from
+from dino_jax.weights.initial import Start, read_initial, start_from
 from tests.conftest import GOLDENS
 from tests.support import runs
 
 PTH = GOLDENS / "pth"
 BACKBONE = str(PTH / "backbone.pth")
-ONE_NETWORK = "it holds one network, which becomes both student and teacher"
-MADE = "the center is made from a teacher pass over the first batch"
+ONE_NETWORK = "it contains one network, which becomes both student and teacher"
+MADE = "the center is computed from the teacher's logits for the first batch"
 
 
 def fixture_config(init_from: str, **changes: object) -> ConfigDict:
@@ -40,7 +41,8 @@ def fixture_config(init_from: str, **changes: object) -> ConfigDict:
 def random_start(config: str, devices: int) -> tuple[Plan, TrainState]:
     """The plan and the first state of a config without weights, compiled once for all tests."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
-    plan = make_plan(ConfigDict(json.loads(config)), mesh, steps_per_epoch=5)
+    parsed = ConfigDict(json.loads(config))
+    plan = make_plan(parsed, model_spec(parsed), mesh, steps_per_epoch=5)
     return plan, plan.first_state(0)
 
 
@@ -48,7 +50,7 @@ def start(config: ConfigDict, devices: int = 1) -> tuple[Start, TrainState, Plan
     """The start, the random state that it replaces, and the plan."""
     without = config.to_dict() | {"init_from": None}
     plan, state = random_start(json.dumps(without), devices)
-    return start_from(find(config, plan.shapes), state), state, plan
+    return start_from(read_initial(config, model_spec(config), plan.shapes), state), state, plan
 
 
 def batch_of(config: ConfigDict) -> dict[str, jax.Array]:

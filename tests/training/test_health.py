@@ -33,7 +33,7 @@ def run() -> Run:
     config = default.get_config("debug")
     config.optim.lr, config.train.batch_size = 0.004, 32
     network, init = initializer(
-        partial(build.build_model, config),
+        build.model_spec(config).model,
         tx := optim.make_optimizer("adamw", clip_grad=3.0, norm_last_layer=True),
         num_prototypes=K,
     )

@@ -13,13 +13,14 @@ from ml_collections import ConfigDict
 import dino_jax
 from dino_jax import sharding
 from dino_jax.checkpoints import checkpoint
+from dino_jax.config.build import model_spec
 from dino_jax.errors import UsageError
 from dino_jax.jobs.convert import convert
 from dino_jax.models.network import split
 from dino_jax.run.plan import make_plan
 from dino_jax.training.state import TrainState
 from dino_jax.weights.formats.pth.file import read_torch_file
-from dino_jax.weights.initial import find
+from dino_jax.weights.initial import read_initial
 from dino_jax.weights.layouts.mapping import to_torch
 from dino_jax.weights.layouts.torch_checkpoint import read_torch_checkpoint
 from dino_jax.weights.state.training_state import whole_state
@@ -34,8 +35,9 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 def refused(config: ConfigDict) -> None:
     """Tries to start where shapes are enough to see that it cannot be."""
-    plan = make_plan(config, sharding.make_mesh(jax.devices()[:1]), steps_per_epoch=5)
-    find(config, plan.shapes)
+    spec = model_spec(config)
+    plan = make_plan(config, spec, sharding.make_mesh(jax.devices()[:1]), steps_per_epoch=5)
+    read_initial(config, spec, plan.shapes)
 
 
 def assert_same(found: Any, expected: Any) -> None:
@@ -64,7 +66,7 @@ def test_a_whole_checkpoint() -> None:
     assert_same(state.meters, random.meters)
     assert int(state.step) == 0
     assert has_center
-    assert notes == [f"starts from {FULL}", RESTORED]
+    assert notes == [f"starting from {FULL}", RESTORED]
     assert_may_be_trained(state)
 
 
@@ -73,7 +75,7 @@ def test_a_converted_folder_is_the_same_start(tmp_path: Path) -> None:
     from_folder, _, _ = start(fixture_config(str(tmp_path)))
     from_file, _, _ = start(fixture_config(FULL))
     assert_same(from_folder.state, from_file.state)
-    assert from_folder.notes == [f"starts from {tmp_path}", RESTORED]
+    assert from_folder.notes == [f"starting from {tmp_path}", RESTORED]
     assert from_folder.has_center
     assert_may_be_trained(from_folder.state)
 
@@ -95,8 +97,8 @@ def test_a_backbone(converted: bool, tmp_path: Path) -> None:
         assert_same(params["head"], before["head"])
     assert_same(state.opt_state, random.opt_state)
     assert not has_center
-    none = "it has no head: the head starts at random, center and optimizer anew"
-    assert notes == [f"starts from {weights}", ONE_NETWORK, none, MADE]
+    none = "it has no head: head, center and optimizer state are newly initialised"
+    assert notes == [f"starting from {weights}", ONE_NETWORK, none, MADE]
     assert_may_be_trained(state)
 
 
@@ -106,7 +108,7 @@ def test_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(FULL, place / "dino_deitsmall16_pretrain_full_checkpoint.pth")
     monkeypatch.setenv("DINO_JAX_HUB", str(tmp_path))
     found, _, _ = start(fixture_config("dino_vits16"))
-    assert found.notes == ["starts from dino_vits16", RESTORED]
+    assert found.notes == ["starting from dino_vits16", RESTORED]
 
 
 def test_another_number_of_prototypes() -> None:
@@ -120,15 +122,15 @@ def test_another_number_of_prototypes() -> None:
         assert_same(params["head"], random.params["head"])
     assert_same(state.opt_state, random.opt_state)
     assert not has_center
-    other = "it has a head of other sizes: the head starts at random, center and optimizer anew"
-    assert notes == [f"starts from {FULL}", other, MADE]
+    other = "it has a head of other sizes: head, center and optimizer state are newly initialised"
+    assert notes == [f"starting from {FULL}", other, MADE]
 
 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
         ({"optim__name": "sgd"}, "the optimizer's state has no momentum_buffer of the shape of 37"),
-        ({"head__norm_last_layer": False}, "its state is of another head.norm_last_layer"),
+        ({"head__norm_last_layer": False}, "it belongs to another head.norm_last_layer"),
     ],
 )
 @pytest.mark.parametrize("converted", [False, True])
@@ -137,13 +139,13 @@ def test_another_optimizer_starts_anew(
 ) -> None:
     if converted:
         convert(FULL, tmp_path)
-        why = "its state is of another optim.name or head.norm_last_layer"
+        why = "it belongs to another optim.name or head.norm_last_layer"
     config = fixture_config(str(tmp_path) if converted else FULL, **changes)
     (state, has_center, notes), random, _ = start(config)
     assert_same(state.opt_state, random.opt_state)
     np.testing.assert_array_equal(state.center, read_torch_checkpoint(FULL).center)
     assert has_center
-    assert re.match(f"the optimizer starts anew: {re.escape(why)}", notes[-1])
+    assert re.match(f"the optimizer state is newly initialised: {re.escape(why)}", notes[-1])
 
 
 def test_a_file_without_optimizer_or_center(tmp_path: Path) -> None:
@@ -152,7 +154,11 @@ def test_a_file_without_optimizer_or_center(tmp_path: Path) -> None:
     path = str(save(tmp_path / "teacher.pth", found))
     (state, has_center, notes), _, _ = start(fixture_config(path))
     assert not has_center
-    assert notes[1:] == [ONE_NETWORK, MADE, "the optimizer starts anew: it has none"]
+    assert notes[1:] == [
+        ONE_NETWORK,
+        MADE,
+        "the optimizer state is newly initialised: the weights contain none",
+    ]
     assert_same(state.params, state.teacher_params)
     assert_may_be_trained(state)
 
@@ -162,7 +168,7 @@ def test_a_file_without_optimizer_or_center(tmp_path: Path) -> None:
     [
         (FULL, {"model__overrides__depth": 1}, r"blocks\.1\.\S+ is left over; .*inspect"),
         (FULL, {"model__patch_size": 16}, r"patch_embed\.kernel is \[192, 48\], not \[768, 48\]"),
-        (str(PTH / "linear.pth"), {}, "a linear classifier: give a backbone or a whole checkpoi"),
+        (str(PTH / "linear.pth"), {}, "a linear classifier: give a backbone or a full checkpoi"),
         (str(PTH / "nothing.pth"), {}, "is no hub name"),
     ],
 )
@@ -186,7 +192,7 @@ def test_a_run_and_its_steps() -> None:
         assert_same(getattr(state, part), getattr(former, part))
     assert int(state.step) == 0
     assert has_center
-    assert notes == [f"starts from {workdir}", RESTORED]
+    assert notes == [f"starting from {workdir}", RESTORED]
     assert_may_be_trained(state)
     first = runs.steps(workdir)[0]
     earlier, _, _ = start(runs.tiny_config(init_from=f"{workdir}@{first}"))

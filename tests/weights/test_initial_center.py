@@ -45,7 +45,7 @@ def test_a_run_from_a_backbone_and_its_resume(
     workdir = tmp_path / "run"
     assert runs.train_here(config, workdir, stop_after=4)["step"] == 4
     said = capsys.readouterr()
-    for note in (f"starts from {path}", ONE_NETWORK, MADE):
+    for note in (f"starting from {path}", ONE_NETWORK, MADE):
         assert f"note: {note}" in said.out + said.err
     path.unlink()
     assert runs.train_here(config, workdir)["finished"]

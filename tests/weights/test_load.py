@@ -62,7 +62,7 @@ def test_features_of_a_backbone_file(path: Path) -> None:
 @pytest.mark.parametrize("path", parity_cases("pth/full_checkpoint*.pth"), ids=lambda p: p.stem)
 @pytest.mark.parametrize("which", ["teacher", "student"])
 def test_features_and_logits_of_a_whole_checkpoint(which: str, path: Path) -> None:
-    model, head, info = dino_jax.load(path, which=which, head=True)
+    model, head, info = dino_jax.load_with_head(path, which=which)
     expected = recorded(path.parent)
     features = model(expected["images"])
     np.testing.assert_allclose(features, expected[f"{which}_cls"], rtol=0, atol=1e-4)
@@ -87,11 +87,12 @@ def test_a_converted_folder_gives_the_same(backbone_only: bool, tmp_path: Path) 
     assert info.sha256 == dino_jax.load(FULL)[1].sha256
     assert (info.resize, info.crop, info.patch_size) == (256, 224, expected["meta"]["patch"])
     if backbone_only:
-        for asked in ({"which": "student"}, {"head": True}):
-            with pytest.raises(UsageError, match="was converted from a backbone alone"):
-                dino_jax.load(tmp_path / "out", **asked)
+        with pytest.raises(UsageError, match="was converted from a backbone alone"):
+            dino_jax.load(tmp_path / "out", which="student")
+        with pytest.raises(UsageError, match="was converted from a backbone alone"):
+            dino_jax.load_with_head(tmp_path / "out")
         return
-    head, info = dino_jax.load(tmp_path / "out", head=True)[1:]
+    head, info = dino_jax.load_with_head(tmp_path / "out")[1:]
     np.testing.assert_allclose(head(features), expected["teacher_head"], rtol=0, atol=1e-4)
     student, _ = dino_jax.load(tmp_path / "out", which="student")
     features = student(expected["images"])
@@ -126,16 +127,19 @@ def test_the_hash_covers_what_decides_the_features(tmp_path: Path) -> None:
 
 
 def test_a_linear_head() -> None:
-    classifier, info = dino_jax.load(PTH / "linear.pth")
+    classifier, info = dino_jax.load_linear(PTH / "linear.pth")
     tensors = read_torch_checkpoint(PTH / "linear.pth").linear
     features = np.random.default_rng(0).standard_normal((3, 192), np.float32)
     expected = features @ tensors["weight"].T + tensors["bias"]
     np.testing.assert_allclose(classifier(features), expected, rtol=1e-5, atol=1e-5)
-    assert (info.arch, info.embed_dim, info.patch_size) == ("linear", 192, None)
-    for asked in ({"which": "student"}, {"head": True}):
-        with pytest.raises(UsageError, match="is a linear classifier: it has no student and no h"):
-            dino_jax.load(PTH / "linear.pth", **asked)
-    with pytest.raises(UsageError, match=r"linear\.pth is a linear classifier: give a backbone"):
+    assert (info.in_features, info.num_classes) == tensors["weight"].shape[::-1]
+    assert (info.weights, info.class_names) == (None, None)
+    for load in (dino_jax.load, dino_jax.load_with_head):
+        with pytest.raises(UsageError, match=r"is a linear classifier: load it with .*load_linear"):
+            load(PTH / "linear.pth")
+    with pytest.raises(UsageError, match=r"backbone\.pth is a backbone, not a linear classifier"):
+        dino_jax.load_linear(PTH / "backbone.pth")
+    with pytest.raises(UsageError, match=r"linear\.pth is a linear classifier: load it with"):
         knn(str(PTH / "linear.pth"), train="shapes:20@train", test="shapes:20@test")
 
 
@@ -188,7 +192,7 @@ def test_a_whole_checkpoint_with_batch_norm(
 ) -> None:
     tensors = tensors_of(name, head, prefix="module.")
     path = save(tmp_path / "full.pth", {"student": tensors, "teacher": tensors, "epoch": 3})
-    backbone, head_module, info = dino_jax.load(path, head=True)
+    backbone, head_module, info = dino_jax.load_with_head(path)
     assert info.arch == name
     for part, module in (("backbone", backbone), ("head", head_module)):
         prefix = f"module.{part}."
@@ -209,7 +213,7 @@ def test_a_whole_checkpoint_with_batch_norm(
 def test_every_released_file_fits_without_a_rest(name: str) -> None:
     """Names, shapes and order as in the file; nothing is computed."""
     tensors = {n: np.broadcast_to(np.float32(0), s) for n, s in MANIFESTS[name].items()}
-    config, arrays = from_torch(TorchNetwork(tensors, {}))
-    assert config.head is None
+    spec, arrays = from_torch(TorchNetwork(tensors, {}))
+    assert spec.head is None
     count = sum(x.size for name, x in tensors.items() if not name.endswith("tracked"))
     assert sum(x.size for x in jax.tree.leaves(arrays)) == count

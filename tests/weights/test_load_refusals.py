@@ -79,8 +79,8 @@ def test_the_classifier_of_a_supervised_vit_is_not_dropped(tmp_path: Path) -> No
 def test_a_file_without_what_is_asked_for() -> None:
     with pytest.raises(UsageError, match="which='student' is not in this file, which holds teach"):
         dino_jax.load(PTH / "backbone.pth", which="student")
-    with pytest.raises(UsageError, match=r"backbone\.pth: it holds a backbone alone: give the who"):
-        dino_jax.load(PTH / "backbone.pth", head=True)
+    with pytest.raises(UsageError, match=r"backbone\.pth: it contains a backbone without a head"):
+        dino_jax.load_with_head(PTH / "backbone.pth")
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 def expected_features(which: str) -> np.ndarray:
     """Features computed from the raw arrays of the checkpoint."""
     saved = runs.arrays(runs.whole())
-    model = build.build_backbone(runs.tiny_config(), nnx.Rngs(0))
+    model = build.model_spec(runs.tiny_config()).backbone(nnx.Rngs(0))
     graphdef, params, _ = split(model)
 
     def raw(path: tuple, _: jax.Array) -> np.ndarray:
@@ -44,7 +44,7 @@ def test_features_are_those_of_the_checkpoint(which: str) -> None:
 
 
 def test_head_gives_logits_and_teacher_differs_from_student() -> None:
-    model, head, info = dino_jax.load(runs.whole(), head=True)
+    model, head, info = dino_jax.load_with_head(runs.whole())
     assert head(model(IMAGES)).shape == (2, 32)
     _, student = dino_jax.load(runs.whole(), which="student")
     assert student.sha256 != info.sha256

@@ -24,7 +24,7 @@ from dino_jax.evaluate.davis.propagation import (
 )
 from dino_jax.evaluate.features.backbone import PlacedBackbone
 from dino_jax.evaluate.features.picture_pass import Group, PicturePass
-from dino_jax.weights.layouts.architecture import IMAGENET
+from dino_jax.models.spec import IMAGENET_STD
 
 STD = (0.228, 0.224, 0.225)  # the reference's, which differs from ImageNet's for videos alone
 
@@ -82,7 +82,7 @@ class Follower:
 
     def _feature(self, shape: tuple[int, int]) -> FramePatches:
         info = self._backbone.info
-        std = STD if info.std == IMAGENET["std"] else info.std
+        std = STD if info.std == IMAGENET_STD else info.std
         return FramePatches(network_size(*shape, self._image_size), info.mean, std)
 
 

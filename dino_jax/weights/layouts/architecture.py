@@ -13,7 +13,7 @@ from dino_jax.models import MODELS, default_settings
 from dino_jax.models.spec import HeadSpec, ModelSpec
 from dino_jax.weights.layouts.torch_checkpoint import Tensors, TorchNetwork
 
-HEAD_DIM = 64  # channels of an attention head in every published ViT
+HEAD_DIM = 64  # channels of an attention head in most ViTs
 
 _SIGNS = {  # a tensor that only this family has; the first match decides
     "cls_attn_blocks.0.norm1.weight": "xcit",
@@ -43,9 +43,9 @@ def infer(network: TorchNetwork, *, num_heads: int | None = None) -> ModelSpec:
 
     Args:
       network: its tensors.
-      num_heads: attention heads of a ViT, which its tensors do not determine. By default 64
-        channels a head, as in every published ViT; a width not divisible by 64 gets 3 heads and a
-        warning.
+      num_heads: attention heads of a ViT, which its tensors do not determine. By default those of
+        the registered ViT of the same width, else 64 channels a head; a width that is not
+        divisible by 64 gets 3 heads and a warning.
     Returns: mean and std are ImageNet's for colour images, which every published model was trained
       with, and 0 and 1 for others.
     Raises:
@@ -113,6 +113,9 @@ def _registered(family: str) -> dict[str, dict[str, Any]]:
 
 
 def _vit_heads(dim: int) -> int:
+    for sizes in _registered("vit").values():
+        if sizes["embed_dim"] == dim:
+            return sizes["num_heads"]
     if dim % HEAD_DIM == 0:
         return dim // HEAD_DIM
     heads = default_settings("vit_tiny")["num_heads"]

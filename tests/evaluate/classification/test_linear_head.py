@@ -10,11 +10,11 @@ from PIL import Image
 from dino_jax.data.sources.idx import IdxSource
 from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.classification.linear_files import LinearHead, read_head, write_head
 from dino_jax.evaluate.classification.linear_head import check_head
 from dino_jax.evaluate.features.extractor import Extractor
 from dino_jax.evaluate.features.tokens import ClassTokens
 from dino_jax.jobs.linear import linear
+from dino_jax.weights.linear import LinearHead, read_head, write_head
 from tests.support.linear_setup import OPTIONS, TEST
 from tests.support.torch_files import storage, tensor, zip_file
 

@@ -6,14 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
-from dino_jax.config import build as settings
 from dino_jax.errors import UsageError
 from dino_jax.models import MODELS, DINOHead, create_model
 from dino_jax.models.network import abstract
+from dino_jax.models.spec import HeadSpec, ModelSpec
 from dino_jax.weights.hub import RELEASED
-from dino_jax.weights.layouts.architecture import OVERRIDES, infer
+from dino_jax.weights.layouts.architecture import infer
 from dino_jax.weights.layouts.mapping import torch_shapes
 from dino_jax.weights.layouts.torch_checkpoint import Tensors, TorchNetwork
 from tests.conftest import GOLDENS
@@ -26,7 +25,7 @@ def empty(shapes: dict[str, Any]) -> Tensors:
     return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
 
 
-def model_of(backbone: Tensors, head: Tensors | None = None, **options: Any) -> dict[str, Any]:
+def model_of(backbone: Tensors, head: Tensors | None = None, **options: Any) -> ModelSpec:
     return infer(TorchNetwork(backbone, head or {}), **options)
 
 
@@ -39,13 +38,12 @@ def backbone(name: str, **overrides: Any) -> Tensors:
 
 @pytest.mark.parametrize("name", [name for name in MANIFESTS if name in RELEASED])
 def test_released_models_are_what_the_hub_says(name: str) -> None:
-    config = model_of(empty(MANIFESTS[name]))
-    model, released = config["model"], RELEASED[name]
-    assert model["name"] == released.arch
-    assert model["patch_size"] in (None, released.patch_size)  # XCiTs have it in their name
-    assert model["overrides"] == dict.fromkeys(OVERRIDES)
-    assert config["crops"]["mean"] == (0.485, 0.456, 0.406)
-    assert config["head"] is None
+    spec, released = model_of(empty(MANIFESTS[name])), RELEASED[name]
+    assert spec.arch == released.arch
+    assert spec.patch_size in (None, released.patch_size)  # XCiTs have it in their name
+    assert spec.overrides == {}
+    assert spec.mean == (0.485, 0.456, 0.406)
+    assert spec.head is None
 
 
 def test_every_hub_name_is_in_the_registry() -> None:
@@ -58,15 +56,8 @@ def test_every_hub_name_is_in_the_registry() -> None:
 
 def test_the_released_head() -> None:
     head = {n.removeprefix("head."): shape for n, shape in MANIFESTS["dino_head_vits16"].items()}
-    config = model_of(empty(MANIFESTS["dino_vits16"]), empty(head))
-    assert config["head"] == {
-        "out_dim": 65536,
-        "hidden_dim": 2048,
-        "bottleneck_dim": 256,
-        "num_layers": 3,
-        "use_bn": False,
-        "weight_norm": True,
-    }
+    spec = model_of(empty(MANIFESTS["dino_vits16"]), empty(head))
+    assert spec.head == HeadSpec(65536, hidden_dim=2048, bottleneck_dim=256, num_layers=3)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +73,8 @@ def test_the_released_head() -> None:
 )
 def test_heads_of_every_kind(options: dict[str, Any]) -> None:
     _, *trees = abstract(lambda rngs: DINOHead(384, rngs=rngs, **options))
-    found = model_of(empty(MANIFESTS["dino_vits16"]), torch_shapes(*trees, "head"))["head"]
-    usual = {"out_dim": 65536, "hidden_dim": 2048, "bottleneck_dim": 256, "use_bn": False}
-    assert found == usual | {"weight_norm": True} | options
+    found = model_of(empty(MANIFESTS["dino_vits16"]), torch_shapes(*trees, "head")).head
+    assert found == HeadSpec(**{"out_dim": 65536} | options)
 
 
 @pytest.mark.parametrize(
@@ -92,13 +82,15 @@ def test_heads_of_every_kind(options: dict[str, Any]) -> None:
     [
         *(name for name, build in MODELS.items() if build.func.family == "resnet"),
         "vit_tiny",
+        "vit_large",
+        "vit_huge",
         "xcit_nano_12_p16",
     ],
 )
 def test_registered_names_are_found(name: str) -> None:
-    config = model_of(backbone(name))
-    assert config["model"]["name"] == name
-    assert config["model"]["overrides"] == dict.fromkeys(OVERRIDES)
+    spec = model_of(backbone(name))
+    assert spec.arch == name
+    assert spec.overrides == {}
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name.startswith("xcit")])
@@ -109,7 +101,7 @@ def test_xcits_differ_in_width_depth_and_patches(name: str) -> None:
     halvings = range(0, 2 * sizes["patch_size"].bit_length() - 2, 2)
     embed = {f"patch_embed.proj.{i}.0.weight": [8, 3, 3, 3] for i in halvings}
     others = {"cls_token": [1, 1, sizes["embed_dim"]], "cls_attn_blocks.0.norm1.weight": [1]}
-    assert model_of(empty(blocks | embed | others))["model"]["name"] == name
+    assert model_of(empty(blocks | embed | others)).arch == name
 
 
 @pytest.mark.parametrize(
@@ -122,21 +114,22 @@ def test_xcits_differ_in_width_depth_and_patches(name: str) -> None:
 )
 def test_other_sizes_become_overrides(name: str, overrides: dict[str, Any]) -> None:
     tensors = backbone(name, **overrides)
-    config = ConfigDict(model_of(tensors, num_heads=overrides.get("num_heads")))
-    _, *trees = abstract(lambda rngs: settings.build_backbone(config, rngs))
+    spec = model_of(tensors, num_heads=overrides.get("num_heads"))
+    _, *trees = abstract(spec.backbone)
     found = torch_shapes(*trees, "vit", in_channels=overrides.get("in_channels", 3))
     assert {n: x.shape for n, x in found.items()} == {n: x.shape for n, x in tensors.items()}
 
 
 def test_heads_of_a_vit_of_unknown_width(caplog: pytest.LogCaptureFixture) -> None:
     tensors = backbone("vit_tiny", embed_dim=48, depth=1)
-    assert model_of(tensors)["model"]["overrides"]["num_heads"] is None  # vit_tiny's 3
-    assert "a ViT 48 wide: its tensors do not tell the number of attention heads; 3" in caplog.text
+    assert "num_heads" not in model_of(tensors).overrides  # vit_tiny's 3
+    assert "a ViT of width 48: its tensors do not determine" in caplog.text
+    assert "assuming 3, as in vit_tiny" in caplog.text
     caplog.clear()
-    assert model_of(tensors, num_heads=6)["model"]["name"] == "vit_small"  # as it has 6
-    assert model_of(tensors, num_heads=4)["model"]["overrides"]["num_heads"] == 4
-    wide = backbone("vit_tiny", embed_dim=1024, num_heads=16, depth=1)
-    assert model_of(wide)["model"]["overrides"]["num_heads"] == 16
+    assert model_of(tensors, num_heads=6).arch == "vit_small"  # as it has 6
+    assert model_of(tensors, num_heads=4).overrides["num_heads"] == 4
+    wide = backbone("vit_tiny", embed_dim=896, num_heads=14, depth=1)
+    assert model_of(wide).overrides["num_heads"] == 14
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
@@ -162,11 +155,11 @@ def changed(name: str, **shapes: Any) -> Tensors:
         (changed("dino_vits16", pos_embed=[1, 0, 384]), r"pos_embed is \[1, 0, 384\], not 3 axes"),
         (
             changed("dino_xcit_small_12_p8", cls_token=[1, 1, 100]),
-            "of xcit with embed_dim=100, depth=12, patch_size=8 there is none in the regis",
+            "no registered xcit has embed_dim=100, depth=12, patch_size=8",
         ),
         (
             changed("dino_resnet50") | empty({"layer2.4.conv1.weight": [1]}),
-            r"of resnet with depths=\(3, 5, 6, 3\), bottleneck=True, groups=1, wid",
+            r"no registered resnet has depths=\(3, 5, 6, 3\), bottleneck=True, groups=1, wid",
         ),
     ],
     ids=lambda value: value[:30] if isinstance(value, str) else "",

@@ -128,10 +128,10 @@ def without_head(found: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f.pop("student"), "it lacks student of a training state: .*--backbone-only"),
+        (lambda f: f.pop("student"), "the training state lacks student: .*--backbone-only"),
         (
             lambda f: [f.pop(name) for name in ("epoch", "optimizer", "dino_loss")],
-            "it lacks dino_loss, epoch, optimizer of a training state",
+            "the training state lacks dino_loss, epoch, optimizer",
         ),
         (without_head, "its student has no head; convert it with --backbone-only"),
         (
