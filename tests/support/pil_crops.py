@@ -1,4 +1,4 @@
-"""Crops recolored by PIL, which the transforms on the device are compared with."""
+"""Crops recoloured by PIL, which the transforms on the device are compared with."""
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -10,7 +10,7 @@ NEUTRAL = (1.0, 1.0, 1.0, 0.0)  # factors that change nothing
 
 
 def shift_hue(crop: Image.Image, shift: float) -> Image.Image:
-    """Turns the hue by a share of the color circle, in whole steps of 1/255."""
+    """Turns the hue by a share of the colour circle, in whole steps of 1/255."""
     hue, saturation, value = crop.convert("HSV").split()
     hue = hue.point(lambda level: (level + int(255 * shift)) % 256)
     return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
