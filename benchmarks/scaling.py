@@ -99,7 +99,7 @@ class Cluster:
 
 
 def expected_bytes(parameters: int) -> dict[str, dict[str, int]]:
-    """What the collectives return on each device, for so many bytes of parameters."""
+    """What the collectives return on each device, for a number of bytes of parameters."""
     return {
         "dp": {"all-reduce": parameters},
         "fsdp": {

@@ -30,7 +30,7 @@ from dino_jax.cli import JOBS
 
 
 def seconds_to_first_step(command: list[str], workdir: Path, cache: Path) -> float:
-    """Seconds until the log of a run of one step has that step."""
+    """Starts a run of one step; returns the seconds until its log contains that step."""
     environment = os.environ | {
         "DINO_JAX_CACHE": str(cache),
         "JAX_ENABLE_COMPILATION_CACHE": "true",

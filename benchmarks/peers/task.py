@@ -42,7 +42,7 @@ class Side(Protocol):
         ...
 
     def seconds(self, steps: int) -> float:
-        """Seconds per step, in a group of so many."""
+        """Seconds per step, averaged over a group of steps."""
         ...
 
     def peak_gib(self) -> float | None:

@@ -46,7 +46,7 @@ ARGUMENTS = {  # the slowest first
     "augment": f"--batch=2 --canvas=64 --seconds=0 {CROPS}",
     "knn": "--queries=60 --bank=600 --width=16 --classes=7 --ks 1 9 --rounds=1 --tolerance=1e-6",
     "attention": "--images=1 --lengths 5 --crops 2 --heads=1 --head-dim=8 --rounds=1 --steps=1",
-    "reference_tests": "tests/data/transforms/test_color.py -k gray_of_the_colour_cube",
+    "reference_tests": "tests/data/transforms/test_color.py -k gray",
     "flops": "--config=configs/vit_small.py",
     "jpeg_folder": "OUT/jpeg --number=2",
     "decode": "--number=2 --threads 1 --rounds=1",
@@ -103,7 +103,8 @@ def result_of(name: str, runs: dict[str, Future]) -> dict[str, Any]:
         pytest.skip("PyTorch is not installed: pip install -e '.[torch]'")
     done = runs[name].result()
     assert done.returncode == 0, done.stdout + done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    (line,) = done.stdout.splitlines()
+    return json.loads(line)
 
 
 def test_every_script_is_run() -> None:
@@ -119,16 +120,16 @@ def test_the_json_line(name: str, runs: dict[str, Future]) -> None:
 
 def test_numbers_above_zero(runs: dict[str, Future]) -> None:
     result = result_of("train_step", runs)
-    for key in KEYS["train_step"].split()[:11]:
-        assert key == "gflop_per_image" or result[key] > 0, key
+    for key in ("images_per_s", "step_ms", "utilisation", "peak_memory_gib", "crops_ms"):
+        assert result[key] > 0, key
     assert result["data"]["images_per_s"] > 0
     assert min(result_of("startup", runs)["first_step_s"].values()) > 0
     assert min(result_of("data", runs)["ms_per_batch"].values()) > 0
 
 
 def test_operations_of_a_step(runs: dict[str, Future]) -> None:
-    # 9.2 GFLOP a pass for 224 pixels (published) and 1.6 for 96: 2 passes of the teacher, 3 of the
-    # student for each view, the head: 113.5. The last block for one token saves 7 % of it.
+    # 9.2 GFLOP per pass at 224 pixels (published) and 1.6 at 96. Two passes of the teacher, three
+    # of the student for each view, and the head: 113.5. The last block for one token saves 7 %.
     flops = result_of("flops", runs)["gflop_per_image"]
     assert flops == pytest.approx(0.931 * 113.5, rel=0.01)
     # XLA also counts norms, softmax and optimizer, which weigh more in a network this small.
@@ -137,7 +138,7 @@ def test_operations_of_a_step(runs: dict[str, Future]) -> None:
 
 
 def test_both_sides_compute_the_same(runs: dict[str, Future]) -> None:
-    """Else the scripts with a peer fail, too."""
+    """Scripts with a peer exit with 1 otherwise."""
     assert result_of("augment", runs)["grey_levels_apart_mean"] < 0.1
     losses = result_of("peer_torch", runs)["losses"]
     assert len({*losses["ours"]}) == 3, "the steps changed nothing"
@@ -156,15 +157,12 @@ def test_communication(runs: dict[str, Future]) -> None:
             assert result["efficiency"][mode][gpus] == pytest.approx(shares, abs=2e-3)
     formula, compiled = (result["collectives_mb"][side] for side in ("formula", "compiled"))
     assert p <= compiled["dp"]["all-reduce"] < 1.05 * formula["dp"]["all-reduce"]
-    for kind in (
-        "all-gather",
-        "reduce-scatter",
-    ):  # small arrays, of which there are many, stay whole
+    for kind in ("all-gather", "reduce-scatter"):  # many small arrays are not sharded
         assert 0.75 < compiled["fsdp"][kind] / formula["fsdp"][kind] <= 1.01
 
 
 def test_the_commands_for_a_gpu_exist(tmp_path: Path) -> None:
-    """With a `python` that prints its arguments in place of running them."""
+    """Runs gpu.sh with a `python` that prints its arguments."""
     python = tmp_path / "python"
     python.write_text('#!/bin/sh\nprintf "%s\\t" "$@"; echo\n')
     python.chmod(0o755)
