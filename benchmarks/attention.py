@@ -1,24 +1,22 @@
-"""The kernels of attention, each by itself: forward and backward pass; prints one JSON line.
+"""How fast are the attention kernels, forward and backward? Prints one JSON line.
 
 python benchmarks/attention.py                                  # ViT-S/16, 64 images: a GPU
-python benchmarks/attention.py --images=2 --lengths 37 --crops 8   # a CPU: without cuDNN
+python benchmarks/attention.py --images=2 --lengths 37 --crops 8   # a CPU, without cuDNN
 
-  ms       of a forward and a backward pass over the crops of all images, by kernel and length:
-           2 crops an image of 197 tokens, 8 of 37; median of the rounds
-  ratio    XLA's time over cuDNN's
-  refused  what is wrong with cuDNN's kernel at a length
+  ms       forward and backward pass over the crops of all images, by kernel and length: 2 crops
+           per image of 197 tokens, 8 of 37. Median of the rounds
+  ratio    XLA's time divided by cuDNN's
+  refused  why cuDNN's kernel cannot be used, by length
 """
 
 import argparse
-import json
-import os
 from collections.abc import Callable
 from statistics import median
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from machine import versions
+from machine import report
 from our_step import seconds_per_call
 
 from dino_jax.models.attention import Attention, cudnn_attention
@@ -28,7 +26,7 @@ Kernel = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
 def milliseconds(attend: Kernel, shape: tuple[int, ...], *, rounds: int, steps: int) -> float:
-    """Median time of a result and its gradients, for arrays [B, h, N, d] in bfloat16."""
+    """Median time of the output and its gradients, for arrays [B, h, N, d] in bfloat16."""
     keys = jax.random.split(jax.random.key(0), 4)
     *arrays, cotangent = (jax.random.normal(key, shape, jnp.bfloat16) for key in keys)
 
@@ -38,7 +36,7 @@ def milliseconds(attend: Kernel, shape: tuple[int, ...], *, rounds: int, steps: 
 
     compiled = jax.jit(both).lower(*arrays).compile()
     work = lambda: compiled(*arrays)  # noqa: E731
-    seconds_per_call(work, groups=1, size=2)
+    seconds_per_call(work, groups=1, size=2)  # warm-up
     return round(1e3 * median(seconds_per_call(work, groups=rounds, size=steps)), 4)
 
 
@@ -52,7 +50,7 @@ def main() -> None:
     parser.add_argument("--heads", type=int, default=6)
     parser.add_argument("--head-dim", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=20, help="in a round")
+    parser.add_argument("--steps", type=int, default=20, help="per round")
     flags = parser.parse_args()
     module = Attention(flags.heads, flags.heads, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
 
@@ -69,13 +67,12 @@ def main() -> None:
             refused[length] = wrong
         else:
             times["cudnn"][length] = milliseconds(cudnn_attention, shape, **timing)
-    about = versions() | {"device": jax.devices()[0].device_kind, "cores": os.cpu_count()}
     result = {
         "ms": times,
         "ratio": {n: round(times["xla"][n] / each, 3) for n, each in times["cudnn"].items()},
         "refused": refused,
     }
-    print(json.dumps({"benchmark": "attention"} | result | vars(flags) | about))
+    report("attention", result | vars(flags))
 
 
 if __name__ == "__main__":

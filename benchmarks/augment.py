@@ -1,12 +1,12 @@
-"""Crops made on the device against the same crops made by PIL on one core; prints one JSON line.
+"""How fast are the crops on the device, and how close to PIL's? Prints one JSON line.
 
 python benchmarks/augment.py                               # about 20 s on a laptop's CPU
-python benchmarks/augment.py --batch 64 --canvas 512       # a GPU's share of an ImageNet step
+python benchmarks/augment.py --batch 64 --canvas 512       # one GPU's share of an ImageNet step
+
+PIL makes the same crops, from the same plan, on one core.
 """
 
 import argparse
-import json
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-import PIL
+from machine import report
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from dino_jax.data.transforms import color
@@ -22,14 +22,10 @@ from dino_jax.data.transforms.multicrop import CropPlan, CropSettings, augment, 
 
 
 def pil_crop(image: Image.Image, plan: CropPlan, n: int, side: int) -> Image.Image:
-    """Carries out crop `n` of a plan (NumPy arrays) the way the reference does, with PIL alone."""
+    """Makes crop `n` of a plan (NumPy arrays) with PIL, as the reference does."""
     top, left, height, width = plan.box[n].tolist()
     crop = image.crop((left, top, left + width, top + height))
-    return pil_recolor(crop.resize((side, side), Image.Resampling.BICUBIC), plan, n)
-
-
-def pil_recolor(crop: Image.Image, plan: CropPlan, n: int) -> Image.Image:
-    """What a plan does to crop `n` once it has its size."""
+    crop = crop.resize((side, side), Image.Resampling.BICUBIC)
     if plan.flip[n]:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if not np.array_equal(plan.factors[n], [1, 1, 1, 0]):
@@ -42,7 +38,7 @@ def pil_recolor(crop: Image.Image, plan: CropPlan, n: int) -> Image.Image:
 
 
 def pil_jitter(crop: Image.Image, order: list[int], factors: list[float]) -> Image.Image:
-    """Brightness, contrast, saturation and hue in the given order; operations as in `color`."""
+    """Brightness, contrast, saturation and hue, by their numbers in `color`, in the given order."""
     enhancers = {
         color.BRIGHTNESS: ImageEnhance.Brightness,
         color.CONTRAST: ImageEnhance.Contrast,
@@ -60,14 +56,21 @@ def pil_jitter(crop: Image.Image, order: list[int], factors: list[float]) -> Ima
 
 
 def pil_views(image: Image.Image, plan: CropPlan, side: int, settings: CropSettings) -> np.ndarray:
-    """All planned crops of one image, normalised: [N, side, side, 3] float32."""
+    """All planned crops of an image, normalised: [N, side, side, 3] float32."""
     crops = [np.asarray(pil_crop(image, plan, n, side)) for n in range(len(plan.flip))]
     mean, std = np.float32(settings.mean), np.float32(settings.std)
     return (np.stack(crops).astype(np.float32) / 255 - mean) / std
 
 
 def draw_plans(keys: jax.Array, size: np.ndarray, settings: CropSettings) -> tuple[CropPlan, ...]:
-    """Plans of the global and the local crops for heights and widths [B, 2]: leaves [B, N, ...]."""
+    """Plans of the global and of the local crops.
+
+    Args:
+      keys: [B].
+      size: [B, 2], heights and widths of the images.
+      settings: of the crops.
+    Returns: two plans with leaves [B, N, ...].
+    """
     draw = jax.jit(jax.vmap(plan_crops, in_axes=(0, 0, None)), static_argnums=2)
     return jax.device_get(draw(keys, jnp.asarray(size), settings))
 
@@ -84,12 +87,12 @@ def median_seconds(work: Callable[[], object], budget: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--batch", type=int, default=16, help="images per call on the device")
+    parser.add_argument("--batch", type=int, default=16, help="images per call")
     parser.add_argument("--canvas", type=int, default=256, help="side of the canvases, pixels")
-    parser.add_argument("--global-size", type=int, default=224, help="pixels; two crops an image")
+    parser.add_argument("--global-size", type=int, default=224, help="pixels; two crops per image")
     parser.add_argument("--local-size", type=int, default=96, help="pixels")
-    parser.add_argument("--local-number", type=int, default=8, help="local crops an image")
-    parser.add_argument("--seconds", type=float, default=5.0, help="time for each side")
+    parser.add_argument("--local-number", type=int, default=8, help="local crops per image")
+    parser.add_argument("--seconds", type=float, default=5.0, help="to measure each side")
     flags = parser.parse_args()
     settings = CropSettings(
         global_size=flags.global_size,
@@ -109,7 +112,7 @@ def main() -> None:
 
     plans = draw_plans(keys, size, settings)
     sides = (flags.global_size, flags.local_size)
-    few = min(flags.batch, 8)  # images a pass: PIL is slow and its time linear
+    few = min(flags.batch, 8)  # images per pass: PIL is slow, and its time is linear
     images = [Image.fromarray(pixels) for pixels in canvas[:few]]
 
     def with_pil() -> list[list[np.ndarray]]:
@@ -133,21 +136,15 @@ def main() -> None:
     pil_seconds = median_seconds(with_pil, flags.seconds)
     device_rate, pil_rate = flags.batch / device_seconds, few / pil_seconds
     result = {
-        "benchmark": "augment",
         "device_images_per_s": round(device_rate, 1),
         "pil_images_per_s_one_core": round(pil_rate, 1),
         "ratio": round(device_rate / pil_rate, 2),
         "grey_levels_apart_mean": round(float(apart.mean()), 4),
         "grey_levels_apart_max": round(float(apart.max()), 1),
         "compile_s": round(compile_seconds, 1),
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
         **{name: value for name, value in vars(flags).items() if name != "seconds"},
-        "jax": jax.__version__,
-        "pillow": PIL.__version__,
     }
-    print(json.dumps(result))
+    report("augment", result)
 
 
 def _pictures(number: int, side: int) -> np.ndarray:

@@ -1,25 +1,22 @@
-"""Seconds and memory to read and to convert a whole checkpoint; prints one JSON line.
+"""How much time and memory does it take to read and convert a checkpoint? Prints one JSON line.
 
 python benchmarks/convert.py                       # ViT-B/16 with 65536 prototypes
 
-PyTorch makes the file, of random numbers in the reference's names and layout, and has no other part
-in it. Each measurement is a process of its own; its memory is the most that it ever held (VmHWM),
-less what the same process holds once it has imported everything. Pages of the mapped file count.
-The file has just been written: where memory is large enough, it is read from there.
+PyTorch only writes the file: a full checkpoint of random numbers, with the reference's names and
+layout. Each measurement runs in its own process. Its memory is the peak (VmHWM) minus that of a
+process that only imports the package; pages of the mapped file count. The file has just been
+written, so it is usually read from the page cache and not from disk.
 """
 
 import argparse
-import json
 import multiprocessing
-import os
 import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-import jax
+from machine import report
 
 from dino_jax.models import MODELS, DINOHead, create_model
 from dino_jax.models.network import abstract
@@ -34,7 +31,7 @@ found = read_torch_checkpoint(sys.argv[1])
 parts = [part for network in found.networks.values() for part in (network.backbone, network.head)]
 tensors = [x for part in parts for x in part.values()]
 tensors += [x for entry in found.optimizer["state"].values() for x in entry.values()]
-sum(float(x.sum()) for x in tensors)  # every number is looked at
+sum(float(x.sum()) for x in tensors)  # reads every number
 """,
     "convert": "import dino_jax.cli; dino_jax.cli.main(['convert', *sys.argv[1:]])",
 }
@@ -45,7 +42,7 @@ print(status["VmHWM"].split()[0])
 
 
 def make_file(path: Path, model: str, out_dim: int) -> None:
-    """Writes a whole checkpoint of a ViT after one epoch."""
+    """Writes a full checkpoint of a ViT after one epoch."""
     import torch
 
     width = MODELS[model].keywords["embed_dim"]
@@ -59,7 +56,7 @@ def make_file(path: Path, model: str, out_dim: int) -> None:
         for name, empty in torch_shapes(*trees, family).items()
     }
     trained = [shape for name, shape in shapes.items() if not name.endswith("weight_g")]
-    trained.sort(key=lambda shape: len(shape) == 1)  # stable: those that decay come first
+    trained.sort(key=lambda shape: len(shape) == 1)  # stable; parameters with weight decay first
     decayed = sum(len(shape) > 1 for shape in trained)
     numbers = list(range(len(trained)))
     whole = {
@@ -84,7 +81,7 @@ def make_file(path: Path, model: str, out_dim: int) -> None:
 
 
 def measure(work: str, *arguments: object) -> tuple[float, float]:
-    """Seconds that a process takes for some work, and the most memory that it held, in GiB."""
+    """Runs some work in a process. Returns its seconds and its peak memory in GiB."""
     command = [sys.executable, "-c", f"import sys\n{work}\n{PEAK}", *map(str, arguments)]
     start = time.perf_counter()
     done = subprocess.run(command, capture_output=True, text=True)
@@ -107,13 +104,13 @@ def main() -> None:
         maker = multiprocessing.get_context("spawn").Process(
             target=make_file, args=(file, flags.model, flags.out_dim)
         )
-        maker.start()  # a process of its own, so that its tensors are gone afterwards
+        maker.start()  # a separate process, so that its memory is freed
         maker.join()
         if maker.exitcode:
-            sys.exit("the file could not be made: pip install -e '.[torch]'")
+            sys.exit("cannot write the checkpoint; PyTorch is needed: pip install -e '.[torch]'")
         size = file.stat().st_size / 2**30
         import_seconds, import_peak = measure(WORK["imports"])
-        result = {"benchmark": "convert", **vars(flags), "file_gib": round(size, 3)}
+        result = {**vars(flags), "file_gib": round(size, 3)}
         for work, arguments in (("read", [file]), ("convert", [file, Path(folder) / "out"])):
             seconds, peak = measure(WORK[work], *arguments)
             result[f"{work}_s"] = round(seconds - import_seconds, 2)
@@ -122,12 +119,8 @@ def main() -> None:
     result |= {
         "imports_s": round(import_seconds, 2),
         "imports_gib": round(import_peak, 3),
-        "backend": jax.default_backend(),
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "orbax": version("orbax-checkpoint"),
     }
-    print(json.dumps(result))
+    report("convert", result)
 
 
 if __name__ == "__main__":

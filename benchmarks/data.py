@@ -1,29 +1,30 @@
-"""How fast is the input pipeline, beside one of 2021's, and where does its time go? One JSON line.
+"""How fast is the input pipeline, and where does its time go? Prints one JSON line.
 
-python benchmarks/data.py                                            # generated pictures
+python benchmarks/data.py                                            # generated images
 python benchmarks/data.py --folder=/imagenet/val --number=4096 --threads 1 16
 
-  folder     JPEG files to canvases in host memory, by `train_batches` with so many threads; the
-             crops, which the device makes of them, are `augment.py`'s to measure
-  records    the same files, packed
-  pil        as written in 2021, with PIL and in so many processes: each file decoded, and all its
-             crops made, flipped, coloured, blurred, solarized and normalised. Their boxes and
-             factors are drawn before, and the tensors go nowhere, which is to its advantage
+It compares three pipelines, in images per second by number of threads or processes:
 
-The sides take turns; a rate is the median of the rounds. `ms_per_batch` is where the time of a
-batch goes on one core: to `read` the files, `decode` them, `shrink` what is larger than the canvas,
-`pack` Pillow's pixels of four bytes to three, `copy` them to the canvases, and `transfer` these to
-the device.
+  folder     `train_batches`: JPEG files to canvases in host memory. The device makes the crops,
+             which `augment.py` measures
+  records    the same files, packed
+  pil        a pipeline as written in 2021, with PIL in processes: it decodes each file, makes all
+             crops, and flips, jitters, blurs, solarizes and normalises them. Boxes and factors
+             are drawn beforehand and nothing is sent anywhere, which is to its advantage
+
+The pipelines take turns, and a rate is the median of the rounds. `ms_per_batch` is the time of a
+batch on one core by stage: `read` the files, `decode` them, `shrink` images larger than the canvas,
+`pack` Pillow's four bytes per pixel into three, `copy` the pixels to the canvases, and `transfer`
+the canvases to the device.
 """
 
 import argparse
 import contextlib
 import io
 import itertools
-import json
 import multiprocessing
-import os
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -32,9 +33,9 @@ from pathlib import Path
 
 import jax
 import numpy as np
-import PIL
 from augment import draw_plans, median_seconds, pil_views
-from jpeg_folder import write_pictures
+from jpeg_folder import write_images
+from machine import report
 from PIL import Image
 
 from dino_jax.data.decode import open_image, read_file
@@ -48,7 +49,7 @@ STAGES = ("read", "decode", "shrink", "pack", "copy")
 
 
 def pipeline_rate(source: EncodedSource, flags: argparse.Namespace, threads: int) -> float:
-    """Images a second of our pipeline at its own pace, once through the source."""
+    """Images per second of our pipeline over one pass through the source."""
     batches = train_batches(
         Records(source),
         batch_size=flags.batch_size,
@@ -59,7 +60,7 @@ def pipeline_rate(source: EncodedSource, flags: argparse.Namespace, threads: int
     )
     with contextlib.closing(batches):
         count = len(source) // flags.batch_size
-        next(batches)  # as much is read ahead after this one as after the last
+        next(batches)  # so that as much is read ahead at the start as at the end
         start = time.perf_counter()
         for _ in itertools.islice(batches, count):
             pass
@@ -67,7 +68,7 @@ def pipeline_rate(source: EncodedSource, flags: argparse.Namespace, threads: int
 
 
 def make_pil_views(path: str, plans: Sequence[CropPlan], settings: CropSettings) -> int:
-    """What a worker of 2021 does with a file; gives the number of bytes that it would pass on."""
+    """The work of a PIL process for one file; returns the number of bytes of its views."""
     with Image.open(path) as file:
         image = file.convert("RGB")
     sides = settings.global_size, settings.local_size
@@ -83,7 +84,7 @@ def pil_rate(
     settings: CropSettings,
     pool: Executor,
 ) -> float:
-    """Images a second of PIL's side."""
+    """Images per second of the PIL pipeline."""
     start = time.perf_counter()
     list(pool.map(make_pil_views, paths, plans, itertools.repeat(settings)))
     return len(plans) / (time.perf_counter() - start)
@@ -92,14 +93,14 @@ def pil_rate(
 def crop_plans(
     source: EncodedSource, number: int, settings: CropSettings
 ) -> list[tuple[CropPlan, ...]]:
-    """For each of the first pictures the plan of its global and that of its local crops."""
+    """The plans of the global and local crops of each of the first images."""
     sizes = np.array([source.image(i).size[::-1] for i in range(number)], np.int32)
     plans = draw_plans(jax.random.split(jax.random.key(0), number), sizes, settings)
     return [tuple(CropPlan(*(leaf[i] for leaf in plan)) for plan in plans) for i in range(number)]
 
 
 def ms_per_batch(source: EncodedSource, batch_size: int, side: int) -> dict[str, float]:
-    """Milliseconds of each stage on one core: medians over the pictures, times the batch."""
+    """Milliseconds of each stage on one core: the median over images times the batch size."""
     canvas = np.zeros((batch_size, side, side, 3), np.uint8)
     marks = []
     for index in range(min(len(source), 4 * batch_size)):
@@ -128,16 +129,16 @@ def ms_per_batch(source: EncodedSource, batch_size: int, side: int) -> dict[str,
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, help="of JPEG files; generated if unset")
-    parser.add_argument("--number", type=int, default=512, help="of its images that are read")
-    parser.add_argument("--pil-number", type=int, default=32, help="of these, for each of PIL's")
+    parser.add_argument("--folder", type=Path, help="with JPEG files; default: generated images")
+    parser.add_argument("--number", type=int, default=512, help="of images read from the folder")
+    parser.add_argument("--pil-number", type=int, default=32, help="of these, per process of PIL")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--canvas", type=int, default=512, help="side, pixels")
-    parser.add_argument("--global-size", type=int, default=224, help="pixels; two crops an image")
+    parser.add_argument("--canvas", type=int, default=512, help="side in pixels")
+    parser.add_argument("--global-size", type=int, default=224, help="pixels; two crops per image")
     parser.add_argument("--local-size", type=int, default=96, help="pixels")
-    parser.add_argument("--local-number", type=int, default=8, help="local crops an image")
+    parser.add_argument("--local-number", type=int, default=8, help="local crops per image")
     flags = parser.parse_args()
     settings = CropSettings(
         global_size=flags.global_size,
@@ -147,10 +148,11 @@ def main() -> None:
     with contextlib.ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         if flags.folder is None:
-            write_pictures(scratch / "jpeg", flags.number)
+            write_images(scratch / "jpeg", flags.number)
         folder = open_source(f"folder:{flags.folder or scratch / 'jpeg'}[:{flags.number}]")
         start = time.perf_counter()
-        pack(folder.spec, scratch / "packed")
+        with contextlib.redirect_stdout(sys.stderr):
+            pack(folder.spec, scratch / "packed")
         pack_seconds = time.perf_counter() - start
         records = open_source(f"records:{scratch / 'packed'}")
         plans = crop_plans(
@@ -160,9 +162,9 @@ def main() -> None:
         rates: dict[str, dict[str, float]] = {"folder": {}, "records": {}, "pil": {}}
         for threads in flags.threads:
             seen: dict[str, list[float]] = {side: [] for side in rates}
-            spawn = multiprocessing.get_context("spawn")  # JAX's threads do not survive a fork
-            all_there = spawn.Barrier(threads).wait
-            with ProcessPoolExecutor(threads, spawn, all_there) as pool:
+            spawn = multiprocessing.get_context("spawn")  # a fork would break JAX's threads
+            all_started = spawn.Barrier(threads).wait
+            with ProcessPoolExecutor(threads, spawn, all_started) as pool:
                 few = slice(flags.pil_number * threads)
                 pil_rate(paths[few], plans[few], settings, pool)  # starts the processes
                 for _ in range(flags.rounds):
@@ -173,7 +175,6 @@ def main() -> None:
                 rates[side][str(threads)] = round(statistics.median(values), 1)
         stages = ms_per_batch(folder, flags.batch_size, flags.canvas)
     result = {
-        "benchmark": "data",
         "images_per_s": rates,
         "over_pil": {
             side: {n: round(rate / rates["pil"][n], 2) for n, rate in rates[side].items()}
@@ -188,13 +189,8 @@ def main() -> None:
             for name, value in vars(flags).items()
             if name not in ("folder", "number", "threads")
         },
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
-        "pillow": PIL.__version__,
     }
-    print(json.dumps(result))
+    report("data", result)
 
 
 if __name__ == "__main__":

@@ -1,42 +1,41 @@
-"""Which decoder? JPEG files to canvases by Pillow, OpenCV and simplejpeg; prints one JSON line.
+"""Which JPEG decoder is fastest, and do all give the same pixels? Prints one JSON line.
 
-python benchmarks/jpeg_folder.py FOLDER --number=400
-python benchmarks/decode.py --folder=FOLDER --threads 1 2
+python benchmarks/decode.py --threads 1 2                         # generated images
+python benchmarks/decode.py --folder=/imagenet/val --threads 1 16
 
-Each decoder reads the files from disk and leaves their pixels on a canvas: whole (on one of 512
-pixels) and shrunk (on one of 224, by a reduced decoding and a bicubic resize, as
-`dino_jax.data.decode` does it). Needs `pip install simplejpeg opencv-python-headless`; those that
-are missing are left out. The pixels of all decoders are compared with Pillow's, also those of grey
-and progressive files, of all subsamplings, and of one with an EXIF orientation, which all must
-ignore.
+Pillow, simplejpeg and OpenCV read the files from disk and write their pixels to a canvas: of 512
+pixels, which the images fit on, and of 224, with reduced decoding and a bicubic resize as in
+`dino_jax.data.decode`. Decoders that are not installed are left out (`pip install simplejpeg
+opencv-python-headless`). All pixels are compared with Pillow's, also for grey and progressive
+files, every subsampling, and a file with an EXIF orientation, which all must ignore.
 """
 
 import argparse
 import importlib
 import io
-import json
-import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import PIL
-from jpeg_folder import picture
+from jpeg_folder import image, write_images
+from machine import report
 from PIL import Image
 
 from dino_jax.data.decode import decode, open_image, read_file
 
-Decoder = Callable[[bytes, int], np.ndarray]  # a file's content, side of the canvas: [h, w, 3]
+Decoder = Callable[[bytes, int], np.ndarray]  # (content of a file, side of the canvas) -> [h, w, 3]
 
 SIDES = (512, 224)  # of the canvases, pixels
 ORIENTATION = 0x0112  # EXIF
 
 
 def fitting(size: tuple[int, int], side: int) -> tuple[int, int, int]:
-    """Width and height that fit on a canvas, and the power of two to decode a JPEG at."""
+    """Width and height that fit on a canvas, and the power of two to reduce a JPEG by."""
     scale = min(1, side / max(size))
     width, height = (max(1, round(n * scale)) for n in size)
     halvings = min(size[0] // width, size[1] // height).bit_length() - 1
@@ -44,7 +43,7 @@ def fitting(size: tuple[int, int], side: int) -> tuple[int, int, int]:
 
 
 def shrunk(pixels: np.ndarray, size: tuple[int, int], to: tuple[int, int, int]) -> np.ndarray:
-    """Resizes what was decoded at a reduced scale, to (width, height, scale), as Pillow does."""
+    """Resizes pixels decoded at a reduced scale as Pillow does; `to` is (width, height, scale)."""
     *target, scale = to
     if pixels.shape[1::-1] == tuple(target):
         return pixels
@@ -83,8 +82,8 @@ MODULES = {"simplejpeg": "simplejpeg", "opencv": "cv2"}
 
 
 def versions() -> dict[str, str]:
-    """Of the decoders that are installed."""
-    found = {"pillow": PIL.__version__}
+    """Versions of the installed decoders other than Pillow."""
+    found = {}
     for name, module in MODULES.items():
         try:
             found[name] = importlib.import_module(module).__version__
@@ -95,7 +94,7 @@ def versions() -> dict[str, str]:
 
 def hard_cases() -> list[bytes]:
     """Files that decoders may read differently."""
-    image, cases = picture(0), []
+    source, cases = image(0), []
     turned = Image.Exif()
     turned[ORIENTATION] = 6
     for options in (
@@ -105,15 +104,15 @@ def hard_cases() -> list[bytes]:
         {"quality": 40},
     ):
         file = io.BytesIO()
-        image.save(file, "JPEG", **options)
+        source.save(file, "JPEG", **options)
         cases.append(file.getvalue())
     file = io.BytesIO()
-    image.convert("L").save(file, "JPEG")
+    source.convert("L").save(file, "JPEG")
     return [*cases, file.getvalue()]
 
 
 def grey_levels_apart(decoder: Decoder, side: int, contents: Sequence[bytes]) -> tuple[int, float]:
-    """The most and the mean that a decoder's pixels differ from Pillow's."""
+    """Maximum and mean difference of a decoder's pixels from Pillow's."""
     apart = []
     for content in contents:
         ours, theirs = with_pillow(content, side), decoder(content, side)
@@ -123,7 +122,7 @@ def grey_levels_apart(decoder: Decoder, side: int, contents: Sequence[bytes]) ->
 
 
 def images_per_s(decoder: Decoder, side: int, paths: Sequence[Path], threads: int) -> float:
-    """Rate of reading, decoding and copying to canvases."""
+    """Images read, decoded and copied to canvases per second."""
     canvas = np.zeros((threads, side, side, 3), np.uint8)
 
     def work(thread: int) -> None:
@@ -137,26 +136,20 @@ def images_per_s(decoder: Decoder, side: int, paths: Sequence[Path], threads: in
     return len(paths) / (time.perf_counter() - start)
 
 
-def main() -> None:
-    flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    flags.add_argument("--folder", type=Path, required=True, help="of .jpg files")
-    flags.add_argument("--number", type=int, default=400, help="of its files that are read")
-    flags.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    flags.add_argument("--rounds", type=int, default=5, help="in which the decoders take turns")
-    flags = flags.parse_args()
-    paths, installed = sorted(flags.folder.glob("*.jpg"))[: flags.number], versions()
+def compare(paths: Sequence[Path], threads: Sequence[int], rounds: int) -> dict[str, Any]:
+    """Rates and pixels of the installed decoders."""
+    installed = ["pillow", *versions()]
     contents = [*hard_cases(), *map(read_file, paths[:8])]
     rates: dict[str, dict[str, float]] = {name: {} for name in installed}
     for side in SIDES:
-        for threads in flags.threads:
+        for number in threads:
             seen: dict[str, list[float]] = {name: [] for name in installed}
-            for _ in range(flags.rounds):
+            for _ in range(rounds):
                 for name, rates_seen in seen.items():
-                    rates_seen.append(images_per_s(DECODERS[name], side, paths, threads))
+                    rates_seen.append(images_per_s(DECODERS[name], side, paths, number))
             for name, rates_seen in seen.items():
-                rates[name][f"{side} px, {threads} threads"] = statistics.median(rates_seen)
-    result = {
-        "benchmark": "decode",
+                rates[name][f"{side} px, {number} threads"] = statistics.median(rates_seen)
+    return {
         "images_per_s": {
             name: {case: round(rate, 1) for case, rate in rated.items()}
             for name, rated in rates.items()
@@ -174,11 +167,23 @@ def main() -> None:
             if name != "pillow"
         },
         "images": len(paths),
-        "rounds": flags.rounds,
-        "cores": os.cpu_count(),
-        **installed,
+        "rounds": rounds,
+        **versions(),
     }
-    print(json.dumps(result))
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    flags.add_argument("--folder", type=Path, help="with .jpg files; default: generated images")
+    flags.add_argument("--number", type=int, default=400, help="of files to read")
+    flags.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    flags.add_argument("--rounds", type=int, default=5, help="the decoders take turns in each")
+    flags = flags.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        if flags.folder is None:
+            write_images(Path(scratch), flags.number)
+        paths = sorted((flags.folder or Path(scratch)).glob("*.jpg"))[: flags.number]
+        report("decode", compare(paths, flags.threads, flags.rounds), computed_on={})
 
 
 if __name__ == "__main__":

@@ -1,25 +1,26 @@
-"""Features of images: our backbone beside PyTorch's, in turns; prints one JSON line.
+"""How fast are features of images, compared with PyTorch? Prints one JSON line.
 
 python benchmarks/features.py --config=configs/vit_small.py --batch-size=32
 
-Both sides have the same weights and images of the global crops' size, on the device from the start;
-their features must agree before anything is timed, within 1e-3 of the largest in float32 and 0.1
-in bfloat16, else the exit code is 1.
+Both sides have the same weights and the same images, of the size of the global crops, on the device
+from the start. They take turns. Their features must agree before anything is timed (`apart`:
+the largest difference relative to the largest feature): within 1e-3 in float32 and 0.1 in bfloat16,
+else the exit code is 1.
 """
 
-import json
 import sys
 from statistics import median
 
 import numpy as np
 from config_flag import describe, load, parser
+from machine import report
 from ml_collections import ConfigDict
 from peers.task import Task
 from peers.worker import Worker, share_gpu
 
 
 def open_ours(config: ConfigDict) -> object:
-    from peers.forward import OurForward  # here and below: in the process of that side
+    from peers.forward import OurForward  # here and below: in the worker process of that side
 
     return OurForward(config)
 
@@ -33,7 +34,7 @@ def open_torch(task: Task) -> object:
 def main() -> int:
     flags = parser(__doc__)
     flags.add_argument("--rounds", type=int, default=5, help="turns of each side")
-    flags.add_argument("--steps", type=int, default=4, help="batches in a turn")
+    flags.add_argument("--steps", type=int, default=4, help="batches per turn")
     flags, overrides = flags.parse_known_args()
     config = load(flags, overrides)
     share_gpu(2)
@@ -46,7 +47,7 @@ def main() -> int:
     images = np.random.default_rng(1).standard_normal(shape, np.float32)
     features = {name: worker.call("features", images) for name, worker in sides.items()}
     apart = float(np.abs(features["ours"] - features["torch"]).max() / features["torch"].max())
-    result = {"benchmark": "features", "apart": apart}
+    result = {"apart": apart, "image_size": side}
     equal = apart < (1e-3 if task.dtype == "float32" else 0.1)
     if equal:
         times = [
@@ -58,7 +59,7 @@ def main() -> int:
         }
         result["ratio"] = round(median(t["torch"] / t["ours"] for t in times), 3)
     result["sides"] = {name: worker.call("about") for name, worker in sides.items()}
-    print(json.dumps(result | describe(flags, config) | {"image_size": side}))
+    report("features", result | describe(flags, config), computed_on=ours.call("device"))
     return 0 if equal else 1
 
 

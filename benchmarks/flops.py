@@ -1,25 +1,29 @@
-"""Floating-point operations of a training step, counted from the shapes of its matrix products.
+"""How many floating-point operations does a training step need? Prints one JSON line.
 
-Dims: N tokens, D width, M hidden width of the MLP, K prototypes.
+python benchmarks/flops.py --config=configs/vit_small.py
+
+`gflop_per_image` counts the matrix products of a ViT and its head by their shapes, without crops;
+null for other architectures. Dims: N tokens, D width, M hidden width of the MLP, K prototypes.
 """
 
 from itertools import pairwise
 
-from flax import nnx
+from config_flag import describe, load, parser
+from machine import report
 from ml_collections import ConfigDict
+from our_step import abstract_model
 
-from dino_jax.config import build
 from dino_jax.models import VisionTransformer
 
 
 def vit_forward(backbone: VisionTransformer, side: int) -> tuple[int, int]:
     """FLOPs of the patch embedding and of the blocks for one square image.
 
-    A product [a, b] x [b, c] counts 2abc; norms, softmax, GELU and the resized position table
-    (together a few percent) do not count. The last block runs for the class token alone.
+    A product [a, b] x [b, c] counts 2abc. Norms, softmax, GELU and resizing the position table
+    (a few percent together) do not count. The last block runs for the class token alone.
 
     Args:
-      backbone: its sizes are read; its arrays may be abstract.
+      backbone: read for its sizes; may be abstract.
       side: of the image, pixels.
     """
     patch, d = backbone.patch_size, backbone.embed_dim
@@ -33,12 +37,12 @@ def vit_forward(backbone: VisionTransformer, side: int) -> tuple[int, int]:
 
 
 def flops_per_image(config: ConfigDict) -> float | None:
-    """FLOPs of a step for each image of the batch, without making crops; None if no ViT.
+    """FLOPs of a step per image of the batch, without making crops; None if the model is no ViT.
 
-    A backward pass costs twice its forward pass, less the gradient of the images. What
-    rematerialisation computes again does not count: it is no work of the algorithm.
+    A backward pass costs twice its forward pass, less the gradient of the images. Recomputation
+    by remat does not count, because the algorithm does not need it.
     """
-    model = nnx.eval_shape(lambda: build.build_model(config, nnx.Rngs(0)))
+    model = abstract_model(config)
     if not isinstance(model.backbone, VisionTransformer):
         return None
     widths = [model.backbone.embed_dim, *(layer.out_features for layer in model.head.layers)]
@@ -52,3 +56,15 @@ def flops_per_image(config: ConfigDict) -> float | None:
         total += student_views * (2 * embed + 3 * (blocks + head))
         total += teacher_views * (embed + blocks + head)
     return float(total)
+
+
+def main() -> None:
+    flags, overrides = parser(__doc__).parse_known_args()
+    config = load(flags, overrides)
+    flops = flops_per_image(config)
+    result = {"gflop_per_image": flops and round(flops / 1e9, 4)}
+    report("flops", result | describe(flags, config))
+
+
+if __name__ == "__main__":
+    main()

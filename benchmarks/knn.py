@@ -1,25 +1,25 @@
-"""k-NN evaluation, ours beside PyTorch code of 2021, in one run on one machine; one JSON line.
+"""How fast is k-NN evaluation, compared with the reference's method? Prints one JSON line.
 
 python benchmarks/knn.py                                                  # ImageNet / 10, for a CPU
 python benchmarks/knn.py --queries=50000 --bank=1281167                   # ImageNet, for a GPU
 python benchmarks/knn.py --queries=50000 --bank=1281167 --no-reference    # ours alone
 
-Both take turns on the same features and must agree: percentages within --tolerance, since rounding
-decides between near neighbours. Times are medians of the rounds, without compilation; ours include
-the way of the features to the device, the reference's lie there.
+The reference's method is written in PyTorch (`peers/torch_knn.py`). Both take turns on the same
+features. Their accuracies must agree within --tolerance percent (rounding decides between near
+neighbours), else no ratio is printed and the exit code is 1. Times are medians of the rounds,
+without compilation. Ours include the transfer of the features to the device; the reference's
+features are already there.
 """
 
 import argparse
-import json
-import os
 import sys
 import time
 from collections.abc import Callable
 from statistics import median
 from typing import Any
 
-import jax
 import numpy as np
+from machine import report
 
 from dino_jax.evaluate.classification.knn import KS, knn_accuracy
 
@@ -40,8 +40,8 @@ def clusters(images: int, width: int, num_classes: int, seed: int) -> tuple[np.n
 def reference(
     bank: np.ndarray, labels: np.ndarray, queries: np.ndarray, query_labels: np.ndarray, ks: list
 ) -> tuple[Callable[[], Scores], dict[str, Any]]:
-    """The reference's way, and what it runs on."""
-    import torch  # here: a machine without it can still time ours
+    """The reference's evaluation, and the device it runs on."""
+    import torch  # here: ours can be timed without PyTorch
     from peers.torch_knn import knn_accuracy as peer
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,7 +53,7 @@ def reference(
         settings = {"temperature": TEMPERATURE, "num_classes": num_classes}
         return {k: peer(*tensors, k=k, **settings) for k in ks}
 
-    return run, {"torch": torch.__version__, "torch_device": device}
+    return run, {"torch_device": device}
 
 
 def main() -> int:
@@ -88,7 +88,7 @@ def main() -> int:
         arrays = (bank, labels, queries, query_labels)
         sides["reference"], about = reference(*arrays, flags.ks)
     start = time.perf_counter()
-    scores = {name: side() for name, side in sides.items()}  # warms up, and compiles
+    scores = {name: side() for name, side in sides.items()}  # warm-up and compilation
     first_seconds = time.perf_counter() - start
     apart = max(
         float(np.abs(np.subtract(scores["ours"][k], side[k])).max())
@@ -104,7 +104,6 @@ def main() -> int:
     seconds = {name: round(median(spent), 3) for name, spent in times.items()}
     agree = apart <= flags.tolerance
     result = {
-        "benchmark": "knn",
         "seconds": seconds,
         "ratio": round(seconds["reference"] / seconds["ours"], 2)
         if flags.reference and agree
@@ -113,12 +112,8 @@ def main() -> int:
         "top1": {k: round(top1, 2) for k, (top1, _) in scores["ours"].items()},
         "first_round_s": round(first_seconds, 1),
         **{name: value for name, value in vars(flags).items() if name != "reference"},
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "cores": os.cpu_count(),
-        "jax": jax.__version__,
     }
-    print(json.dumps(result | about))
+    report("knn", result | about)
     return 0 if agree else 1
 
 

@@ -1,16 +1,15 @@
-"""The first epochs of `learning_parity.py` in PyTorch, with crops by PIL; prints one JSON line.
+"""The first epochs of `learning_parity.py`, in PyTorch with PIL's crops. Prints one JSON line.
 
 python benchmarks/learning_torch.py                          # 2 minutes on two CPU cores
 python benchmarks/learning_torch.py --crops=ours --config.seed=1
 
-Model, initial weights, optimizer and crops are written for PyTorch and PIL from the paper (no
-stochastic depth); `--crops=ours` puts our crops in place of PIL's. It says how far losses of the
-same settings lie apart that share no code.
+Model, initial weights, optimizer and crops are written for PyTorch and PIL from the paper, without
+stochastic depth. `--crops=ours` uses the package's crops instead of PIL's. The result shows how
+much losses differ between two implementations with the same settings and no code in common.
 """
 
 import argparse
 import itertools
-import json
 import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -21,15 +20,16 @@ from typing import Any
 import jax
 import numpy as np
 import torch
-from learning_parity import REFERENCE, about, get_config
+from learning_parity import REFERENCE, get_config
+from machine import report
 from ml_collections import ConfigDict
+from our_step import crop_settings, schedule_values
 from peers.ours import OurSide
 from peers.pil_views import views
 from peers.torch_model import MultiCrop
 from peers.torch_step import TorchStep
 from torch import Tensor, nn
 
-from dino_jax.config import build
 from dino_jax.config.file import override
 from dino_jax.data.batches import Batch
 from dino_jax.data.pipeline import Records, train_batches
@@ -38,7 +38,7 @@ from dino_jax.run.plan import crop_maker
 
 
 class Step(TorchStep):
-    """With the last layer frozen in the first epoch."""
+    """A step that freezes the last layer at first."""
 
     freeze_steps: int
 
@@ -49,7 +49,7 @@ class Step(TorchStep):
 
 
 def first_weights(sizes: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
-    """As the paper's code draws them."""
+    """Initial weights, drawn as the paper's code draws them."""
     torch.manual_seed(seed)
     model = MultiCrop(sizes, "plain")
     for module in model.modules():
@@ -64,12 +64,12 @@ def first_weights(sizes: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
 
 
 def our_views(config: ConfigDict, batches: Iterable[Batch], steps: int) -> Iterator[list[Tensor]]:
-    """Views [B, C, H, W] of each step's batch, with our crops.
+    """Views [B, C, H, W] of each step's batch, made by our crops.
 
     Args:
-      config: its crops and seed are read.
+      config: read for its crops and seed.
       batches: of canvases.
-      steps: of an epoch; each has other crops.
+      steps: per epoch; every epoch draws new crops.
     """
     make = jax.jit(crop_maker(config))
     for step, batch in enumerate(batches):
@@ -79,8 +79,8 @@ def our_views(config: ConfigDict, batches: Iterable[Batch], steps: int) -> Itera
 
 
 def pil_views(config: ConfigDict, batches: Iterable[Batch]) -> Iterator[list[Tensor]]:
-    """The same with crops by PIL."""
-    make = partial(views, settings=build.crop_settings(config))
+    """The same, made by PIL."""
+    make = partial(views, settings=crop_settings(config))
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         for step, batch in enumerate(batches):
             seeds = (config.seed * 10**9 + step * 10**4 + i for i in range(len(batch["canvas"])))
@@ -90,7 +90,7 @@ def pil_views(config: ConfigDict, batches: Iterable[Batch]) -> Iterator[list[Ten
 
 
 def losses(config: ConfigDict, crops: str, epochs: int) -> list[float]:
-    """The mean loss of each epoch."""
+    """Mean loss of each epoch."""
     records = Records(open_source(config.data.train), channels=len(config.crops.mean))
     steps = len(records.source) // config.train.batch_size
     batches = train_batches(
@@ -101,10 +101,7 @@ def losses(config: ConfigDict, crops: str, epochs: int) -> list[float]:
         canvas_size=config.data.canvas_size,
         num_threads=config.data.num_threads,
     )
-    schedules = {
-        name: np.asarray(jax.vmap(schedule)(np.arange(steps * config.train.epochs)))
-        for name, schedule in build.make_schedules(config, steps).items()
-    }
+    schedules = schedule_values(config, steps_per_epoch=steps, steps=steps * config.train.epochs)
     sizes = OurSide(config).task().sizes
     step = Step(
         sizes,
@@ -130,13 +127,13 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--crops", choices=("pil", "ours"), default="pil")
-    parser.add_argument("--epochs", type=int, default=2, help="of those in the settings")
+    parser.add_argument("--epochs", type=int, default=2, help="to train, of those in the settings")
     args, overrides = parser.parse_known_args()
     config = get_config()
     override(config, overrides)
     loss = [round(each, 3) for each in losses(config, args.crops, args.epochs)]
-    result = {"benchmark": "learning_torch", "crops": args.crops, "seed": config.seed, "loss": loss}
-    print(json.dumps(result | {"reference": REFERENCE["loss"]} | about(overrides)))
+    result = {"crops": args.crops, "seed": config.seed, "changed": overrides, "loss": loss}
+    report("learning_torch", result | {"reference": REFERENCE["loss"]})
 
 
 if __name__ == "__main__":

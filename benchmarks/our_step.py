@@ -1,27 +1,71 @@
-"""Our training step, built from a config as `dino_jax.train.run` builds it, to be timed."""
+"""What a config describes (model, crops, schedules, training step), built as a run builds it.
+
+The benchmarks use `dino_jax.config.build` here and nowhere else.
+"""
 
 import dataclasses
 import time
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
 from ml_collections import ConfigDict
 
+from dino_jax.config import build
+from dino_jax.data.transforms.multicrop import CropSettings
 from dino_jax.memory import planned_bytes
-from dino_jax.run.plan import make_plan
+from dino_jax.models import vit
+from dino_jax.models.network import MultiCropModel
+from dino_jax.run.plan import Plan, make_plan
 from dino_jax.training.state import TrainState
 from dino_jax.training.step import Batch, MakeViews, compile_step
 
-STEPS_PER_EPOCH = 1000  # of the schedules; about those of a million images
+STEPS_PER_EPOCH = 1000  # for the schedules: about a million images
+
+
+def arithmetic(config: ConfigDict) -> dict[str, str | None]:
+    """The compute dtype, and the kernel that computes the attention of a ViT."""
+    is_vit = config.model.name in vit.ARCHITECTURES
+    return {
+        "dtype": jnp.dtype(build.compute_dtype(config.model.dtype)).name,
+        "attention": build.attention_kernel(config).kernel if is_vit else None,
+    }
+
+
+def abstract_model(config: ConfigDict) -> MultiCropModel:
+    """Backbone and head, with shapes in place of arrays."""
+    return nnx.eval_shape(lambda: build.build_model(config, nnx.Rngs(0)))
+
+
+def crop_settings(config: ConfigDict) -> CropSettings:
+    return build.crop_settings(config)
+
+
+def schedule_values(
+    config: ConfigDict, *, steps_per_epoch: int, steps: int
+) -> dict[str, np.ndarray]:
+    """The values [steps] of lr, weight_decay, momentum and teacher_temp."""
+    return {
+        name: np.asarray(jax.vmap(schedule)(np.arange(steps)))
+        for name, schedule in build.make_schedules(config, steps_per_epoch).items()
+    }
+
+
+def lay_out(config: ConfigDict, mesh: jax.sharding.Mesh, views: MakeViews | None = None) -> Plan:
+    """The shapes, shardings and step settings of a run; `views` as in `make_plan`."""
+    return make_plan(config, mesh, steps_per_epoch=STEPS_PER_EPOCH, views=views)
 
 
 @dataclasses.dataclass
 class OurStep:
-    """A compiled step and the state that it moves; calling it dispatches one step."""
+    """A compiled step and the state that it updates. A call dispatches one step."""
 
     state: TrainState
     compiled: jax.stages.Compiled
-    shardings: TrainState
+    plan: Plan
     compile_seconds: float
 
     def __call__(self, batch: Batch) -> TrainState:
@@ -29,24 +73,21 @@ class OurStep:
         return self.state
 
 
-def build(
-    config: ConfigDict,
-    batch: Batch,
-    mesh: jax.sharding.Mesh,
-    views: MakeViews,
+def compiled_step(
+    config: ConfigDict, batch: Batch, mesh: jax.sharding.Mesh, views: MakeViews | None = None
 ) -> OurStep:
-    """Makes the first state on the mesh and compiles the step for batches like this one."""
-    plan = make_plan(config, mesh, steps_per_epoch=STEPS_PER_EPOCH, views=views)
+    """Initialises the state on the mesh and compiles the step for batches like this one."""
+    plan = lay_out(config, mesh, views)
     state = plan.first_state(config.seed)
     start = time.perf_counter()
     compiled = compile_step(plan.step, state, batch, plan.shardings)
-    return OurStep(state, compiled, plan.shardings, time.perf_counter() - start)
+    return OurStep(state, compiled, plan, time.perf_counter() - start)
 
 
-def seconds_per_call(work: Callable[[], object], *, groups: int, size: int) -> list[float]:
-    """Seconds a call in each of `groups` groups of `size` calls.
+def seconds_per_call(work: Callable[[], Any], *, groups: int, size: int) -> list[float]:
+    """Seconds per call in each of `groups` groups of `size` calls.
 
-    Within a group the host runs ahead, as in training; the group ends when the device has finished.
+    Within a group the host runs ahead, as in training. A group ends when the device has finished.
     """
     seconds = []
     for _ in range(groups):
@@ -59,10 +100,10 @@ def seconds_per_call(work: Callable[[], object], *, groups: int, size: int) -> l
 
 
 def peak_bytes(compiled: jax.stages.Compiled, device: jax.Device) -> tuple[int, str]:
-    """The most memory that a step needs on a device, and who says so.
+    """The peak memory of a step on a device, and where the number comes from.
 
-    The device's own count where it keeps one (it includes what else the process did so far), else
-    what the compiler planned: arguments, outputs and temporaries.
+    "device": its own statistics, which include everything the process did so far. "compiler", for
+    devices without statistics: the planned arguments, outputs and temporaries.
     """
     stats = device.memory_stats() or {}
     if "peak_bytes_in_use" in stats:

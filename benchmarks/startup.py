@@ -1,15 +1,15 @@
-"""How long until a run trains, and until a command answers? Prints one JSON line.
+"""How long until a run has made its first step, and until `--help` answers? Prints one JSON line.
 
 python benchmarks/startup.py                                      # small, for a laptop's CPU
 python benchmarks/startup.py --config=configs/vit_small.py --batch-size=64        # a GPU
 
-It starts `python main.py` as a user does, on generated pictures, and reports
+It starts `python main.py` as a user does, on generated images.
 
   first_step_s      seconds from the start of the process to the end of its first training step:
-                    `cold` with an empty cache of compiled programs, `warm` with what that run left
-                    there; medians over rounds of one process each
-  warm_share        of the cold time
-  cache_mib         what one run leaves in the cache
+                    `cold` with an empty compilation cache, `warm` with the cache of the cold run.
+                    Medians over rounds
+  warm_share        warm time divided by cold time
+  cache_mib         size of the cache after one run
   help_s            seconds until `--help` of main.py and of every job has been printed
 """
 
@@ -20,16 +20,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from config_flag import ROOT, describe, load, parser
+from machine import report
 
 from dino_jax.cli import JOBS
 
 
 def seconds_to_first_step(command: list[str], workdir: Path, cache: Path) -> float:
-    """Starts a run and ends it when its log has the first step."""
+    """Starts a run of one step; returns the seconds until its log contains that step."""
     environment = os.environ | {
         "DINO_JAX_CACHE": str(cache),
         "JAX_ENABLE_COMPILATION_CACHE": "true",
@@ -57,21 +58,21 @@ def seconds_to_first_step(command: list[str], workdir: Path, cache: Path) -> flo
 
 
 def seconds_to_help(command: list[str]) -> float:
-    """Until a command has printed its help."""
+    """Seconds until a command has printed its help."""
     start = time.perf_counter()
     subprocess.run([*command, "--help"], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     return time.perf_counter() - start
 
 
-def device_kind() -> str:
-    """What JAX computes on; asked of another process, since a GPU's memory goes to the first."""
-    question = "import jax; print(jax.devices()[0].device_kind)"
-    answer = subprocess.run([sys.executable, "-c", question], capture_output=True, text=True)
-    return answer.stdout.strip()
+def device() -> dict[str, Any]:
+    """The device, described by another process: the first to ask reserves a GPU's memory."""
+    command = [sys.executable, ROOT / "benchmarks/machine.py"]
+    answer = json.loads(subprocess.run(command, capture_output=True, text=True).stdout)
+    return {key: answer[key] for key in ("backend", "device", "devices")}
 
 
 def first_steps(command: list[str], rounds: int) -> tuple[dict[str, float], float]:
-    """Median seconds with an empty cache and with a filled one, and the MiB that fill it."""
+    """Median seconds with an empty and with a filled cache, and the size of the latter in MiB."""
     seconds: dict[str, list[float]] = {"cold": [], "warm": []}
     for _ in range(rounds):
         with tempfile.TemporaryDirectory() as folder:
@@ -85,12 +86,12 @@ def first_steps(command: list[str], rounds: int) -> tuple[dict[str, float], floa
 
 def main() -> None:
     flags = parser(__doc__)
-    flags.add_argument("--rounds", type=int, default=3, help="cold and warm starts")
-    flags.add_argument("--jobs", nargs="*", default=list(JOBS), help="whose --help is timed")
+    flags.add_argument("--rounds", type=int, default=3, help="of a cold and a warm start")
+    flags.add_argument("--jobs", nargs="*", default=list(JOBS), help="to time the --help of")
     flags, overrides = flags.parse_known_args()
     config = load(flags, overrides)
     command = [sys.executable, "main.py", f"--config={flags.config}", *overrides]
-    command += [  # a run of one step, whose log has it when it is finished
+    command += [  # a run of one step, which it logs when finished
         f"--config.train.batch_size={flags.batch_size}",
         f"--config.data.train=shapes:{flags.batch_size}@train",
         "--config.train.epochs=1",
@@ -110,9 +111,8 @@ def main() -> None:
         "help_s": help_s,
         "help_s_max": max(help_s.values()),
     }
-    about = {"rounds": flags.rounds, "device": device_kind(), "cores": os.cpu_count()}
-    about |= {name: version(name) for name in ("jax", "jaxlib")}
-    print(json.dumps({"benchmark": "startup"} | result | describe(flags, config) | about))
+    about = {"rounds": flags.rounds}
+    report("startup", result | describe(flags, config) | about, computed_on=device())
 
 
 if __name__ == "__main__":

@@ -1,33 +1,28 @@
 """How fast is a training step, and where does its time go? Prints one JSON line.
 
 python benchmarks/train_step.py                                    # small, for a laptop's CPU
-python benchmarks/train_step.py --config=configs/vit_small.py --batch-size=64      # a GPU's share
+python benchmarks/train_step.py --config=configs/vit_small.py --batch-size=64      # one GPU's share
 python benchmarks/train_step.py --config=configs/vit_small.py --batch-size=256 \
     --data=folder:/imagenet/train --config.model.remat=dots
 
-It compiles the step of a config and reports
-
-  images_per_s, step_ms    on canvases that are on the device already: median over groups of steps
-  gflop_per_image          counted from the matrix products (`formula`, without crops) beside XLA's
-                           analysis of the compiled step (`compiled`, less that of the crops)
-  utilisation              FLOPs of the formula over time and `peak_tflops`, the best rate of a
+  images_per_s, step_ms    canvases are on the device already; median over groups of steps
+  gflop_per_image          `formula`: counted from the matrix products, without crops; `compiled`:
+                           XLA's analysis of the compiled step, minus that of the crops
+  utilisation              rate of the formula's FLOPs divided by `peak_tflops`, the best rate of a
                            large matrix product in the compute dtype in the same process
-  peak_memory_gib          of a device, as it counts itself, else as the compiler planned
+  peak_memory_gib          of a device, from its own statistics, else as the compiler planned
   crops_ms, crops_share    making the crops alone, and its share of the step's time
-  python_overhead_ms       host time to call a compiled function of the step's arguments, results
-                           and donation that has nothing to compute: the host's cost on any device
-  dispatch_ms              host time of calling the step while the device is idle. On a GPU this
-                           adds the launches of its kernels; on a CPU part of the computation may
-                           run in the caller, so there it is no measure of overhead
-  attention                the kernel that computes it, of a ViT
-  out_of_memory            in place of all figures: what the device said where the step did not fit
-  data                     with --data: the same step behind the real pipeline. Each step ends
-                           before the next batch is asked for, so that waiting for it is time in
-                           which the device stands still
+  python_overhead_ms       host time to call a compiled function with the step's arguments, results
+                           and donation but no work: the cost of the host on any device
+  dispatch_ms              host time to call the step while the device is idle. On a GPU this adds
+                           kernel launches; on a CPU it may include part of the computation
+  attention                the kernel that computes the attention of a ViT
+  out_of_memory            instead of all figures: the device's error if the step does not fit
+  data                     with --data: the same step fed by the real pipeline. The next batch is
+                           requested only after a step has finished, so waiting for it is time in
+                           which the device is idle
 """
 
-import json
-import os
 import statistics
 import time
 from typing import Any
@@ -37,26 +32,24 @@ import jax.numpy as jnp
 import numpy as np
 from config_flag import describe, load, parser
 from flops import flops_per_image
+from machine import report
 from ml_collections import ConfigDict
-from our_step import OurStep, build, peak_bytes, seconds_per_call
+from our_step import OurStep, arithmetic, compiled_step, peak_bytes, seconds_per_call
 
 from dino_jax import sharding
-from dino_jax.config import build as settings
 from dino_jax.config import checks
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.sources.opening import open_source
 from dino_jax.memory import is_out_of_memory
-from dino_jax.models import vit
-from dino_jax.run.plan import crop_maker
 from dino_jax.training.step import Batch
 
 GROUPS = 5  # of timed steps; the median is of these
-READ_AHEAD = 4  # batches that threads and prefetch may hold ready before the first is taken
+READ_AHEAD = 4  # batches that threads and prefetch may have ready in advance
 
 
 def random_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Batch:
-    """A batch of noise on full canvases, on the devices."""
+    """A batch of noise that fills its canvases, on the devices."""
     size, side = config.train.batch_size, config.data.canvas_size
     shape = (size, side, side, len(config.crops.mean))
     batch = {
@@ -69,7 +62,7 @@ def random_batch(config: ConfigDict, mesh: jax.sharding.Mesh) -> Batch:
 
 
 def matmul_flops_per_s(dtype: jnp.dtype) -> float:
-    """The best rate of a large square matrix product on one device; on random numbers."""
+    """The best rate of a large square product of random matrices on one device."""
     side = 1024 if jax.default_backend() == "cpu" else 8192
     keys = jax.random.split(jax.random.key(0))
     a, b = (jax.random.normal(key, (side, side), dtype) for key in keys)
@@ -80,12 +73,12 @@ def matmul_flops_per_s(dtype: jnp.dtype) -> float:
 
 
 def python_overhead(ours: OurStep, batch: Batch) -> float:
-    """Median seconds of a call with the step's arguments, results and donation, but no work."""
-    # A product by one is not forwarded by JAX as a bare argument would be, and XLA removes it.
+    """Median seconds of a call with the step's arguments, results and donation but no work."""
+    # JAX would forward bare arguments; XLA removes the product with one.
     call = jax.jit(
         lambda state, batch: jax.tree.map(lambda x: x * 1, state),
         donate_argnums=0,
-        out_shardings=ours.shardings,
+        out_shardings=ours.plan.shardings,
         keep_unused=True,
     )
     call = call.lower(ours.state, batch).compile()
@@ -99,7 +92,7 @@ def python_overhead(ours: OurStep, batch: Batch) -> float:
 
 
 def dispatch_seconds(ours: OurStep, batch: Batch) -> float:
-    """Median seconds until the call of a step returns while the device is idle."""
+    """Median seconds until a call of the step returns, with an idle device."""
     seconds = []
     for _ in range(GROUPS):
         jax.block_until_ready(ours.state)
@@ -112,7 +105,7 @@ def dispatch_seconds(ours: OurStep, batch: Batch) -> float:
 def with_data(
     ours: OurStep, config: ConfigDict, mesh: jax.sharding.Mesh, spec: str, steps: int
 ) -> dict[str, Any]:
-    """The rate of the step behind the real pipeline, and the share of time it waits for data."""
+    """The rate of the step with the real pipeline, and the share of time it waits for data."""
     records = Records(open_source(spec), channels=len(config.crops.mean))
     numpy_batches = train_batches(
         records,
@@ -123,7 +116,7 @@ def with_data(
         num_threads=config.data.num_threads,
     )
     with DevicePrefetch(numpy_batches, sharding.batch_sharded(mesh)) as batches:
-        for _ in range(READ_AHEAD):  # the pipeline's own pace is what remains
+        for _ in range(READ_AHEAD):  # uses up what was read in advance
             jax.block_until_ready(ours(next(batches)))
         start, waited = time.perf_counter(), batches.wait_seconds
         for _ in range(steps):
@@ -138,13 +131,12 @@ def with_data(
 
 
 def measure(config: ConfigDict, *, steps: int, data: str | None) -> dict[str, Any]:
-    """Everything that the module's docstring names."""
+    """All figures in the module's docstring."""
     mesh = sharding.make_mesh()
     checks.check(config, mesh.size)
     size = config.train.batch_size
     batch = random_batch(config, mesh)
-    make_views = crop_maker(config)
-    ours = build(config, batch, mesh, make_views)
+    ours = compiled_step(config, batch, mesh)
     step = lambda: ours(batch)  # noqa: E731
     timing = {"groups": GROUPS, "size": -(-steps // GROUPS)}
     seconds_per_call(step, groups=1, size=2)  # warm-up
@@ -153,18 +145,17 @@ def measure(config: ConfigDict, *, steps: int, data: str | None) -> dict[str, An
     memory, memory_source = peak_bytes(ours.compiled, mesh.devices.flat[0])
     dispatch = dispatch_seconds(ours, batch)
 
-    crops = jax.jit(make_views).lower(batch, jnp.zeros((), jnp.int32)).compile()
+    crops = jax.jit(ours.plan.step.make_views).lower(batch, jnp.zeros((), jnp.int32)).compile()
     make_crops = lambda: crops(batch, jnp.zeros((), jnp.int32))  # noqa: E731
     seconds_per_call(make_crops, groups=1, size=2)
     crops_seconds = statistics.median(seconds_per_call(make_crops, **timing))
 
     pipeline = with_data(ours, config, mesh, data, steps) if data else None
     if skipped := int(ours.state.skipped_steps):
-        raise SystemExit(f"{skipped} steps were not finite: this measures nothing")
+        raise SystemExit(f"{skipped} steps were not finite, so their times mean nothing")
     overhead = python_overhead(ours, batch)
 
-    dtype = settings.compute_dtype(config.model.dtype)
-    peak = matmul_flops_per_s(dtype) * mesh.size
+    peak = matmul_flops_per_s(jnp.dtype(arithmetic(config)["dtype"])) * mesh.size
     formula = flops_per_image(config)
     counted = [ours.compiled.cost_analysis(), crops.cost_analysis()]
     step_flops, crops_flops = ((c or {}).get("flops", 0.0) * mesh.size / size for c in counted)
@@ -193,8 +184,8 @@ def measure(config: ConfigDict, *, steps: int, data: str | None) -> dict[str, An
 
 def main() -> None:
     flags = parser(__doc__)
-    flags.add_argument("--steps", type=int, default=20, help="to time for each figure")
-    flags.add_argument("--data", help="also time the pipeline: KIND:LOCATION[@SPLIT]")
+    flags.add_argument("--steps", type=int, default=20, help="timed for each figure")
+    flags.add_argument("--data", help="also time the step with this data: KIND:LOCATION[@SPLIT]")
     flags, overrides = flags.parse_known_args()
     config = load(flags, overrides)
     try:
@@ -203,19 +194,12 @@ def main() -> None:
         if not is_out_of_memory(error):
             raise
         result = {"out_of_memory": str(error).partition("\n")[0]}
-    is_vit = config.model.name in vit.ARCHITECTURES
-    about = {
-        "dtype": jnp.dtype(settings.compute_dtype(config.model.dtype)).name,
-        "attention": settings.attention_kernel(config).kernel if is_vit else None,
+    settings = {
         "canvas_size": config.data.canvas_size,
         "sharding": config.train.sharding,
         "steps": flags.steps,
-        "backend": jax.default_backend(),
-        "device": jax.devices()[0].device_kind,
-        "devices": jax.device_count(),
-        "cores": os.cpu_count(),
     }
-    print(json.dumps({"benchmark": "train_step"} | result | describe(flags, config) | about))
+    report("train_step", result | describe(flags, config) | arithmetic(config) | settings)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import re
-from collections import Counter
 from functools import partial
 from typing import Any
 
@@ -14,7 +13,6 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, PartitionSpec
 
-from benchmarks.collectives import moved_bytes
 from dino_jax import sharding
 from dino_jax.data.transforms.multicrop import CropSettings
 from dino_jax.models import DINOHead, VisionTransformer, create_model
@@ -23,6 +21,7 @@ from dino_jax.training import optim, schedules
 from dino_jax.training.state import TrainState, initializer
 from dino_jax.training.step import StepSettings, compile_step
 from dino_jax.training.views import make_views
+from tests.support.collectives import moved_words
 
 PyTree = Any
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -235,16 +234,11 @@ def test_the_first_state_is_made_where_it_lies() -> None:
     for whole, part in spread.items():
         assert f"[{','.join(map(str, part))}]" in program
         assert f"[{','.join(map(str, whole))}]" not in program
-    assert not moved_bytes(program)
-
-
-def moved(program: str) -> Counter[str]:
-    """Elements of four bytes that come out of each kind of collective on one device."""
-    return Counter({kind: count // 4 for kind, count in moved_bytes(program).items()})
+    assert not moved_words(program)
 
 
 def test_one_device_tells_itself_nothing(single: Run) -> None:
-    assert not moved_bytes(single.program)
+    assert not moved_words(single.program)
 
 
 PARAMETERS = jax.tree.leaves(SHAPES.params)
@@ -255,13 +249,13 @@ MEANS = 2 * K + 3
 
 
 def test_dp_sums_gradients_and_means_and_moves_nothing_else(dp: Run) -> None:
-    assert moved(dp.program) == {"all-reduce": WHOLE + SPREAD + MEANS}
+    assert moved_words(dp.program) == {"all-reduce": WHOLE + SPREAD + MEANS}
 
 
 def test_fsdp_gathers_each_weight_once_a_network_and_sums_each_gradient_where_it_is_stored(
     fsdp: Run,
 ) -> None:
-    found = moved(fsdp.program)
+    found = moved_words(fsdp.program)
     assert set(found) == {"all-gather", "reduce-scatter", "all-reduce"}
     assert found["all-gather"] == 2 * SPREAD
     assert found["reduce-scatter"] == SPREAD // 8
@@ -273,8 +267,8 @@ def test_accumulated_passes_are_summed_once(single: Run) -> None:
     """Over the devices after the last of them, and not after each."""
     run = Run.of(8, "dp", single.start, accumulation_steps=2)
     np.testing.assert_allclose(run.losses, single.losses, rtol=1e-5)
-    assert moved(run.program) == {"all-reduce": WHOLE + SPREAD + MEANS}
+    assert moved_words(run.program) == {"all-reduce": WHOLE + SPREAD + MEANS}
     loops = re.findall(r"body=%([\w.-]+)", run.program)
     bodies = [run.program.split(f"\n%{loop} (")[1].split("\n}\n")[0] for loop in loops]
     assert any("transpose(jvp(" in body for body in bodies), "none is the backward pass"
-    assert not any(moved_bytes(body) for body in bodies)
+    assert not any(moved_words(body) for body in bodies)

@@ -1,4 +1,4 @@
-"""Features of images, by our backbone and by PyTorch's, each in a process of its own."""
+"""Features of images by our backbone and by PyTorch's."""
 
 import time
 from typing import Any
@@ -10,23 +10,22 @@ from ml_collections import ConfigDict
 from peers.ours import OurSide
 from peers.task import Task
 
-from dino_jax.config import build
 from dino_jax.models.network import split
 
 
 class OurForward(OurSide):
-    """What an evaluation computes of a batch that lies on the device."""
+    """What an evaluation computes for a batch on the device."""
 
     def __init__(self, config: ConfigDict) -> None:
         super().__init__(config)
-        graphdef, _, _ = split(nnx.eval_shape(lambda: build.build_model(config, nnx.Rngs(0))))
+        graphdef, _, _ = split(self.model)
         self.forward = jax.jit(
             lambda params, images: nnx.merge(graphdef, params, {}).backbone(images)
         )
         self.placed = jax.device_put(self.params)
 
     def features(self, images: np.ndarray) -> np.ndarray:
-        """[B, H, W, C] -> [B, D]; the batch stays to be timed."""
+        """[B, H, W, C] -> [B, D]. Keeps the batch to be timed."""
         self.images = jax.device_put(images)
         return np.asarray(self.forward(self.placed, self.images))
 
@@ -39,10 +38,10 @@ class OurForward(OurSide):
 
 
 class TorchForward:
-    """The same with fused attention, under `inference_mode`; on a GPU by torch.compile."""
+    """The same with fused attention and `inference_mode`, and torch.compile on a GPU."""
 
     def __init__(self, task: Task) -> None:
-        import torch  # here: our process imports none
+        import torch  # here: our worker process does not need PyTorch
         from peers.torch_model import VisionTransformer
 
         self.torch = torch
@@ -81,4 +80,4 @@ class TorchForward:
         return (time.perf_counter() - start) / steps
 
     def about(self) -> dict[str, Any]:
-        return {"dtype": str(self.dtype), "torch": self.torch.__version__}
+        return {"dtype": str(self.dtype).removeprefix("torch.")}

@@ -1,4 +1,4 @@
-"""Random crops made with PIL alone, drawn as the reference draws them."""
+"""Random crops made with PIL only, drawn as the reference draws them."""
 
 import math
 import random
@@ -12,7 +12,7 @@ from dino_jax.data.transforms.multicrop import CropSettings
 
 
 def views(canvas: np.ndarray, seed: int, settings: CropSettings) -> list[np.ndarray]:
-    """All crops of an image [H, W, 3] uint8: normalised, [side, side, 3] float32, globals first."""
+    """All crops of an image [H, W, 3] uint8: [side, side, 3] float32, normalised, globals first."""
     draw, image = random.Random(seed), Image.fromarray(canvas)
     mean, std = np.float32(settings.mean), np.float32(settings.std)
     first, second, local = settings.blur_prob
@@ -39,7 +39,7 @@ def views(canvas: np.ndarray, seed: int, settings: CropSettings) -> list[np.ndar
 def _resized_crop(
     image: Image.Image, side: int, scale: tuple[float, float], draw: random.Random
 ) -> Image.Image:
-    """Of a random area and shape; the whole image after ten that do not fit."""
+    """A crop of random area and aspect ratio; the whole image if ten draws do not fit."""
     box = (0, 0, *image.size)
     for _ in range(10):
         area = draw.uniform(*scale) * image.width * image.height

@@ -1,4 +1,4 @@
-"""What the sides of a comparison are given, so that they do the same work."""
+"""The input of all sides of a comparison, so that they do the same work."""
 
 import dataclasses
 from typing import Any, Protocol
@@ -6,22 +6,22 @@ from typing import Any, Protocol
 import numpy as np
 
 CHECKED_STEPS = 3
-SMALL_BATCH = 8  # of the exact steps, where the timed ones are not exact
+SMALL_BATCH = 8  # of the exact steps, if the timed ones are not exact
 
 
 @dataclasses.dataclass
 class Task:
-    """What every side is given; arrays are NumPy's."""
+    """What every side gets; arrays are NumPy's."""
 
-    sizes: dict[str, Any]  # of model, views, loss and clipping
-    weights: dict[str, np.ndarray]  # by the names and in the layouts of `peers.torch_model`
-    schedules: dict[str, np.ndarray]  # values by step
+    sizes: dict[str, Any]  # and settings of model, views, loss and clipping
+    weights: dict[str, np.ndarray]  # names and layouts as in `peers.torch_model`
+    schedules: dict[str, np.ndarray]  # name: value of each step
     batch_size: int
-    dtype: str  # of the timed arithmetic
-    exact: bool  # whether that is float32 at full precision
+    dtype: str  # of the timed steps
+    exact: bool  # the timed steps are in float32 at full matmul precision
 
     def views(self, *, exact: bool) -> tuple[np.ndarray, ...]:
-        """Noise in place of crops: [B, 2, H, W, C], and [B, L, h, w, C] if there are locals."""
+        """Noise in place of crops: [B, 2, H, W, C], and [B, L, h, w, C] if L > 0."""
         batch = min(self.batch_size, SMALL_BATCH) if exact and not self.exact else self.batch_size
         random, s = np.random.default_rng(1), self.sizes
         groups = ((2, s["global_size"]), (s["local_number"], s["local_size"]))
@@ -30,24 +30,25 @@ class Task:
 
 
 class Side(Protocol):
-    """One implementation of the step; it lives in a process of its own."""
+    """One implementation of the step, in its own process."""
 
     def losses(self, task: Task, *, exact: bool) -> list[float]:
-        """Of the first steps; what was compiled for them stays to be timed.
+        """Losses of the first steps. Keeps the step to be timed.
 
         Args:
-          exact: in float32 at full matmul precision, else in the timed arithmetic.
+          task: shared by all sides.
+          exact: compute in float32 at full matmul precision, else as timed.
         """
         ...
 
     def seconds(self, steps: int) -> float:
-        """Of one step, in a group of so many."""
+        """Seconds per step, averaged over a group of steps."""
         ...
 
     def peak_gib(self) -> float | None:
-        """The most memory in use on the device so far; None where nobody counts."""
+        """Peak memory on the device so far; None if the device does not count it."""
         ...
 
     def about(self) -> dict[str, Any]:
-        """Dtype and versions."""
+        """How this side computes."""
         ...

@@ -1,9 +1,9 @@
 """Weighted k-NN in PyTorch as code of 2021 computes it.
 
-A pass over all similarities for each k, a hundred chunks of queries, and votes through a one-hot
-tensor of queries, neighbours and classes.
+For each k it makes a pass over all similarities, in a hundred chunks of queries, and votes through
+a one-hot tensor of queries, neighbours and classes.
 
-Dims: N bank images, Q queries, D width, C classes, q queries in a chunk.
+Dims: N bank images, Q queries, D width, C classes, q queries per chunk.
 """
 
 import torch

@@ -1,7 +1,7 @@
 """The networks of DINO in plain PyTorch, written from the paper.
 
-Modules bear the names of ours, so that weights pass by name. There is no stochastic depth: the
-losses of both sides must agree.
+Modules have the names of the package's, so that weights are copied by name. There is no stochastic
+depth, because the losses of all sides must agree.
 
 Dims: B images, V views, N tokens, D width, h heads, K prototypes.
 """
@@ -55,14 +55,14 @@ class Block(nn.Module):
 
 
 def timm_block(dim: int, num_heads: int, hidden_dim: int) -> nn.Module:
-    """The block of timm's ViT, whose parts bear the same names."""
+    """The block of timm's ViT, whose parts have the same names."""
     from timm.models.vision_transformer import Block as TimmBlock
 
     norm = partial(nn.LayerNorm, eps=1e-6)
     return TimmBlock(dim, num_heads, hidden_dim / dim, qkv_bias=True, norm_layer=norm)
 
 
-# From width, heads and hidden width. Attention spelt out or fused, and timm's.
+# Called with width, heads and hidden width.
 BLOCKS: dict[str, Callable[[int, int, int], nn.Module]] = {
     "plain": partial(Block, fused=False),
     "fused": partial(Block, fused=True),
@@ -83,7 +83,7 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(dim, eps=1e-6)
 
     def positions(self, rows: int, columns: int) -> Tensor:
-        """The position table, [1, 1 + rows * columns, D]; resized where the grid differs."""
+        """The position table [1, 1 + rows * columns, D], resized if the grid differs."""
         side = self.table_side
         if rows == columns == side:
             return self.pos_embed
@@ -127,7 +127,7 @@ class Head(nn.Module):
 
 
 class MultiCrop(nn.Module):
-    """Backbone once for each size of view, head once over all."""
+    """Runs the backbone once for each size of views, and the head once for all."""
 
     def __init__(self, sizes: dict[str, Any], block: str) -> None:
         super().__init__()

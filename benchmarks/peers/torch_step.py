@@ -1,13 +1,13 @@
 """DINO's training step in plain PyTorch, written from the paper and its reference's description.
 
-In three manners:
+Three variants:
 
-  eager    as code of 2021 reads: attention spelt out; a Python loop over the parameters for each
-           of clipping, AdamW and moving average; every gradient's norm and every loss fetched;
-           float16 with a gradient scaler on a GPU
-  modern   scaled_dot_product_attention, fused AdamW, for-each kernels instead of loops, nothing
-           fetched, bfloat16, and torch.compile around both networks and the loss
-  timm     likewise, with the blocks of timm's ViT (that package must be installed)
+  eager    as written in 2021: explicit attention; Python loops over the parameters for clipping,
+           AdamW and moving average; fetches every gradient's norm and every loss; float16 with a
+           gradient scaler on a GPU
+  modern   scaled_dot_product_attention, fused AdamW, for-each kernels instead of loops, fetches
+           nothing, bfloat16, and torch.compile for both networks and the loss
+  timm     the same with the blocks of timm's ViT (timm must be installed)
 
 Dims: B images, V views, K prototypes.
 """
@@ -32,7 +32,7 @@ VARIANTS = {"eager": "plain", "modern": "fused", "timm": "timm"}  # the blocks o
 def dino_loss(
     student: Tensor, teacher: Tensor, center: Tensor, temps: tuple[float, Tensor]
 ) -> Tensor:
-    """Cross-entropy over the pairs of a teacher's view and another view of the student.
+    """Mean cross-entropy of every teacher view with every other view of the student.
 
     Args:
       student: [V * B, K] logits.
@@ -53,16 +53,16 @@ def dino_loss(
 
 
 class TorchStep:
-    """Student, teacher, center and optimizer; calling it makes one step.
+    """Student, teacher, center and optimizer. A call makes one step.
 
     Args:
-      sizes: of the model, the loss and the clipping, by name.
-      tensors: initial weights by the names of this module, for student and teacher.
-      schedules: values by step: lr, weight_decay, momentum, teacher_temp.
+      sizes: and settings of model, loss and clipping.
+      tensors: initial weights of student and teacher, named as in `torch_model`.
+      schedules: values of each step: lr, weight_decay, momentum, teacher_temp.
       variant: one of `VARIANTS`.
-      dtype: of autocast; float32 for none.
-      compiled: whether torch.compile is used, where the variant is not "eager".
-      device: where it runs.
+      dtype: of autocast; float32 disables it.
+      compiled: use torch.compile, unless the variant is "eager".
+      device: to run on.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class TorchStep:
         device: torch.device,
     ) -> None:
         self.sizes, self.schedules, self.modern = sizes, schedules, variant != "eager"
-        # On the device from the start: a value that is sent there in a step makes the host wait.
+        # On the device from the start: sending a value during a step makes the host wait.
         self.teacher_temps = torch.tensor(
             schedules["teacher_temp"], dtype=torch.float32, device=device
         )
@@ -112,7 +112,7 @@ class TorchStep:
     def __call__(self, views: list[Tensor]) -> Tensor:
         """One step on V views [B, C, H, W], the two global ones first; returns its loss."""
         now = {name: float(x[self.step % len(x)]) for name, x in self.schedules.items()}
-        # A tensor, so that torch.compile need not specialise on its value; a copy, to be aligned.
+        # A tensor, so that torch.compile does not specialise on its value; a copy, to be aligned.
         teacher_temp = self.teacher_temps[self.step % len(self.teacher_temps)].clone()
         self.step += 1
         decayed, plain = self.optimizer.param_groups
@@ -134,7 +134,7 @@ class TorchStep:
         return loss.detach()
 
     def _clip(self) -> None:
-        """Scales each parameter's gradient down to the largest norm allowed."""
+        """Scales each parameter's gradient down to the maximum norm."""
         limit = self.sizes["clip_grad"]
         if not limit:
             return
@@ -161,7 +161,7 @@ class TorchStep:
 
 
 class TorchSide:
-    """The step on a GPU if there is one, else on the CPU; see `peers.task.Side`."""
+    """The step, on a GPU if there is one; see `peers.task.Side`."""
 
     def __init__(self, task: Task, variant: str, compiled: bool | None) -> None:
         self.variant = variant
@@ -174,10 +174,10 @@ class TorchSide:
         self.dtype = half if task.dtype == "bfloat16" else task.dtype
 
     def about(self) -> dict[str, Any]:
-        return {"dtype": self.dtype, "compiled": self.compiled, "torch": torch.__version__}
+        return {"dtype": self.dtype, "compiled": self.compiled}
 
     def losses(self, task: Task, *, exact: bool) -> list[float]:
-        self.step = None  # frees the former
+        self.step = None  # frees the previous one
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats()
         torch.set_float32_matmul_precision("highest" if exact else "high")  # as JAX does on GPUs
@@ -188,7 +188,7 @@ class TorchSide:
             task.schedules,
             variant=self.variant,
             dtype=torch.float32 if exact else getattr(torch, self.dtype),
-            compiled=self.compiled and exact == task.exact,  # not twice
+            compiled=self.compiled and exact == task.exact,  # only what is timed
             device=self.device,
         )
         groups = [torch.tensor(g, device=self.device) for g in task.views(exact=exact)]

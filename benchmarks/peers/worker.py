@@ -1,4 +1,4 @@
-"""A process for each side of a comparison, so that none disturbs another's runtime."""
+"""A process for each side of a comparison, so that their runtimes do not interfere."""
 
 import os
 from collections.abc import Callable
@@ -9,17 +9,18 @@ from typing import Any
 
 from peers.task import Side
 
+# The current and the deprecated name; JAX rejects both together.
+FRACTIONS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+
 
 def share_gpu(processes: int) -> None:
-    """Gives JAX in each of so many processes an equal part of a GPU, unless the user has said."""
-    from dino_jax.run.out_of_memory import FRACTIONS  # not in PyTorch's process
-
+    """Gives JAX in each process an equal part of a GPU's memory, unless the user chose one."""
     if not any(map(os.environ.get, FRACTIONS)):
         os.environ[FRACTIONS[0]] = f"{0.9 / processes:.2f}"
 
 
 def _end_with_parent() -> None:
-    """However the parent ends: a pool waits for its processes only where that can still wait."""
+    """Ends this process with its parent, also if the parent is killed."""
 
     def wait() -> None:
         parent_process().join()
@@ -29,7 +30,7 @@ def _end_with_parent() -> None:
 
 
 class Worker:
-    """A process that holds one side and calls its methods."""
+    """A process that creates one side and calls its methods."""
 
     _side: Side  # in that process
 
@@ -46,5 +47,5 @@ class Worker:
         return getattr(cls._side, method)(*args, **kwargs)
 
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        """What the method returns."""
+        """Calls a method of the side and returns its result."""
         return self._pool.submit(Worker._call, method, args, kwargs).result()

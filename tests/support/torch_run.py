@@ -1,56 +1,112 @@
-"""The reference's training step in plain PyTorch, on a whole checkpoint as torch itself reads it.
+"""The reference's training step in PyTorch, on a whole checkpoint that torch itself reads.
 
-`PYTHONPATH=.:benchmarks python -m tests.support.torch_run` writes next_step.json, for
-machines without torch: what the first step after tests/goldens/pth/full_checkpoint.pth does.
+`python -m tests.support.torch_run` writes next_step.json, for machines without torch: what the
+first step after tests/goldens/pth/full_checkpoint.pth does.
+
+The network is a function of tensors with the reference's names. It shares no code with the
+package or its benchmarks. Dims: B images, V views, N tokens, D width, K prototypes.
 """
 
 import argparse
 import json
-import re
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from peers.torch_model import MultiCrop
-from peers.torch_step import dino_loss
+import torch.nn.functional as F
+from torch import Tensor
 
 from tests.support.next_step import FULL, META, STEP, fingerprint, views
 
 NETWORKS = ("student", "teacher")
-SIZES = {
-    "patch_size": META["patch"],
-    "image_size": META["img"],
-    "in_channels": 3,
-    "embed_dim": META["dim"],
-    "depth": META["depth"],
-    "num_heads": META["heads"],
-    "mlp_dim": 4 * META["dim"],
-    "head_widths": [META["dim"], META["hidden"], META["hidden"], META["bottleneck"]],
-    "out_dim": META["out_dim"],
-}
+Tensors = dict[str, Tensor]
+
+
+def linear(tensors: Tensors, name: str, x: Tensor) -> Tensor:
+    return F.linear(x, tensors[f"{name}.weight"], tensors[f"{name}.bias"])
+
+
+def norm(tensors: Tensors, name: str, x: Tensor) -> Tensor:
+    weight, bias = tensors[f"{name}.weight"], tensors[f"{name}.bias"]
+    return F.layer_norm(x, x.shape[-1:], weight, bias, eps=1e-6)
+
+
+def attention(tensors: Tensors, name: str, x: Tensor) -> Tensor:
+    """[B, N, D] -> [B, N, D]."""
+    qkv = linear(tensors, f"{name}.qkv", x).unflatten(-1, (3, META["heads"], -1))
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)
+    weights = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(dim=-1)
+    return linear(tensors, f"{name}.proj", (weights @ v).transpose(1, 2).flatten(2))
+
+
+def positions(table: Tensor, side: int) -> Tensor:
+    """The position table [1, 1 + M**2, D], resized to side x side patches."""
+    grid = table[:, 1:].unflatten(1, (META["img"] // META["patch"], -1)).permute(0, 3, 1, 2)
+    if grid.shape[2] != side:
+        scale = (side + 0.1) / grid.shape[2]  # as the reference does, against rounding
+        grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
+    return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
+
+
+def backbone(tensors: Tensors, images: Tensor) -> Tensor:
+    """[B, 3, H, H] -> [B, D], the class token."""
+    tensors = {name.removeprefix("backbone."): x for name, x in tensors.items()}
+    kernel, bias = (tensors[f"patch_embed.proj.{part}"] for part in ("weight", "bias"))
+    patches = F.conv2d(images, kernel, bias, stride=META["patch"])
+    x = torch.cat(
+        [tensors["cls_token"].expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)],
+        dim=1,
+    )
+    x = x + positions(tensors["pos_embed"], patches.shape[-1])
+    for block in (f"blocks.{i}" for i in range(META["depth"])):
+        x = x + attention(tensors, f"{block}.attn", norm(tensors, f"{block}.norm1", x))
+        hidden = F.gelu(linear(tensors, f"{block}.mlp.fc1", norm(tensors, f"{block}.norm2", x)))
+        x = x + linear(tensors, f"{block}.mlp.fc2", hidden)
+    return norm(tensors, "norm", x)[:, 0]
+
+
+def logits(tensors: Tensors, images: list[Tensor]) -> Tensor:
+    """V views [B, 3, H, H] -> [V, B, K]."""
+    x = torch.stack([backbone(tensors, view) for view in images])
+    x = F.gelu(linear(tensors, "head.mlp.0", x))
+    x = F.gelu(linear(tensors, "head.mlp.2", x))
+    x = F.normalize(linear(tensors, "head.mlp.4", x), dim=-1)
+    return F.linear(x, F.normalize(tensors["head.last_layer.weight_v"], dim=-1)) * (
+        tensors["head.last_layer.weight_g"].T
+    )
+
+
+def dino_loss(student: Tensor, teacher: Tensor, center: Tensor) -> Tensor:
+    """Mean cross-entropy of every teacher view with every other view of the student."""
+    targets = ((teacher - center) / STEP["teacher_temp"]).softmax(dim=-1)
+    predicted = (student / STEP["student_temp"]).log_softmax(dim=-1)
+    pairs = -torch.einsum("tbk,vbk->tv", targets, predicted) / student.shape[1]
+    other = ~torch.eye(*pairs.shape, dtype=torch.bool)
+    return pairs[other].mean()
 
 
 class TorchRun:
     """A run of the reference in float64, between two steps.
 
     Args:
-      file: a whole checkpoint, as `torch.load` gives it.
-      optimizer: "adamw" or "sgd"; its state is that of the file, or new if the file has another.
+      file: a whole checkpoint, as `torch.load` returns it.
+      optimizer: "adamw" or "sgd". Its state is that of the file, or new if the file has another
+        optimizer.
     """
 
     def __init__(self, file: dict[str, Any], optimizer: str = "adamw") -> None:
-        self.names = [name.removeprefix("module.") for name in file["student"]]  # in its order
-        self.student, self.teacher = MultiCrop(SIZES, "plain"), MultiCrop(SIZES, "plain")
-        for network, which in ((self.student, "student"), (self.teacher, "teacher")):
-            network.double().load_state_dict(
-                {here(name): tensor for name, tensor in file[which].items()}
-            )
+        self.student, self.teacher = (
+            {name.removeprefix("module."): x.double() for name, x in file[which].items()}
+            for which in NETWORKS
+        )
         self.center = file["dino_loss"]["center"].double()
         self.epoch = file["epoch"]
-        self.trained = [n for n in self.names if n != "head.last_layer.weight_g"]
-        tensors = dict(self.student.named_parameters())
-        self.parameters = {name: tensors[here(name)] for name in self.trained}
+        self.parameters = {
+            name: x.requires_grad_()
+            for name, x in self.student.items()
+            if name != "head.last_layer.weight_g"
+        }
         groups = [
             {"params": [p for p in self.parameters.values() if p.ndim > 1]},
             {"params": [p for p in self.parameters.values() if p.ndim == 1]},
@@ -64,13 +120,12 @@ class TorchRun:
             self.optimizer.load_state_dict(file["optimizer"])
 
     def step(self, images: list[np.ndarray], *, frozen: bool = False) -> float:
-        """One step on the views of `views`; returns its loss."""
+        """Makes one step on the views of `views` and returns its loss."""
         planes = [torch.tensor(x).double().permute(0, 3, 1, 2) for x in images]
         with torch.no_grad():
-            teacher = self.teacher(planes[:2])
-        temps = STEP["student_temp"], STEP["teacher_temp"]
-        loss = dino_loss(self.student(planes), teacher, self.center, temps)
-        self.student.zero_grad()
+            teacher = logits(self.teacher, planes[:2])
+        loss = dino_loss(logits(self.student, planes), teacher, self.center)
+        self.optimizer.zero_grad()
         loss.backward()
         for group, decay in zip(
             self.optimizer.param_groups, (STEP["weight_decay"], 0), strict=True
@@ -82,17 +137,15 @@ class TorchRun:
                 parameter.grad = None
         self.optimizer.step()
         with torch.no_grad():
-            pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
-            for old, new in pairs:
-                old.mul_(STEP["momentum"]).add_((1 - STEP["momentum"]) * new)
+            for name, old in self.teacher.items():
+                old.mul_(STEP["momentum"]).add_((1 - STEP["momentum"]) * self.student[name])
         keep = STEP["center_momentum"]
-        self.center = keep * self.center + (1 - keep) * teacher.mean(0, keepdim=True)
+        self.center = keep * self.center + (1 - keep) * teacher.mean((0, 1))[None]
         return loss.item()
 
-    def tensors(self, which: str) -> dict[str, torch.Tensor]:
+    def tensors(self, which: str) -> Tensors:
         """A network's tensors by the reference's names."""
-        state = getattr(self, which).state_dict()
-        return {name: state[here(name)] for name in self.names}
+        return {name: x.detach() for name, x in getattr(self, which).items()}
 
     def file(self) -> dict[str, Any]:
         """The whole checkpoint, in float32, as the reference saves it."""
@@ -105,21 +158,14 @@ class TorchRun:
             "teacher": float32["teacher"],
             "optimizer": state,
             "epoch": self.epoch,
-            "args": argparse.Namespace(optimizer=self.kind, out_dim=SIZES["out_dim"]),
+            "args": argparse.Namespace(optimizer=self.kind, out_dim=META["out_dim"]),
             "dino_loss": {"center": self.center.float()},
             "fp16_scaler": None,
         }
 
 
-def here(name: str) -> str:
-    """The reference's name of a tensor in our PyTorch network."""
-    name = name.removeprefix("module.").replace("patch_embed.proj", "patch_embed")
-    name = re.sub(r"head\.mlp\.(\d+)", lambda m: f"head.layers.{int(m[1]) // 2}", name)
-    return name.replace("last_layer.weight_", "last_layer.")
-
-
 def load(path: Path) -> dict[str, Any]:
-    """A file of our own making, which may hold a namespace."""
+    """Reads a file of our own making, which may contain a namespace."""
     return torch.load(path, weights_only=False)
 
 

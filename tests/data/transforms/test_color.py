@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-from benchmarks.augment import pil_jitter
 from dino_jax.data.transforms import color
 from tests.conftest import GOLDENS, parity_cases
+from tests.support import pil_crops
 
 NAMES = ("brightness", "contrast", "saturation", "hue")  # in the order of color's numbers
 jitter = jax.jit(color.jitter)
@@ -126,7 +126,7 @@ def test_hue_of_the_colour_cube(shift: float) -> None:
     levels = np.arange(0, 256, 3, dtype=np.uint8)
     cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(86, -1, 3)
     ours = jax.jit(color.hue)(planes(cube), shift)
-    theirs = pil_jitter(Image.fromarray(cube), [color.HUE], [1, 1, 1, shift])
+    theirs = pil_crops.shift_hue(Image.fromarray(cube), shift)
     worst, mean = apart(ours, theirs)
     assert worst <= 1
     assert mean < 1e-5
@@ -148,7 +148,7 @@ def test_jitter_in_every_order(noise: np.ndarray) -> None:
     ours = jax.jit(jax.vmap(color.jitter, in_axes=(None, 0, None)))(planes(noise), orders, factors)
     results = set()
     for order, crop in zip(orders.tolist(), ours, strict=True):
-        theirs = pil_jitter(Image.fromarray(noise), order, factors.tolist())
+        theirs = pil_crops.jitter(Image.fromarray(noise), order, factors.tolist())
         worst, mean = apart(crop, theirs)
         assert worst <= 1, order
         assert mean < 1e-3, order

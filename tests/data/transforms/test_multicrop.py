@@ -11,9 +11,9 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from PIL import Image
 
-from benchmarks.augment import pil_recolor
 from dino_jax.data.transforms.multicrop import CropPlan, CropSettings, augment
 from dino_jax.errors import UsageError
+from tests.support import pil_crops
 from tests.support.crop_plans import SMALL, plan
 
 BATCH, SIDE = 16, 64
@@ -66,7 +66,7 @@ def test_pixels_against_pil(batch: tuple, views: tuple[np.ndarray, np.ndarray]) 
             image = image.crop((left, top, left + width, top + height))
             image = image.resize((side, height), Image.Resampling.BICUBIC)
             image = image.resize((side, side), Image.Resampling.BICUBIC)
-            theirs = np.asarray(pil_recolor(image, one, n))
+            theirs = np.asarray(pil_crops.recolor(image, one, n))
             apart.append(np.abs(grey_levels[i, n] - theirs).ravel())
     apart = np.concatenate(apart)
     assert apart.max() < 6

@@ -17,16 +17,14 @@ from dino_jax.weights.state.training_state import known_settings, whole_state
 from tests.support.next_step import FULL, fingerprint, our_step, views
 from tests.support.torch_files import save
 
-BENCHMARKS = Path(__file__).parents[3] / "benchmarks"
 STORED = json.loads((Path(__file__).parents[2] / "support/next_step.json").read_text())
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture
-def torch_run(monkeypatch: pytest.MonkeyPatch) -> Any:
+def torch_run() -> Any:
     """The module of that name, where torch is installed."""
     pytest.importorskip("torch", reason="compares with PyTorch's next step")
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
     from tests.support import torch_run
 
     return torch_run
