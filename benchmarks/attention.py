@@ -63,7 +63,7 @@ def main() -> None:
         shape = (flags.images * crops, flags.heads, length, flags.head_dim)
         timing = {"rounds": flags.rounds, "steps": flags.steps}
         times["xla"][length] = milliseconds(xla_attention, shape, **timing)
-        if wrong := what_is_wrong(cudnn_attention, shape[1:], jnp.bfloat16):
+        if wrong := what_is_wrong(cudnn_attention, shape[1:], jnp.bfloat16, jax.local_devices()):
             refused[length] = wrong
         else:
             times["cudnn"][length] = milliseconds(cudnn_attention, shape, **timing)

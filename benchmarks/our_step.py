@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
@@ -17,8 +16,8 @@ from ml_collections import ConfigDict
 from dino_jax.config import build
 from dino_jax.data.transforms.multicrop import CropSettings
 from dino_jax.memory import planned_bytes
-from dino_jax.models import vit
 from dino_jax.models.network import MultiCropModel
+from dino_jax.models.spec import ModelSpec
 from dino_jax.run.plan import Plan, make_plan
 from dino_jax.training.state import TrainState
 from dino_jax.training.step import Batch, MakeViews, compile_step
@@ -26,18 +25,20 @@ from dino_jax.training.step import Batch, MakeViews, compile_step
 STEPS_PER_EPOCH = 1000  # for the schedules: about a million images
 
 
+def spec_of(config: ConfigDict) -> ModelSpec:
+    """The config's model, with dtype and attention kernel chosen for this machine as a run does."""
+    return build.compute_spec(config, jax.default_backend(), jax.local_devices())[0]
+
+
 def arithmetic(config: ConfigDict) -> dict[str, str | None]:
     """The compute dtype, and the kernel that computes the attention of a ViT."""
-    is_vit = config.model.name in vit.ARCHITECTURES
-    return {
-        "dtype": jnp.dtype(build.compute_dtype(config.model.dtype)).name,
-        "attention": build.attention_kernel(config).kernel if is_vit else None,
-    }
+    spec = spec_of(config)
+    return {"dtype": spec.dtype, "attention": spec.attention if spec.family == "vit" else None}
 
 
 def abstract_model(config: ConfigDict) -> MultiCropModel:
     """Backbone and head, with shapes in place of arrays."""
-    return nnx.eval_shape(lambda: build.build_model(config, nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: build.model_spec(config).model(nnx.Rngs(0)))
 
 
 def crop_settings(config: ConfigDict) -> CropSettings:
@@ -56,7 +57,7 @@ def schedule_values(
 
 def lay_out(config: ConfigDict, mesh: jax.sharding.Mesh, views: MakeViews | None = None) -> Plan:
     """The shapes, shardings and step settings of a run; `views` as in `make_plan`."""
-    return make_plan(config, mesh, steps_per_epoch=STEPS_PER_EPOCH, views=views)
+    return make_plan(config, spec_of(config), mesh, steps_per_epoch=STEPS_PER_EPOCH, views=views)
 
 
 @dataclasses.dataclass
