@@ -14,7 +14,7 @@ from dino_jax.errors import UsageError
 
 
 def test_the_holder_is_named(tmp_path: Path) -> None:
-    message = rf"workdir={tmp_path} is in use by process {os.getpid()} on .+: wait for its end"
+    message = rf"workdir={tmp_path} is in use by process {os.getpid()} on .+: wait until it ends"
     with lock.take(tmp_path):
         for _ in range(2):  # one that is refused takes nothing
             with pytest.raises(UsageError, match=message):
@@ -24,8 +24,8 @@ def test_the_holder_is_named(tmp_path: Path) -> None:
 
 def test_a_process_that_has_died_holds_nothing(tmp_path: Path) -> None:
     script = (
-        "import os, pathlib, sys; from dino_jax import run_lock\n"
-        "file = run_lock.take(pathlib.Path(sys.argv[1])); os._exit(9)"
+        "import os, pathlib, sys; from dino_jax.checkpoints import lock\n"
+        "file = lock.take(pathlib.Path(sys.argv[1])); os._exit(9)"
     )
     assert subprocess.run([sys.executable, "-c", script, tmp_path]).returncode == 9
     assert (tmp_path / lock.NAME).read_text().startswith("process ")
