@@ -39,6 +39,7 @@ from tests.support.torch_files import (
 _HARMLESS = {"open", "mmap.__new__", "tempfile.mkstemp", "os.remove", "builtins.id"}
 _EXTREME = [0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63]
 _watching = False
+"".encode("raw-unicode-escape")  # pickletools uses this codec, which Python imports on first use
 
 
 def _audit(event: str, arguments: tuple) -> None:

@@ -11,8 +11,7 @@ import numpy as np
 
 from dino_jax.errors import TorchFileError
 from dino_jax.weights.formats.pth.allowed import Storage, TensorSpec, storage_bytes, tensor_view
-from dino_jax.weights.formats.pth.opcodes import MAX_PICKLE_BYTES
-from dino_jax.weights.formats.pth.pickles import read_pickle
+from dino_jax.weights.formats.pth.pickles import MAX_PICKLE_BYTES, read_pickle
 
 LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # a pickled number
 

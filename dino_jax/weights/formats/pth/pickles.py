@@ -1,10 +1,12 @@
 """Reads the pickles inside `.pth` files as plain data.
 
-Python's own unpickler calls what a file tells it to call. This reader knows only the opcodes of
-protocol 2 that `torch.save` writes, pushes inert values, and looks every call up in the allow-list
-of `torch_globals`. Its memory and time are bounded by the length of the pickle.
+Python's own unpickler calls whatever a file tells it to call. Here `pickletools` only splits the
+pickle into opcodes, and the machine below runs those of protocol 2 that `torch.save` writes: it
+pushes inert values and looks up every call in the allow-list of `allowed`. Memory and time are
+bounded by the length of the pickle.
 """
 
+import pickletools
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -22,10 +24,14 @@ from dino_jax.weights.formats.pth.allowed import (
     refusal,
     storage_of,
 )
-from dino_jax.weights.formats.pth.opcodes import MAX_PICKLE_BYTES, opcodes
 
+MAX_PICKLE_BYTES = 4 * 2**20  # ten times the largest network's full checkpoint
 MAX_DEPTH = 100  # containers within containers
-MAX_VALUES = 10**6  # in the result; one that is shared counts at every place
+MAX_VALUES = 10**6  # in the result; a shared value counts each time it occurs
+
+# What reading a damaged pickle raises. The warning is pickletools' on invalid escape sequences,
+# which becomes an exception where the user turns warnings into errors.
+DAMAGE = (IndexError, KeyError, TypeError, ValueError, struct.error, DeprecationWarning)
 
 _PLAIN = (str, int, float, bool, type(None), bytes, np.ndarray)
 
@@ -34,36 +40,35 @@ def read_pickle(data: bytes, make_tensor: Callable[[TensorSpec], np.ndarray]) ->
     """Reads the pickle at the start of `data`.
 
     Args:
-      data: the pickle, and possibly more behind it.
+      data: the pickle, possibly followed by other bytes.
       make_tensor: makes the array for a tensor that the pickle describes.
-    Returns: (plain data, how many bytes the pickle takes).
+    Returns: (plain data, the length of the pickle in bytes).
     Raises:
       TorchFileError: the pickle is damaged, asks for anything beyond the allow-list, or its result
-        is not plain data of a reasonable depth and number.
+        is not plain data of a reasonable depth and size.
     """
     at = 0
     try:
-        program = opcodes(data)
-        name, protocol, at = next(program)
-        if (name, protocol) != ("PROTO", 2):
-            raise TorchFileError(
-                "not a pickle of protocol 2, which torch.save writes by default; save it again so"
-            )
         machine = Machine(make_tensor)
-        for name, argument, end in program:
-            machine.run(name, argument)
-            at = end
-        return machine.result(), at
+        for opcode, argument, at in pickletools.genops(data):
+            if at:
+                machine.run(opcode.name, argument)
+            elif (opcode.name, argument) != ("PROTO", 2):
+                raise TorchFileError(
+                    "its pickle does not have protocol 2, the default of torch.save; save the "
+                    "file again with the default"
+                )
+        return machine.result(), at + 1  # STOP is one byte
     except TorchFileError:
         raise
-    except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
+    except DAMAGE as error:
         raise TorchFileError(
-            f"its pickle is damaged near byte {at}; fetch or save the file again"
+            f"its pickle is damaged or incomplete near byte {at}; download or save the file again"
         ) from error
 
 
 class Machine:
-    """The stack, the memo and the meaning of each opcode.
+    """Runs opcodes as `pickletools` names them: their meaning, the stack and the memo.
 
     Attributes:
       calls: what may be called, by its name in a pickle.
@@ -83,14 +88,15 @@ class Machine:
         """Runs one opcode."""
         stack = self._stack
         match name:
-            case "BININT" | "BININT1" | "BININT2" | "BINFLOAT" | "NONE":
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "NONE":
                 stack.append(argument)
             case "NEWTRUE" | "NEWFALSE":
                 stack.append(name == "NEWTRUE")
-            case "LONG1":
-                stack.append(int.from_bytes(argument, "little", signed=True))
-            case "BINUNICODE" | "SHORT_BINSTRING" | "BINSTRING":
-                stack.append(argument.decode())
+            case "BINUNICODE":
+                argument.encode()  # raises on lone surrogates, which nobody could print
+                stack.append(argument)
+            case "SHORT_BINSTRING" | "BINSTRING":  # text of Python 2
+                stack.append(argument.encode("latin1").decode())
             case "BINPUT" | "LONG_BINPUT":
                 self._memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -127,7 +133,7 @@ class Machine:
                 for key, value in zip(items[::2], items[1::2], strict=True):
                     target[dict_key(key)] = value
             case "GLOBAL":
-                stack.append(self._find(argument))
+                stack.append(self._find(argument.replace(" ", ".", 1)))
             case "BINPERSID":
                 stack.append(storage_of(of_type(tuple, stack.pop())))
             case "REDUCE" | "NEWOBJ":
@@ -139,7 +145,10 @@ class Machine:
             case "STOP":
                 pass
             case _:
-                raise ValueError(f"{name} has no place here")  # a second PROTO
+                raise TorchFileError(
+                    f"its pickle has the opcode {name}, which plain data and tensors do not need; "
+                    "download or save the file again"
+                )
 
     def result(self) -> Any:
         """The one value left at the end, all of it plain data."""

@@ -1,13 +1,12 @@
 """Reads pickles of lists, numbers, text and NumPy arrays, and runs nothing that they hold.
 
 Data sets come with lists in this form, such as the ground truth of Revisited Oxford and Paris.
-Python's `pickletools` takes a pickle of any protocol apart; the machine of `torch_pickle`, with the
-short table of calls below, puts the data together.
+Pickles of any protocol are accepted. The machine of `pickles` runs them with the short table of
+calls below.
 """
 
 import math
 import pickletools
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ import numpy as np
 
 from dino_jax.errors import TorchFileError, UsageError
 from dino_jax.weights.formats.pth.allowed import CALLS, MAX_DIMS, Global, dict_key
-from dino_jax.weights.formats.pth.opcodes import MAX_PICKLE_BYTES
-from dino_jax.weights.formats.pth.pickles import Machine, of_type
+from dino_jax.weights.formats.pth.pickles import DAMAGE, MAX_PICKLE_BYTES, Machine, of_type
 
 
 def read_plain_pickle(path: str | Path) -> Any:
@@ -46,7 +44,7 @@ def read_plain_pickle(path: str | Path) -> Any:
         return machine.result()
     except TorchFileError as error:
         raise UsageError(f"{path}: {error}") from error
-    except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
+    except DAMAGE as error:
         raise UsageError(
             f"{path} is no pickle of plain data, or it is damaged; fetch the file again"
         ) from error
@@ -127,11 +125,9 @@ class _PlainMachine(Machine):
                 items = self._pop_mark()
                 pairs = zip(items[::2], items[1::2], strict=True)
                 self._stack.append({dict_key(key): value for key, value in pairs})
-            case "GLOBAL":
-                super().run(name, argument.replace(" ", "."))
             case "STACK_GLOBAL":
                 attribute, module = of_type(str, stack.pop()), of_type(str, stack.pop())
-                super().run("GLOBAL", f"{module}.{attribute}")
+                stack.append(self._find(f"{module}.{attribute}"))
             case "BINPERSID":
                 raise ValueError("a reference to something outside")
             case _:

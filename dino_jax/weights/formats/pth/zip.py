@@ -17,8 +17,7 @@ import numpy as np
 
 from dino_jax.errors import TorchFileError
 from dino_jax.weights.formats.pth.allowed import TensorSpec, storage_bytes, tensor_view
-from dino_jax.weights.formats.pth.opcodes import MAX_PICKLE_BYTES
-from dino_jax.weights.formats.pth.pickles import read_pickle
+from dino_jax.weights.formats.pth.pickles import MAX_PICKLE_BYTES, read_pickle
 
 ZIP_MAGIC = b"PK\x03\x04"
 MAX_MEMBERS = 2**16

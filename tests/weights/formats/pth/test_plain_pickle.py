@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from dino_jax.errors import UsageError
-from dino_jax.weights.formats.pth.opcodes import MAX_PICKLE_BYTES
+from dino_jax.weights.formats.pth.pickles import MAX_PICKLE_BYTES
 from dino_jax.weights.formats.pth.plain_pickle import read_plain_pickle
 
 PLAIN = {
@@ -121,7 +121,7 @@ def test_more_than_plain_data(value: Any, message: str, tmp_path: Path) -> None:
     ],
 )
 def test_damaged_or_foreign(content: bytes, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no pickle of plain data, or it is damaged"):
+    with pytest.raises(UsageError, match=r"no pickle of plain data, or it is damaged|opcode INST"):
         read(content, tmp_path)
 
 
@@ -151,7 +151,6 @@ def test_arrays_of_impossible_shapes(
         read(written.getvalue(), tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")  # of damaged text
 def test_every_damage_is_a_sentence(tmp_path: Path) -> None:
     """Bytes changed or cut off anywhere: plain data, or our error; nothing else."""
     generator = random.Random(0)
