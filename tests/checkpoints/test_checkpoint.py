@@ -126,6 +126,24 @@ def test_reads_one_network_alone(run: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "message"),
+    [
+        ("kernel", (100, 64), jnp.bfloat16, r"kernel is float32 .*, expected bfloat16 \[100, 64\]"),
+        ("kernel", (100, 32), jnp.float32, r"is float32 \[100, 64\], expected float32 \[100, 32\]"),
+        ("weight", (100, 64), jnp.float32, r"weight is missing, .*kernel .*, expected nothing;"),
+    ],
+)
+def test_another_name_shape_or_dtype_is_not_damage(
+    name: str, shape: tuple[int, ...], dtype: Any, message: str, run: Path
+) -> None:
+    params = {"backbone": {name: jax.ShapeDtypeStruct(shape, dtype)}}
+    state = abstract().replace(params=abstract().params | params)
+    with open_run(run) as checkpoints, pytest.raises(UsageError, match=f"step 3 in .*{message}"):
+        checkpoints.restore_latest(state)
+    assert steps(run) == ["2", "3"]
+
+
 def damages() -> Iterator[Any]:
     """(what is damaged, function of the folder of a step)."""
 
@@ -162,7 +180,7 @@ def test_damaged_checkpoint_yields_to_the_one_before(
         assert_same(state, state_at(2))
         messages = [r.getMessage() for r in caplog.records if r.name == "root"]
         assert len(messages) == 1
-        assert re.fullmatch(r"checkpoint of step 3 .*; trying the one before", messages[0])
+        assert re.fullmatch(r"the checkpoint of step 3 .*; trying the previous one", messages[0])
         # The place is free for the step that will be taken again.
         checkpoints.save(3, state_at(3))
     with open_run(run) as checkpoints:
@@ -173,7 +191,7 @@ def test_damaged_checkpoint_yields_to_the_one_before(
 def test_all_damaged(run: Path) -> None:
     for step in ("2", "3"):
         shutil.rmtree(run / "checkpoints" / step / "student")
-    message = r"none of the checkpoints.*step 3.*step 2.*remove"
+    message = r"none of the checkpoints.*step 3.*step 2.*backup"
     with open_run(run) as checkpoints, pytest.raises(UsageError, match=message):
         checkpoints.restore_latest(abstract())
     assert steps(run) == ["2", "3"]  # nothing is thrown away
@@ -237,7 +255,7 @@ def test_only_what_is_damaged_is_given_up(
         if damaged:
             assert_same(checkpoints.restore_latest(abstract()), state_at(2))
         else:
-            with pytest.raises(UsageError, match=r"step 3 cannot be read now .*same command"):
+            with pytest.raises(UsageError, match=r"step 3 cannot be read at the mo.*same command"):
                 checkpoints.restore_latest(abstract())
     assert steps(run) == (["2"] if damaged else ["2", "3"])
 
@@ -250,10 +268,10 @@ def test_unwritable_folder(place: str, tmp_path: Path) -> None:
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no checkpoints: give the folder of a run"):
+    with pytest.raises(UsageError, match="contains no checkpoints: give the folder of a run"):
         checkpoint.open_for_reading(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UsageError, match="holds no finished checkpoint yet"):
+    with pytest.raises(UsageError, match="contains no finished checkpoint yet"):
         checkpoint.open_for_reading(tmp_path)
 
 
