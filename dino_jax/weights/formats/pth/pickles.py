@@ -68,10 +68,10 @@ def read_pickle(data: bytes, make_tensor: Callable[[TensorSpec], np.ndarray]) ->
 
 
 class Machine:
-    """Runs opcodes as `pickletools` names them: their meaning, the stack and the memo.
+    """Runs opcodes, by their names in `pickletools`, on a stack and a memo.
 
     Attributes:
-      calls: what may be called, by its name in a pickle.
+      calls: the functions that may be called, by their names in a pickle.
     """
 
     calls = CALLS
@@ -151,10 +151,10 @@ class Machine:
                 )
 
     def result(self) -> Any:
-        """The one value left at the end, all of it plain data."""
+        """The value that is left at the end, checked to be plain data."""
         (value,) = self._stack
         if self._below:
-            raise ValueError("a MARK was left open")
+            raise ValueError("a MARK is left on the stack")
         _check_plain(value)
         return value
 
@@ -175,51 +175,51 @@ class Machine:
         if isinstance(result, TensorSpec):
             return self._make_tensor(result)
         if function.name == "argparse.Namespace":
-            self._namespaces[id(result)] = result  # kept, so that no other object gets this id
+            self._namespaces[id(result)] = result  # keeps it alive, so the id stays unique
         return result
 
     def _build(self, target: Any, state: Any) -> None:
-        """Gives an object its state: what is in a namespace; of anything else, nothing we keep."""
+        """Sets the state of an object; only the attributes of a namespace are kept."""
         if id(target) in self._namespaces:
             self._count_copies(of_type(dict, state))
             target.update(state)
         elif isinstance(target, np.dtype):
             if of_type(str, state[1]) not in ("<", "|"):
-                raise TorchFileError("a NumPy number in big-endian order; save it as plain number")
+                raise TorchFileError("it has a big-endian NumPy number; save it as plain Python")
         elif type(target) is not dict and not isinstance(target, np.ndarray):
-            raise TypeError("state for something that has none")
-        # Else attributes of an OrderedDict (a state dict's `_metadata`) or of a parameter.
+            raise TypeError("state for an object that has none")
+        # Otherwise: attributes of an OrderedDict (a state dict's `_metadata`) or of a parameter.
 
     def _count_copies(self, *values: Any) -> None:
-        """Bounds what calls copy: one long argument could be given to any number of them."""
+        """Bounds the data that calls copy: one long argument can be passed to many calls."""
         self._copied += sum(
             len(v) for v in values if isinstance(v, (str, bytes, list, tuple, dict))
         )
         if self._copied > MAX_PICKLE_BYTES:
-            raise TorchFileError("its pickle would unfold to far more than it is; refused")
+            raise TorchFileError("its pickle expands to far more data than its size; rejected")
 
 
 def of_type(expected: type, value: Any) -> Any:
     if type(value) is not expected:
-        raise TypeError(f"{type(value).__name__} where a {expected.__name__} is due")
+        raise TypeError(f"{type(value).__name__} instead of {expected.__name__}")
     return value
 
 
 def _check_plain(value: Any) -> None:
-    """Checks that nothing but plain data is left, and that users may walk through all of it."""
+    """Checks that a value is plain data, and small and shallow enough to be traversed."""
     number, stack = 1, [(value, 0)]
     while stack:
         item, depth = stack.pop()
         if type(item) in (dict, list, tuple):
             number += len(item)
-            if depth == MAX_DEPTH or number > MAX_VALUES:  # also where a list contains itself
+            if depth == MAX_DEPTH or number > MAX_VALUES:  # also if a list contains itself
                 raise TorchFileError(
-                    f"its data is nested deeper than {MAX_DEPTH} or has more than {MAX_VALUES} "
-                    "values; save less in it"
+                    f"its data is nested deeper than {MAX_DEPTH} levels or has more than "
+                    f"{MAX_VALUES} values; save less data in it"
                 )
             items = item.values() if type(item) is dict else item
             stack.extend((child, depth + 1) for child in items)
         elif type(item) not in _PLAIN:
             raise TorchFileError(
-                f"holds a bare {type(item).__name__.lower()}; save tensors and plain data only"
+                f"it has a bare {type(item).__name__.lower()}; save only tensors and plain data"
             )

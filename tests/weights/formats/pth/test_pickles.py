@@ -1,4 +1,4 @@
-"""Pickles that are wrong, greedy or hostile, and the bounds of tensors on their storages."""
+"""Pickles that are damaged, oversized or hostile."""
 
 import struct
 import tracemalloc
@@ -33,7 +33,7 @@ def get(index: int) -> bytes:
     return b"j" + struct.pack("<I", index)
 
 
-# What is read
+# Accepted
 
 
 def test_plain_data() -> None:
@@ -96,7 +96,7 @@ def test_every_rebuild_function() -> None:
         np.testing.assert_array_equal(read(zip_file(value, FOUR)), four, strict=True)
 
 
-# What is refused
+# Rejected
 
 
 def test_allow_list_is_closed() -> None:
@@ -182,7 +182,7 @@ def test_damaged_pickles() -> None:
 def test_refused_without_being_damaged() -> None:
     big = Call("numpy.dtype", ("f8", False, True), (3, ">", None, None, None, -1, -1, 0))
     for value, message in (
-        (Call("numpy.dtype", ("O8", False, True)), "not a plain number"),
+        (Call("numpy.dtype", ("O8", False, True)), "not a number"),
         (big, "big-endian"),
         (Call("numpy.dtype", ("f8", False, True)), "bare float64"),
         ({"a": Type("torch.FloatStorage")}, "bare global"),
@@ -199,14 +199,14 @@ def test_refused_without_being_damaged() -> None:
     expect_refusal(zip_file(pickle_of(1)[:-1]), "damaged or incomplete")
 
 
-# Greedy pickles
+# Pickles that would use too much memory or time
 
 
-def test_a_pickle_behind_the_pickle() -> None:
+def test_a_pickle_after_the_pickle() -> None:
     evil = pickle_of(Call("posix.system", ("touch x",)))
-    expect_refusal(zip_file(pickle_of(1) + evil), "something follows its pickle")
+    expect_refusal(zip_file(pickle_of(1) + evil), "bytes after its pickle")
     within = Call("torch.storage._load_from_bytes", (Call("_codecs.encode", ("x", "latin1")),))
-    expect_refusal(zip_file({"a": within}), "a file within the file")
+    expect_refusal(zip_file({"a": within}), "files within the file")
 
 
 def test_deep_and_endless_data() -> None:
@@ -214,17 +214,17 @@ def test_deep_and_endless_data() -> None:
     assert read(zip_file(Opcodes(b"]" * deepest + b"a" * (deepest - 1))))
     for code in (
         b"]" * (deepest + 1) + b"a" * deepest,
-        b")" + b"\x85" * 10**5,  # so deep that hash, repr or == would exhaust the stack
+        b")" + b"\x85" * 10**5,  # so deep that hash, repr or == would overflow the stack
         b"]q\x00h\x00a",  # a list in itself
         b"}q\x00K\x00h\x00s",
         b"]" + b"q\x00h\x00\x86" * 60,  # 2**60 values, each pair shared
         b"]" + b"q\x00h\x00h\x00\x87" * 90,
     ):
-        expect_refusal(zip_file(Opcodes(code)), "nested deeper than 100 or has more than 1000000")
+        expect_refusal(zip_file(Opcodes(code)), "nested deeper than 100 levels or has")
     deep_key = b"})" + b"\x85" * 10**5 + b"Ns"
     expect_refusal(zip_file(Opcodes(deep_key)), "key of type tuple")
     deep = b")" + b"\x85" * 10**5
-    for code in (  # deep values in each place that compares, hashes or walks what it is given
+    for code in (  # deep values wherever arguments are compared, hashed or traversed
         deep + b"Q",
         b"(" + opcodes("storage") + deep + opcodes("0") + opcodes("cpu") + deep + b"tQ",
         opcodes(Type("numpy.dtype")) + b"(" + deep + b"tR",
@@ -239,21 +239,21 @@ def test_deep_and_endless_data() -> None:
         + b"tR",
         opcodes(Call("numpy.dtype", ("f8",))) + b"(N" + deep + b"tb",
     ):
-        expect_refusal(zip_file(Opcodes(code)), "damaged or inc|not a plain number|other than a")
+        expect_refusal(zip_file(Opcodes(code)), "damaged or inc|not a number|other than a")
 
 
 def test_calls_that_copy_one_argument_many_times() -> None:
     text, encode = "x" * 2**20, opcodes(Type("_codecs.encode"))
     shared = opcodes((text, "latin1")) + put(0)
     bomb = b"(" + shared + (encode + get(0) + b"R") * 1000 + b"t"
-    expect_refusal(zip_file(Opcodes(bomb)), "unfold")
+    expect_refusal(zip_file(Opcodes(bomb)), "expands to far more")
     items = [[i, None] for i in range(10**4)]
     shared = opcodes((items,)) + put(0)
     bomb = b"(" + shared + (opcodes(Type("collections.OrderedDict")) + get(0) + b"R") * 1000 + b"t"
-    expect_refusal(zip_file(Opcodes(bomb)), "unfold")
+    expect_refusal(zip_file(Opcodes(bomb)), "expands to far more")
     shared = opcodes(dict(items)) + put(0)
     bomb = b"(" + shared + (opcodes(Call("argparse.Namespace")) + get(0) + b"b") * 1000 + b"t"
-    expect_refusal(zip_file(Opcodes(bomb)), "unfold")
+    expect_refusal(zip_file(Opcodes(bomb)), "expands to far more")
 
 
 @pytest.mark.parametrize(
