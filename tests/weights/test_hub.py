@@ -1,4 +1,4 @@
-"""The hub against a server on this machine, a folder, and no network at all."""
+"""The hub with a server on this machine, with a folder, and offline."""
 
 import hashlib
 import os
@@ -24,7 +24,7 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    """A mirror on the loopback interface, named by DINO_JAX_HUB."""
+    """A mirror on the loopback interface, set as DINO_JAX_HUB."""
     with serve() as server:
         monkeypatch.setenv("DINO_JAX_HUB", f"{server.address}/")
         yield server
@@ -32,7 +32,7 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The empty cache of this test; the published address is out of reach."""
+    """The empty cache of this test; the published address is unreachable."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home/cache"))
     monkeypatch.delenv("DINO_JAX_HUB", raising=False)
     for name in ("no_proxy", "NO_PROXY"):
@@ -56,7 +56,7 @@ def recorded(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def test_a_download_is_kept_in_a_private_cache_and_asked_for_once(
+def test_a_download_is_cached_in_a_private_folder(
     server: Server, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = hub.fetch("dino_vits16")
@@ -107,7 +107,7 @@ def test_a_missing_file_is_named_with_the_mirror(server: Server, cache: Path) ->
         ("linear", PATH.replace("16_pretrain.pth", "16_linearweights.pth"), 64 << 20),
     ],
 )
-def test_each_kind_of_file_has_its_own_bound(
+def test_each_kind_of_file_has_its_own_size_limit(
     server: Server, cache: Path, what: hub.Kind, path: str, limit: int
 ) -> None:
     assert hub.fetch("dino_vits16", what) == cache / path
@@ -118,7 +118,7 @@ def test_each_kind_of_file_has_its_own_bound(
 
 
 @pytest.mark.parametrize("changed", [OTHER, FILE[:-1], b""])
-def test_a_file_that_changed_is_refused_until_it_is_fetched_again(
+def test_a_changed_file_is_refused_until_it_is_downloaded_again(
     server: Server, changed: bytes
 ) -> None:
     path = hub.fetch("dino_vits16")
@@ -129,7 +129,7 @@ def test_a_file_that_changed_is_refused_until_it_is_fetched_again(
     assert hub.fetch("dino_vits16").read_bytes() == FILE
 
 
-def test_without_a_network_the_error_says_what_to_put_where(cache: Path) -> None:
+def test_offline_the_error_tells_how_to_add_the_file_by_hand(cache: Path) -> None:
     address = f"https://dl.fbaipublicfiles.com/dino/{PATH}"
     with pytest.raises(UsageError, match="Connection refused") as caught:
         hub.fetch("dino_vits16")
@@ -144,7 +144,7 @@ def test_without_a_network_the_error_says_what_to_put_where(cache: Path) -> None
         hub.fetch("dino_vits16")
 
 
-def test_a_page_put_there_by_hand_is_refused(cache: Path) -> None:
+def test_a_web_page_put_there_by_hand_is_refused(cache: Path) -> None:
     (cache / PATH).parent.mkdir(parents=True)
     (cache / PATH).write_bytes(b"<html>")
     with pytest.raises(UsageError, match="not a checkpoint: it starts with b'<html>'; replace"):
