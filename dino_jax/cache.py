@@ -1,4 +1,4 @@
-"""The user's folder for what can be had again: downloaded weights and compiled programs."""
+"""The user's cache folder: downloaded weights and compiled programs."""
 
 import logging
 import os
@@ -9,27 +9,29 @@ from dino_jax.errors import UsageError
 
 
 def cache_folder() -> Path:
-    """`$DINO_JAX_CACHE`, else `dino_jax` in `$XDG_CACHE_HOME`, else in `~/.cache`.
+    """`$DINO_JAX_CACHE`, else `$XDG_CACHE_HOME/dino_jax`, else `~/.cache/dino_jax`.
 
     Raises:
-      UsageError: neither is set, and the user has no home directory.
+      UsageError: neither variable is set, and the user has no home directory.
     """
     if named := os.environ.get("DINO_JAX_CACHE"):
         return Path(os.path.expanduser(named)).absolute()
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    # A relative path there is to be ignored (XDG base directory specification).
+    # The XDG base directory specification requires relative paths to be ignored.
     if not base.is_absolute():
         base = Path(os.path.expanduser("~/.cache"))
     if not base.is_absolute():
-        raise UsageError(f"{base} is in no home directory: let DINO_JAX_CACHE name a folder")
+        raise UsageError(
+            f"{base} cannot be resolved without a home directory: set DINO_JAX_CACHE to a folder"
+        )
     return base / "dino_jax"
 
 
 def make_private(folder: Path) -> None:
-    """Makes a folder of the cache that only its user can enter, if it is missing.
+    """Creates a folder and its missing parents with access for the current user only.
 
     Raises:
-      OSError: it cannot be made.
+      OSError: the folder cannot be created.
     """
     missing = [f for f in (folder, *folder.parents) if not f.exists()]
     for each in reversed(missing):
@@ -37,21 +39,21 @@ def make_private(folder: Path) -> None:
 
 
 def keep_compiled_programs() -> None:
-    """Lets JAX keep compiled programs in `compiled` of the cache folder, for the runs to come.
+    """Enables JAX's persistent compilation cache in `compiled` of the cache folder.
 
-    Call it after `jax.distributed.initialize` and before anything compiles. A folder that the user
-    has given JAX (`JAX_COMPILATION_CACHE_DIR`) stays, and `JAX_ENABLE_COMPILATION_CACHE=false`
-    switches every such cache off. An entry that JAX cannot read is compiled again, with a warning.
+    Call this after `jax.distributed.initialize` and before anything compiles. A folder set by the
+    user (`JAX_COMPILATION_CACHE_DIR`) takes precedence, and `JAX_ENABLE_COMPILATION_CACHE=false`
+    disables the cache. If JAX cannot read an entry, it warns and compiles the program again.
 
-    What lies there is executed, so a folder that others can write to is not used; a warning says
-    why. Without `DINO_JAX_CACHE` nothing is kept
+    Cached programs are executed, so a folder that other users can write to is not used; a warning
+    gives the reason. Without `DINO_JAX_CACHE` the cache is off
 
-    * of a run of several processes: the first one writes and all read, so the folder must lie on a
-      file system that all of them share, which a home directory need not;
-    * on a CPU: programs are made for one kind of CPU, and JAX 0.10 takes some kinds for others,
-      compiles again and says so at length.
+    * in runs of several processes: the first one writes and all read, so the folder must be on a
+      shared file system, which the home directory may not be;
+    * on CPUs: a program is compiled for one CPU type, and JAX 0.10 confuses some types, compiles
+      again and logs long warnings.
     """
-    import jax  # here: --help and downloads do without
+    import jax  # here, because --help and downloads do not need it
 
     if not jax.config.jax_enable_compilation_cache or jax.config.jax_compilation_cache_dir:
         return
@@ -66,19 +68,19 @@ def keep_compiled_programs() -> None:
         problem = str(error)
     if problem:
         logging.warning(
-            "compiled programs are not kept: %s; DINO_JAX_CACHE names another folder", problem
+            "compiled programs are not cached: %s; set DINO_JAX_CACHE to another folder", problem
         )
     else:
         jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _problem(folder: Path) -> str:
-    """Why programs in a folder cannot be trusted; empty if they can."""
+    """Why the programs in a folder cannot be trusted; empty if they can."""
     found = folder.stat()
     if found.st_uid != os.getuid():
         return f"{folder} belongs to another user (uid {found.st_uid})"
     if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
         return (
-            f"{folder} can be written to by other users (chmod 700 {folder} if all in it is yours)"
+            f"{folder} is writable by other users (chmod 700 {folder} if all its files are yours)"
         )
     return ""

@@ -1,25 +1,32 @@
-"""The error types for what a user can put right: a wrong setting, path or file."""
+"""Errors that a user can fix: a wrong setting, path or file."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 
 class UsageError(ValueError):
-    """A wrong setting, path or file; the message names the value, the rule and the way out.
+    """A wrong setting, path or file. The message names the value, the rule and the way out.
 
-    Commands print it as one line and exit with code 2. Anything else that escapes, but for the
-    system's own errors, is a bug and keeps its traceback.
+    Commands print the message in one line and exit with code 2. Any other exception, except errors
+    of the operating system, is a bug and is shown with its traceback.
     """
 
 
 class TorchFileError(UsageError):
-    """A `.pth` file that is missing, damaged, foreign, or more than plain data and tensors."""
+    """A `.pth` file that is missing or damaged, or contains more than plain data and tensors."""
 
 
 @contextmanager
 def about(name: object) -> Iterator[None]:
-    """Begins the message of a wrong usage with what it is about, such as a file."""
+    """Prefixes the message of a `UsageError` with what it is about, such as a file."""
     try:
         yield
     except UsageError as error:
         raise UsageError(f"{name}: {error}") from error
+
+
+def first_few(items: Iterable[object], separator: str = ", ") -> str:
+    """Lists up to five items for a message, and counts the rest."""
+    items = [str(item) for item in items]
+    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
+    return separator.join(items[:5]) + more

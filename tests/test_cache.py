@@ -1,4 +1,4 @@
-"""Where compiled programs are kept, and when they are not."""
+"""Where compiled programs are cached, and when they are not."""
 
 import os
 import stat
@@ -22,7 +22,7 @@ SETTINGS = (
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The folder of compiled programs of this test; JAX is as it is outside of tests."""
+    """The compilation cache of this test; JAX is configured as outside of tests."""
     before = {name: jax.config.values[name] for name in SETTINGS}
     monkeypatch.setenv("DINO_JAX_CACHE", str(tmp_path / "cache"))
     jax.config.update("jax_enable_compilation_cache", True)
@@ -50,19 +50,19 @@ def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_without_a_home_directory(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("DINO_JAX_CACHE", "~nobodyx/c")  # of no user: an ordinary name
+    monkeypatch.setenv("DINO_JAX_CACHE", "~nobodyx/c")  # no such user: an ordinary name
     assert cache_folder() == Path.cwd() / "~nobodyx/c"
     monkeypatch.delenv("DINO_JAX_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
-    with pytest.raises(UsageError, match=r"^~/\.cache is in no home dir.*let DINO_JAX_CACHE name"):
+    with pytest.raises(UsageError, match=r"^~/\.cache cannot be resolved.*set DINO_JAX_CACHE"):
         cache_folder()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     keep_compiled_programs()
-    assert "compiled programs are not kept: ~/.cache is in no home directory" in caplog.text
+    assert "compiled programs are not cached: ~/.cache cannot be resolved" in caplog.text
 
 
-def test_programs_are_kept_in_private(folder: Path) -> None:
+def test_programs_are_cached_in_a_private_folder(folder: Path) -> None:
     keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == str(folder)
     assert mode(folder) == mode(folder.parent) == 0o700
@@ -80,12 +80,12 @@ def test_a_damaged_entry_is_compiled_again(folder: Path) -> None:
     keep_compiled_programs()
     expected = compiled(2.0)
     (entry,) = folder.glob("jit__lambda*")
-    entry.write_bytes(entry.read_bytes()[:-20])  # as a process that was killed leaves it
+    entry.write_bytes(entry.read_bytes()[:-20])  # as a killed process leaves it
     with pytest.warns(UserWarning, match="Error reading persistent compilation cache entry"):
         assert (compiled(2.0) == expected).all()
 
 
-def test_what_the_user_has_set_stays(folder: Path, tmp_path: Path) -> None:
+def test_settings_of_the_user_take_precedence(folder: Path, tmp_path: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
     keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
@@ -96,7 +96,7 @@ def test_what_the_user_has_set_stays(folder: Path, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_on_a_cpu_nothing_is_kept_unasked(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_is_off_by_default_on_cpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DINO_JAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
     keep_compiled_programs()
@@ -128,8 +128,8 @@ def test_a_folder_that_others_can_write_to_is_not_used(
     folder.chmod(permissions)
     keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir is None
-    assert f"{folder} can be written to by other users (chmod 700 {folder}" in caplog.text
-    assert "DINO_JAX_CACHE names another folder" in caplog.text
+    assert f"{folder} is writable by other users (chmod 700 {folder}" in caplog.text
+    assert "set DINO_JAX_CACHE to another folder" in caplog.text
 
 
 def test_a_folder_of_another_user_is_not_used(
@@ -139,14 +139,14 @@ def test_a_folder_of_another_user_is_not_used(
     monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
     keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir is None
-    assert f"compiled programs are not kept: {folder} belongs to another user" in caplog.text
+    assert f"compiled programs are not cached: {folder} belongs to another user" in caplog.text
 
 
-def test_a_folder_that_cannot_be_made_is_no_hindrance(
+def test_a_folder_that_cannot_be_created_is_a_warning(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder.parent.touch()
     keep_compiled_programs()
     assert jax.config.jax_compilation_cache_dir is None
-    assert "compiled programs are not kept" in caplog.text
+    assert "compiled programs are not cached" in caplog.text
     assert "Not a directory" in caplog.text

@@ -147,7 +147,7 @@ def test_refuses_workdirs(
 
     with lock.take(other):
         said = refused(workdir=other)
-    assert re.search(f"workdir={other} is in use by process .*: wait for its end, stop it", said)
+    assert re.search(f"workdir={other} is in use by process .*: wait until it ends, stop it", said)
 
 
 def test_exit_code_of_the_process(tmp_path: Path) -> None:

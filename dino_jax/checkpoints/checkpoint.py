@@ -1,8 +1,8 @@
-"""Checkpoints of a run: written by Orbax in the background, verified when read.
+"""Checkpoints of a run: written by Orbax in the background, verified on every read.
 
-A run folder holds `checkpoints/STEP/{student,teacher,training,about}`. Student and teacher are
-`{params, batch_stats}`, so that an evaluation reads one of them alone; `training` is the rest of
-the state; `about` is the resolved config, a checksum of every array, and one of itself.
+A run folder contains `checkpoints/STEP/{student,teacher,training,about}`. Student and teacher are
+`{params, batch_stats}`, so that an evaluation can read just one of them. `training` is the rest of
+the state. `about` contains the resolved config, a checksum of every array, and its own checksum.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from dino_jax.checkpoints import lock
-from dino_jax.checkpoints.damage import DamagedCheckpoint, reading, storage_status
-from dino_jax.errors import UsageError
+from dino_jax.checkpoints.damage import DamagedCheckpoint, differences, reading, storage_status
+from dino_jax.errors import UsageError, first_few
 from dino_jax.training.state import TrainState
 
 PyTree = Any
@@ -34,7 +34,7 @@ READ_ONLY = ocp.CheckpointManagerOptions(read_only=True, create=False, save_inte
 
 
 def to_items(state: TrainState) -> dict[str, PyTree]:
-    """The state as the items of a checkpoint."""
+    """Splits a state into the items of a checkpoint."""
     fields = {f.name: getattr(state, f.name) for f in dataclasses.fields(state)}
     student = {name: fields.pop(name) for name in ("params", "batch_stats")}
     teacher = {name: fields.pop(f"teacher_{name}") for name in ("params", "batch_stats")}
@@ -51,7 +51,7 @@ def from_items(items: dict[str, PyTree]) -> TrainState:
 def _checksums(tree: PyTree) -> list[jax.Array]:
     def checksum(x: jax.Array) -> jax.Array:
         bits = jax.lax.bitcast_convert_type(x, jnp.dtype(f"uint{8 * x.dtype.itemsize}")).ravel()
-        # The weights make a swap of two elements show, the odd factor every flipped bit.
+        # Weights that differ reveal swapped elements, and odd weights reveal every flipped bit.
         weights = 2 * jnp.arange(bits.size, dtype=jnp.uint32) + 1
         return jnp.sum(bits.astype(jnp.uint32) * weights, dtype=jnp.uint32)
 
@@ -59,7 +59,7 @@ def _checksums(tree: PyTree) -> list[jax.Array]:
 
 
 def checksums(tree: PyTree) -> list[int]:
-    """A 32-bit checksum of every array of a tree, the same on any number of devices."""
+    """A 32-bit checksum of every array in a tree, independent of the number of devices."""
     return [int(x) for x in jax.device_get(_checksums(tree))]
 
 
@@ -68,26 +68,26 @@ def _text_checksum(about: dict[str, Any]) -> int:
 
 
 class RunCheckpoints:
-    """The checkpoints of one run, whose folder is locked meanwhile; use as a context manager.
+    """The checkpoints of one run, as a context manager that locks the run's folder.
 
     Args:
       workdir: the run's folder.
-      about: JSON-able facts stored in every checkpoint, such as the config.
-      keep_every_steps: checkpoints at multiples of this step are kept for good; 0 for none.
+      about: JSON-serialisable facts stored in every checkpoint, such as the config.
+      keep_every_steps: checkpoints at multiples of this step are never deleted; 0 disables this.
     Raises:
-      UsageError: the folder cannot be written, or another process is at work in it.
+      UsageError: the folder cannot be written, or another process is using it.
     """
 
     def __init__(self, workdir: Path, *, about: dict[str, Any], keep_every_steps: int) -> None:
         self._about = about
-        # Two, so that a damaged latest one does not end the run.
+        # Two, so that the run can resume even if the latest one is damaged.
         keep: list[managers.PreservationPolicy] = [managers.LatestN(2)]
         if keep_every_steps:
             keep.append(managers.EveryNSteps(keep_every_steps))
         try:
             (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=workdir / FOLDER).close()
-            # Before the manager, which removes what looks like the rest of a killed run.
+            # Before the manager, which deletes what looks like leftovers of a killed run.
             self._lock = lock.take(workdir) if jax.process_index() == 0 else None
         except OSError as error:
             raise UsageError(
@@ -106,19 +106,19 @@ class RunCheckpoints:
 
     def __exit__(self, kind: type | None, error: BaseException | None, *_: object) -> None:
         try:
-            with self._written():
-                self._manager.close()  # waits for a save that is under way
+            with self._writing():
+                self._manager.close()  # waits for a save in progress
         except UsageError as trouble:
             if error is None:
                 raise
-            logging.error("%s", trouble)  # must not hide why the run ends
+            logging.error("%s", trouble)  # must not hide the error that ends the run
         finally:
             if self._lock:
                 self._lock.close()
 
     @contextmanager
-    def _written(self) -> Iterator[None]:
-        """Says in a sentence that what Orbax writes meanwhile, or wrote before, cannot be."""
+    def _writing(self) -> Iterator[None]:
+        """A context that turns Orbax's write errors, also those of earlier saves, into ours."""
         try:
             yield
         except (OSError, ValueError) as error:
@@ -126,50 +126,52 @@ class RunCheckpoints:
                 raise
             reason = textwrap.shorten(str(error), 200)
             raise UsageError(
-                f"a checkpoint cannot be written to {self._manager.directory} ({reason}): see to "
-                "the space there and run the same command"
+                f"a checkpoint cannot be written to {self._manager.directory} ({reason}): check "
+                "the free space there and run the same command again"
             ) from error
 
     def save(self, step: int, state: TrainState) -> None:
-        """Copies the state to the host and writes it in the background; once a step."""
+        """Copies the state to the host and writes it in the background, unless already saved."""
         if step not in self._manager.all_steps():
             self.save_items(step, to_items(state))
 
     def save_items(self, step: int, items: dict[str, PyTree]) -> None:
-        """As `save`, of some of the items that `to_items` gives."""
+        """Saves some of the items returned by `to_items`."""
         about = self._about | {"checksums": {name: checksums(tree) for name, tree in items.items()}}
         about["checksum"] = _text_checksum(about)
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args = ocp.args.Composite(**arrays, about=ocp.args.JsonSave(about))
-        with self._written():
+        with self._writing():
             self._manager.save(step, args=args, force=True)
 
     def wait(self) -> None:
-        """Waits until what was saved is on disk."""
-        with self._written():
+        """Waits until everything saved so far is on disk."""
+        with self._writing():
             self._manager.wait_until_finished()
 
     def latest_step(self) -> int | None:
-        """The step of the newest checkpoint, one under way included; None where there is none."""
+        """The step of the newest checkpoint, including a save in progress; None without any."""
         return max(self._manager.all_steps(), default=None)
 
     def latest_about(self) -> dict[str, Any] | None:
-        """What the newest readable checkpoint says about the run; None where there is none."""
+        """The `about` item of the newest readable checkpoint; None without any."""
         for step in sorted(self._manager.all_steps(), reverse=True):
             try:
                 return read_about(self._manager, step)
             except DamagedCheckpoint:
-                continue  # `restore_latest` says so
+                continue  # `restore_latest` logs it
         return None
 
     def restore_latest(self, abstract_state: TrainState) -> TrainState | None:
-        """The newest state that is whole, laid out as the abstract state's shardings say.
+        """Restores the newest undamaged state, with the shardings of the abstract state.
+
+        Damaged checkpoints that are newer than the restored one are deleted.
 
         Args:
           abstract_state: shapes, dtypes and shardings.
         Returns: the state, or None for a run without checkpoints.
         Raises:
-          UsageError: there are checkpoints, but none can be read.
+          UsageError: all checkpoints are damaged, or the arrays have other shapes or dtypes.
         """
         steps = sorted(self._manager.all_steps(), reverse=True)
         problems = []
@@ -178,39 +180,42 @@ class RunCheckpoints:
                 state = from_items(read_items(self._manager, step, to_items(abstract_state)))
             except DamagedCheckpoint as error:
                 problems.append(str(error))
-                logging.warning("%s; trying the one before", problems[-1])
+                logging.warning("%s; trying the previous one", problems[-1])
                 continue
             for broken in steps[: steps.index(step)]:
                 self._manager.delete(broken)
             return state
         if problems:
             raise UsageError(
-                f"none of the checkpoints in {self._manager.directory} can be read "
-                f"({'; '.join(problems)}): choose another workdir, or remove them to start anew"
+                f"none of the checkpoints in {self._manager.directory} can be restored "
+                f"({'; '.join(problems)}): restore the folder from a backup, or choose another "
+                "workdir to start a new run"
             )
         return None
 
 
 def open_for_reading(workdir: Path) -> ocp.CheckpointManager:
-    """The checkpoints of a run, to read only.
+    """Opens the checkpoints of a run read-only.
 
     Raises:
-      UsageError: no checkpoint there.
+      UsageError: there are no checkpoints.
     """
     folder = (workdir / FOLDER).absolute()
     if not folder.is_dir():
-        raise UsageError(f"{workdir} holds no checkpoints: give the folder of a run (its workdir)")
+        raise UsageError(
+            f"{workdir} contains no checkpoints: give the folder of a run (its workdir)"
+        )
     manager = ocp.CheckpointManager(folder, options=READ_ONLY)
     if not manager.all_steps():
-        raise UsageError(f"{folder} holds no finished checkpoint yet: wait for the first one")
+        raise UsageError(f"{folder} contains no finished checkpoint yet: wait for the first one")
     return manager
 
 
 def choose(manager: ocp.CheckpointManager, step: int | None) -> int:
-    """The step that is asked for, or the newest.
+    """Returns the requested step, or the newest if `step` is None.
 
     Raises:
-      UsageError: there is none of that step.
+      UsageError: there is no checkpoint of that step.
     """
     steps = sorted(manager.all_steps())
     if step not in (None, *steps):
@@ -222,27 +227,27 @@ def choose(manager: ocp.CheckpointManager, step: int | None) -> int:
 
 
 def read_about(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
-    """What a checkpoint says about itself: `config`, `num_images`, `checksums`.
+    """Reads the `about` item of a checkpoint: `config`, `num_images`, `checksums`.
 
     Raises:
-      DamagedCheckpoint: it is not whole.
-      UsageError: it cannot be read now.
+      DamagedCheckpoint: it is incomplete or damaged.
+      UsageError: it cannot be read at the moment.
     """
     return _read(manager, step, {})["about"]
 
 
 def items_of(manager: ocp.CheckpointManager, step: int) -> set[str]:
-    """The items that a checkpoint holds; one of a backbone alone has no student."""
+    """The array items of a checkpoint; a converted backbone has no student."""
     folder = Path(manager.directory) / str(step)
     return {name for name in ARRAY_ITEMS if (folder / name).exists()}
 
 
 def metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, PyTree]:
-    """Names, shapes and dtypes of the arrays of every item of a checkpoint.
+    """Names, shapes and dtypes of the arrays in every item of a checkpoint.
 
     Raises:
-      DamagedCheckpoint: they are not whole.
-      UsageError: they cannot be read now.
+      DamagedCheckpoint: the checkpoint is incomplete or damaged.
+      UsageError: it cannot be read at the moment.
     """
     folder, handler = Path(manager.directory) / str(step), ocp.StandardCheckpointHandler()
     there = items_of(manager, step)
@@ -253,29 +258,40 @@ def metadata(manager: ocp.CheckpointManager, step: int) -> dict[str, PyTree]:
 def read_items(
     manager: ocp.CheckpointManager, step: int, abstract_items: dict[str, PyTree]
 ) -> dict[str, PyTree]:
-    """Some of the items that `to_items` gives, laid out as the abstract ones say.
+    """Reads some of the items returned by `to_items`, with the shardings of the abstract items.
 
     Raises:
-      DamagedCheckpoint: they are not whole, or not what was saved.
-      UsageError: they cannot be read now.
+      DamagedCheckpoint: they are incomplete, or differ from what was saved.
+      UsageError: they cannot be read at the moment, or have other names, shapes or dtypes.
     """
+    stored = {name: x for name, x in metadata(manager, step).items() if name in abstract_items}
+    if differing := differences(stored, {name: abstract_items[name] for name in stored}):
+        raise UsageError(
+            f"the checkpoint of step {step} in {manager.directory} does not fit: "
+            f"{first_few(differing, '; ')}; use the settings and the version of dino_jax that "
+            "wrote it, or another workdir"
+        )
     items = _read(manager, step, abstract_items)
     expected = items.pop("about")["checksums"]
     for name, tree in items.items():
         if checksums(tree) != expected[name]:
-            raise DamagedCheckpoint(f"checkpoint of step {step} is damaged: {name} has changed")
+            raise DamagedCheckpoint(
+                f"the checkpoint of step {step} is damaged: the checksum of {name} differs"
+            )
     return items
 
 
 def _read(
     manager: ocp.CheckpointManager, step: int, abstract_items: dict[str, PyTree]
 ) -> dict[str, PyTree]:
-    """Items of a checkpoint, and its `about`, which is verified."""
+    """Reads items of a checkpoint, and its `about`, whose checksum is verified."""
     arrays = {name: ocp.args.StandardRestore(tree) for name, tree in abstract_items.items()}
     args = ocp.args.Composite(**arrays, about=ocp.args.JsonRestore())
     with reading(step):
         items = dict(manager.restore(step, args=args))
         recorded = items["about"].pop("checksum")
     if recorded != _text_checksum(items["about"]):
-        raise DamagedCheckpoint(f"checkpoint of step {step} is damaged: its config has changed")
+        raise DamagedCheckpoint(
+            f"the checkpoint of step {step} is damaged: the checksum of its config differs"
+        )
     return items

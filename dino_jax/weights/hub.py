@@ -1,36 +1,35 @@
-"""The released models by name: what they are, where they lie, and their files on this machine."""
+"""The released models by name, and their files in the user's cache."""
 
 import contextlib
 import dataclasses
 import difflib
-import fcntl
 import hashlib
-import logging
 import os
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 from dino_jax.cache import cache_folder, make_private
+from dino_jax.checkpoints import lock
 from dino_jax.errors import UsageError
-from dino_jax.weights.download import DownloadError, download, forget, is_safe
+from dino_jax.output import whole_or_nothing
+from dino_jax.weights.download import DownloadError, download, is_safe
 
 Kind = Literal["backbone", "full", "linear"]
 
 ADDRESS = "https://dl.fbaipublicfiles.com/dino"
-_ENDINGS: dict[Kind, str] = {  # of the file's name
+_SUFFIXES: dict[Kind, str] = {  # of the file names
     "backbone": "_pretrain.pth",
     "full": "_pretrain_full_checkpoint.pth",
     "linear": "_linearweights.pth",
 }
-_LIMITS: dict[Kind, int] = {  # bytes; the largest networks need 0.35, 1.8 and 0.01 GB
+_LIMITS: dict[Kind, int] = {  # bytes; the largest released files have 0.35, 1.8 and 0.01 GB
     "backbone": 1 << 30,
     "full": 4 << 30,
     "linear": 64 << 20,
 }
-_MAGIC = (b"PK", b"\x80")  # a zip, or a pickle: torch's format since 1.6, and before
+_MAGIC = (b"PK", b"\x80")  # of a zip file, torch's format since 1.6, and of a pickle, before that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,17 +38,17 @@ class Released:
 
     arch: str  # a key of `models.MODELS`
     patch_size: int | None  # pixels; None for a ResNet
-    stem: str  # its files lie in the folder STEM_pretrain, and their names begin with STEM
+    stem: str  # its files are STEM_pretrain/STEM*
     knn: float | None = None
     linear: float | None = None
-    kinds: tuple[Kind, ...] = ("backbone", "full", "linear")  # the files there are
+    kinds: tuple[Kind, ...] = ("backbone", "full", "linear")  # the released files
 
     def path(self, kind: Kind) -> str:
-        """Where the file of a kind lies under `ADDRESS`, and in every mirror and cache."""
-        return f"{self.stem}_pretrain/{self.stem}{_ENDINGS[kind]}"
+        """The path of a file, relative to `ADDRESS`, a mirror or the cache."""
+        return f"{self.stem}_pretrain/{self.stem}{_SUFFIXES[kind]}"
 
     def url(self, kind: Kind) -> str:
-        """The published address of the file of a kind."""
+        """The address at which a file was published."""
         return f"{ADDRESS}/{self.path(kind)}"
 
 
@@ -70,7 +69,7 @@ RELEASED = {
         "xcit_medium_24_p8", 8, "dino_xcit_medium_24_p8", 77.9, 80.3
     ),
     "dino_resnet50": Released("resnet50", None, "dino_resnet50", 67.5, 75.3),
-    # The model of the paper's pictures.
+    # The model behind the paper's figures.
     "dino_vits8_300ep": Released(
         "vit_small", 8, "dino_deitsmall8_300ep", kinds=("backbone", "full")
     ),
@@ -81,11 +80,11 @@ RELEASED = {
 }
 
 
-def find(name: str) -> Released:
-    """The released model of this name.
+def released(name: str) -> Released:
+    """Looks a released model up by its name.
 
     Raises:
-      UsageError: there is none.
+      UsageError: the name is unknown.
     """
     if name not in RELEASED:
         close = difflib.get_close_matches(name, RELEASED, n=1)
@@ -95,55 +94,56 @@ def find(name: str) -> Released:
 
 
 def fetch(name: str, what: Kind = "backbone") -> Path:
-    """The file of a released model on this machine, downloaded if it is not there yet.
+    """Returns the path of a released file, after downloading it on first use.
 
-    Files are kept in `cache.cache_folder()`, private to the user. Once a file is there nothing is
-    asked of the network. One that was put there by hand serves as well.
+    Files are cached in `cache.cache_folder()`, which is private to the user. A cached file is used
+    without network access, and so is one that the user has put there.
 
-    The published files come without checksums, so the first copy is trusted, as far as https
-    vouches for its sender. Its SHA-256 is written beside it (`FILE.sha256`, in the format of
-    `sha256sum`), and every later call compares it.
+    The published files have no checksums, so the first copy is trusted as far as https
+    authenticates its sender. Its SHA-256 is recorded next to it (`FILE.sha256`, in the format of
+    `sha256sum`) and checked by every later call.
 
-    The environment variable `DINO_JAX_HUB` names another place to fetch from, which holds the same
-    folders: an https address, an http address of this machine, or a folder, whose files are used
-    where they are (and compared with `FILE.sha256` where there is one).
+    The environment variable `DINO_JAX_HUB` selects a mirror with the same folders: an https
+    address, an http address of this machine, or a folder. Files in a folder are used in place, and
+    checked against `FILE.sha256` if it exists.
 
     Args:
       name: a key of `RELEASED`.
-      what: "backbone" (the teacher's), "full" (the state of the training run) or "linear" (the
-        classifier over the frozen backbone).
+      what: "backbone" (the teacher's), "full" (the whole training state) or "linear" (the linear
+        classifier trained on the frozen backbone).
     Returns: the path of a `.pth` file.
     Raises:
-      UsageError: an unknown name, a file that was not released, a `DINO_JAX_HUB` that cannot be
-        used, a file that cannot be downloaded, is no checkpoint, or has changed.
+      UsageError: an unknown name, a file that was not released, an invalid `DINO_JAX_HUB`, or a
+        file that cannot be downloaded, is not a checkpoint, or has changed.
     """
-    model = find(name)
+    model = released(name)
     if what not in model.kinds:
         raise UsageError(f"{name} has no file {what!r}: choose one of {', '.join(model.kinds)}")
-    mirror = _mirror()
+    mirror, url = _mirror(), model.url(what)
     path = (mirror if isinstance(mirror, Path) else cache_folder()) / model.path(what)
     try:
         if isinstance(mirror, Path):
-            _check_mirrored(path, model.url(what))
+            _check_mirrored(path, url)
         elif path.exists() and _hash_file(path).exists():
             _check_hash(path)
         else:
-            _admit(path, f"{mirror}/{model.path(what)}", limit=_LIMITS[what])
+            _add_to_cache(path, f"{mirror}/{model.path(what)}", url, limit=_LIMITS[what])
     except DownloadError as error:
         raise UsageError(
-            f"{error}. By hand: put the file {model.url(what)} at {path}, or let DINO_JAX_HUB "
-            f"({'now ' + mirror if mirror != ADDRESS else 'not set'}) name a mirror: an https "
-            f"address or a folder that holds {model.path(what)}"
+            f"{error}. Put the file {url} at {path} by hand, or set DINO_JAX_HUB "
+            f"({'now ' + mirror if mirror != ADDRESS else 'not set'}) to a mirror: an https "
+            f"address or a folder that contains {model.path(what)}"
         ) from error
     except OSError as error:
         raise UsageError(
-            f"{error}; DINO_JAX_CACHE names another folder for caches, DINO_JAX_HUB another mirror"
+            f"{error}; set DINO_JAX_CACHE to another cache folder, or DINO_JAX_HUB to "
+            "another mirror"
         ) from error
     return path
 
 
 def _mirror() -> str | Path:
-    """Where files come from: an address without a slash at the end, or a folder."""
+    """Where files come from: an address without a trailing slash, or a folder."""
     value = os.environ.get("DINO_JAX_HUB") or ADDRESS
     if "://" not in value:
         folder = Path(os.path.expanduser(value))
@@ -154,67 +154,59 @@ def _mirror() -> str | Path:
         return value.rstrip("/")
     if not folder.is_dir():
         raise UsageError(
-            f"DINO_JAX_HUB={value!r} is not a folder: give one, an https address, or unset it"
+            f"DINO_JAX_HUB={value!r} is not a folder: set it to a folder or an https address, or "
+            "unset it"
         )
     return folder
 
 
 def _check_address(value: str) -> None:
-    """Raises unless paths can be added to an address and asked for in safety."""
+    """Rejects an address that is unsafe, or to which no path can be appended."""
     rule = (
         "must be an https address, an http address of this machine (127.0.0.1, ::1, localhost) or "
         "a folder; or unset it"
     )
     try:
         parts = urllib.parse.urlsplit(value)
-        _ = parts.port  # raises if it is no number
+        _ = parts.port  # raises unless it is a number
     except ValueError as error:
         raise UsageError(f"DINO_JAX_HUB={value!r} {rule} ({error})") from error
-    if "@" in parts.netloc:  # not shown: it holds a password
+    if "@" in parts.netloc:  # not printed, because it contains a password
         raise UsageError(
-            f"DINO_JAX_HUB names a user or password for {parts.hostname}, which would be sent and "
-            "logged in the clear: give the address without, or a folder"
+            f"DINO_JAX_HUB contains a user or password for {parts.hostname}, which would be sent "
+            "and logged in the clear: use the address without them, or a folder"
         )
     if not parts.hostname or parts.query or parts.fragment or not is_safe(value):
         raise UsageError(f"DINO_JAX_HUB={value!r} {rule}")
 
 
 def _check_mirrored(path: Path, url: str) -> None:
-    """Raises unless a folder holds `path`, unchanged if a hash lies beside it."""
+    """Checks that a mirror folder contains `path`, and its hash if one is recorded."""
     if not path.is_file():
         raise UsageError(f"DINO_JAX_HUB lacks {path}: put {url} there, or unset DINO_JAX_HUB")
-    _check_magic(path)
+    _check_magic(path, url)
     if _hash_file(path).exists():
         _check_hash(path)
 
 
-def _admit(path: Path, url: str, *, limit: int) -> None:
-    """Brings a file with its hash into the cache; one process at a time."""
+def _add_to_cache(path: Path, source: str, url: str, *, limit: int) -> None:
+    """Downloads a file and records its hash, or only records the hash; one process at a time."""
     make_private(path.parent)
-    with _locked(path):
+    with contextlib.closing(lock.wait_for(Path(f"{path}.lock"))):
         if not path.exists():
-            part = Path(f"{path}.part")
-            download(url, part, limit=limit, magic=_MAGIC)
-            _write_hash(part, path)  # first: a file without a hash is one put there by hand
-            os.replace(part, path)
-            forget(part)
+            with whole_or_nothing(path) as part:
+                download(source, part, limit=limit)
+                if not (start := _start_of(part)).startswith(_MAGIC):
+                    raise DownloadError(
+                        f"{source} is not a checkpoint: it starts with {start!r}; the network may "
+                        "require a login first"
+                    )
+                _record_hash(part, path)  # first: a file without a hash was put there by the user
         elif not _hash_file(path).exists():
-            _check_magic(path)
-            _write_hash(path, path)
-        else:  # another process has been faster
+            _check_magic(path, url)
+            _record_hash(path, path)
+        else:  # another process has downloaded it in the meantime
             _check_hash(path)
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keeps other processes out; the kernel ends the lock with the process, however it ends."""
-    with Path(f"{path}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logging.warning("another process is fetching %s: waiting for it", path)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _hash_file(path: Path) -> Path:
@@ -227,11 +219,10 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _write_hash(source: Path, path: Path) -> None:
-    """Notes the hash of what `source` holds as that of `path`, at once or not at all."""
-    draft = Path(f"{path}.sha256.part")
-    draft.write_text(f"{sha256_of(source)}  {path.name}\n")
-    os.replace(draft, _hash_file(path))
+def _record_hash(content: Path, path: Path) -> None:
+    """Writes the hash of the file `content` as the hash of `path`."""
+    with whole_or_nothing(_hash_file(path)) as part:
+        part.write_text(f"{sha256_of(content)}  {path.name}\n")
 
 
 def _check_hash(path: Path) -> None:
@@ -239,15 +230,19 @@ def _check_hash(path: Path) -> None:
     found = sha256_of(path)
     if recorded != found:
         raise UsageError(
-            f"{path} has changed since it was first used: SHA-256 {found}, recorded {recorded}; "
-            f"delete it and fetch it again, or, if you changed it, delete {path.name}.sha256"
+            f"{path} has changed since its first use: its SHA-256 is {found}, but {recorded} was "
+            f"recorded; delete the file to download it again, or delete {path.name}.sha256 if you "
+            "changed it on purpose"
         )
 
 
-def _check_magic(path: Path) -> None:
+def _start_of(path: Path) -> bytes:
     with path.open("rb") as file:
-        begin = file.read(16)
-    if not begin.startswith(_MAGIC):
+        return file.read(16)
+
+
+def _check_magic(path: Path, url: str) -> None:
+    if not (start := _start_of(path)).startswith(_MAGIC):
         raise UsageError(
-            f"{path} is no checkpoint: it begins with {begin!r}; delete it and fetch it again"
+            f"{path} is not a checkpoint: it starts with {start!r}; replace it with {url}"
         )

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what comes back, and what damage does."""
+"""Checkpoints: which are kept, what is restored, and what happens if they are damaged."""
 
 import gc
 import logging
@@ -35,7 +35,7 @@ def state_at(step: int) -> TrainState:
     return state.replace(
         step=jnp.asarray(step, jnp.int32),
         teacher_params=jax.tree.map(lambda x: x + 1, params),
-        center=jnp.full((1, 4), jnp.nan),  # bits are kept, whatever they mean
+        center=jnp.full((1, 4), jnp.nan),  # restored bit for bit too
     )
 
 
@@ -69,7 +69,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(saved: Path, tmp_path: Path) -> Path:
-    """A copy of a run whose last checkpoints are those of steps 2 and 3."""
+    """A copy of a run with checkpoints of steps 2 and 3."""
     return Path(shutil.copytree(saved, tmp_path / "run"))
 
 
@@ -126,8 +126,26 @@ def test_reads_one_network_alone(run: Path) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "shape", "dtype", "message"),
+    [
+        ("kernel", (100, 64), jnp.bfloat16, r"kernel is float32 .*, expected bfloat16 \[100, 64\]"),
+        ("kernel", (100, 32), jnp.float32, r"is float32 \[100, 64\], expected float32 \[100, 32\]"),
+        ("weight", (100, 64), jnp.float32, r"weight is missing, .*kernel .*, expected nothing;"),
+    ],
+)
+def test_another_name_shape_or_dtype_is_not_damage(
+    name: str, shape: tuple[int, ...], dtype: Any, message: str, run: Path
+) -> None:
+    params = {"backbone": {name: jax.ShapeDtypeStruct(shape, dtype)}}
+    state = abstract().replace(params=abstract().params | params)
+    with open_run(run) as checkpoints, pytest.raises(UsageError, match=f"step 3 in .*{message}"):
+        checkpoints.restore_latest(state)
+    assert steps(run) == ["2", "3"]
+
+
 def damages() -> Iterator[Any]:
-    """(what is damaged, function of the folder of a step)."""
+    """Pairs of a name and a function that damages the folder of a step."""
 
     def flip(path: Path) -> None:
         content = bytearray(path.read_bytes())
@@ -148,10 +166,10 @@ def damages() -> Iterator[Any]:
 DAMAGES = dict(damages())
 
 
-# Orbax leaves a coroutine unfinished where it fails in the middle of reading.
+# Orbax leaves a coroutine unfinished if reading fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_checkpoint_yields_to_the_one_before(
+def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
     damage: str, run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     DAMAGES[damage](run / "checkpoints" / "3")
@@ -162,8 +180,8 @@ def test_damaged_checkpoint_yields_to_the_one_before(
         assert_same(state, state_at(2))
         messages = [r.getMessage() for r in caplog.records if r.name == "root"]
         assert len(messages) == 1
-        assert re.fullmatch(r"checkpoint of step 3 .*; trying the one before", messages[0])
-        # The place is free for the step that will be taken again.
+        assert re.fullmatch(r"the checkpoint of step 3 .*; trying the previous one", messages[0])
+        # The damaged checkpoint is gone, so that this step can be saved again.
         checkpoints.save(3, state_at(3))
     with open_run(run) as checkpoints:
         assert_same(checkpoints.restore_latest(abstract()), state_at(3))
@@ -173,10 +191,10 @@ def test_damaged_checkpoint_yields_to_the_one_before(
 def test_all_damaged(run: Path) -> None:
     for step in ("2", "3"):
         shutil.rmtree(run / "checkpoints" / step / "student")
-    message = r"none of the checkpoints.*step 3.*step 2.*remove"
+    message = r"none of the checkpoints.*step 3.*step 2.*backup"
     with open_run(run) as checkpoints, pytest.raises(UsageError, match=message):
         checkpoints.restore_latest(abstract())
-    assert steps(run) == ["2", "3"]  # nothing is thrown away
+    assert steps(run) == ["2", "3"]  # nothing is deleted
 
 
 def test_unfinished_folders_do_not_count(run: Path) -> None:
@@ -184,21 +202,21 @@ def test_unfinished_folders_do_not_count(run: Path) -> None:
     shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
     with open_run(run) as checkpoints:
         assert int(checkpoints.restore_latest(abstract()).step) == 3
-        checkpoints.save(4, state_at(4))  # in its place
+        checkpoints.save(4, state_at(4))  # replaces it
     with open_run(run) as checkpoints:
         assert int(checkpoints.restore_latest(abstract()).step) == 4
 
 
-def test_a_folder_in_use_is_left_as_it_is(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_in_use_is_not_changed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         with open_run(run), monkeypatch.context() as patch:
-            # It would remove the folder of a step that the other one is writing.
+            # It would delete the folder of a step that the other process is writing.
             patch.delattr(ocp, "CheckpointManager")
             with pytest.raises(UsageError, match=f"workdir={run} is in use by process"):
                 open_run(run)
 
 
-def test_memory_trouble_is_not_taken_for_damage(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_out_of_memory_is_not_damage(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with open_run(run) as checkpoints:
 
         def fail(*_: object, **__: object) -> None:
@@ -222,7 +240,7 @@ def test_memory_trouble_is_not_taken_for_damage(run: Path, monkeypatch: pytest.M
         (KeyError("checksum"), True),
     ],
 )
-def test_only_what_is_damaged_is_given_up(
+def test_only_damaged_checkpoints_are_deleted(
     error: Exception, damaged: bool, run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with open_run(run) as checkpoints:
@@ -237,7 +255,7 @@ def test_only_what_is_damaged_is_given_up(
         if damaged:
             assert_same(checkpoints.restore_latest(abstract()), state_at(2))
         else:
-            with pytest.raises(UsageError, match=r"step 3 cannot be read now .*same command"):
+            with pytest.raises(UsageError, match=r"step 3 cannot be read at the mo.*same command"):
                 checkpoints.restore_latest(abstract())
     assert steps(run) == (["2"] if damaged else ["2", "3"])
 
@@ -250,10 +268,10 @@ def test_unwritable_folder(place: str, tmp_path: Path) -> None:
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no checkpoints: give the folder of a run"):
+    with pytest.raises(UsageError, match="contains no checkpoints: give the folder of a run"):
         checkpoint.open_for_reading(tmp_path)
     (tmp_path / "checkpoints").mkdir()
-    with pytest.raises(UsageError, match="holds no finished checkpoint yet"):
+    with pytest.raises(UsageError, match="contains no finished checkpoint yet"):
         checkpoint.open_for_reading(tmp_path)
 
 

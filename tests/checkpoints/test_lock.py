@@ -1,4 +1,4 @@
-"""One process at a time works in a run's folder."""
+"""Only one process at a time can use a run's folder."""
 
 import errno
 import fcntl
@@ -14,15 +14,15 @@ from dino_jax.errors import UsageError
 
 
 def test_the_holder_is_named(tmp_path: Path) -> None:
-    message = rf"workdir={tmp_path} is in use by process {os.getpid()} on .+: wait for its end"
+    message = rf"workdir={tmp_path} is in use by process {os.getpid()} on .+: wait until it ends"
     with lock.take(tmp_path):
-        for _ in range(2):  # one that is refused takes nothing
+        for _ in range(2):  # a failed attempt changes nothing
             with pytest.raises(UsageError, match=message):
                 lock.take(tmp_path)
     lock.take(tmp_path).close()
 
 
-def test_a_process_that_has_died_holds_nothing(tmp_path: Path) -> None:
+def test_a_process_that_has_died_releases_the_lock(tmp_path: Path) -> None:
     script = (
         "import os, pathlib, sys; from dino_jax.checkpoints import lock\n"
         "file = lock.take(pathlib.Path(sys.argv[1])); os._exit(9)"
@@ -43,6 +43,6 @@ def test_a_file_system_without_locks_has_none(
         pass
 
 
-def test_an_unwritable_folder_is_an_error_of_the_system(tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         lock.take(tmp_path / "missing")

@@ -131,7 +131,7 @@ def test_a_file_of_a_hub_name(rows: Rows, tmp_path: Path, monkeypatch: pytest.Mo
 def test_refuses(tmp_path: Path) -> None:
     for file, message in {
         "/nowhere": "is no hub name",
-        str(tmp_path): "holds no checkpoints",
+        str(tmp_path): "contains no checkpoints",
         f"{runs.whole()}@3": "has no checkpoint of step 3",
         str(PTH / "truncated.pth"): r"truncated\.pth",
     }.items():
@@ -140,5 +140,5 @@ def test_refuses(tmp_path: Path) -> None:
     damaged = Path(shutil.copytree(runs.whole(), tmp_path / "damaged"))
     for part in damaged.rglob("_METADATA"):
         part.write_text("{")
-    with pytest.raises(UsageError, match=r"damaged: checkpoint of step 15 is not whole"):
+    with pytest.raises(UsageError, match=r"damaged: the checkpoint of step 15 is incomplete"):
         inspect(str(damaged))

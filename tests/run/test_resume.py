@@ -145,7 +145,7 @@ def test_newest_checkpoint_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixt
     runs.train_here(runs.tiny_config(), tmp_path)
     warnings = [r.getMessage() for r in caplog.records if "step 7" in r.getMessage()]
     assert len(warnings) == 1
-    assert warnings[0].endswith("trying the one before")
+    assert warnings[0].endswith("trying the previous one")
     runs.assert_equal(tmp_path, runs.whole())
 
 

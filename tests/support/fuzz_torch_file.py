@@ -1,4 +1,4 @@
-"""Changes `.pth` files at random: reading them gives plain data or our error, and runs nothing.
+"""Changes `.pth` files at random: reading them gives plain data or our error, and runs no code.
 
 python -m tests.support.fuzz_torch_file --seconds=60 --seed=1
 """
@@ -39,6 +39,7 @@ from tests.support.torch_files import (
 _HARMLESS = {"open", "mmap.__new__", "tempfile.mkstemp", "os.remove", "builtins.id"}
 _EXTREME = [0, 1, 2**7, 2**8 - 1, 2**15, 2**16 - 1, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1, 2**63]
 _watching = False
+"".encode("raw-unicode-escape")  # pickletools uses this codec, which Python imports on first use
 
 
 def _audit(event: str, arguments: tuple) -> None:
@@ -48,7 +49,7 @@ def _audit(event: str, arguments: tuple) -> None:
 
 @contextlib.contextmanager
 def nothing_runs() -> Iterator[None]:
-    """Turns whatever Python audits beyond reading (imports, exec, processes) into an error."""
+    """A context in which imports, exec, processes and other audited events are errors."""
     global _watching
     _watching = True
     try:
@@ -61,7 +62,7 @@ sys.addaudithook(_audit)
 
 
 def reads_or_refuses(content: bytes) -> bool:
-    """Whether the bytes are read; fails if anything but our own error escapes."""
+    """Whether the bytes can be read; fails on any exception but our own."""
     try:
         with nothing_runs():
             value = read(content)
@@ -76,7 +77,7 @@ def reads_or_refuses(content: bytes) -> bool:
 
 
 def touch(value: Any) -> None:
-    """Goes through plain data and reads the ends of every array."""
+    """Traverses plain data and reads the first and last element of every array."""
     match value:
         case dict():
             for key, item in value.items():
@@ -94,7 +95,7 @@ def touch(value: Any) -> None:
 
 
 def small_files() -> list[bytes]:
-    """Files with every kind of content that is read."""
+    """Small files that together contain everything that is supported."""
     array = np.arange(6, dtype=np.float32)
     value = {
         "model": Call("collections.OrderedDict", (), {"_metadata": {}}),
@@ -120,7 +121,7 @@ def small_files() -> list[bytes]:
 def changed_bytes(content: bytes, rng: random.Random) -> bytes:
     """Bits flipped, numbers made extreme, chunks cut, moved or repeated."""
     result = bytearray(content)
-    # Pickles and directories are at the ends; most of the middle is numbers.
+    # Pickles and directories are at the ends; the middle is mostly numbers.
     places = [rng.randrange(len(result)), len(result) - 1 - rng.randrange(min(4000, len(result)))]
     places.append(rng.randrange(min(4000, len(result))))
     for _ in range(rng.choice([1, 1, 1, 2, 4])):
@@ -147,7 +148,7 @@ def changed_bytes(content: bytes, rng: random.Random) -> bytes:
 
 
 def random_opcode(rng: random.Random) -> bytes:
-    """Any opcode with an argument, or the opcodes of a value."""
+    """A random opcode with an argument, or the opcodes of a value."""
     names = [*CALLS, *STORAGE_DTYPES, "os.system", "builtins.eval", "torch.float32"]
     match rng.randrange(6):
         case 0 | 1:
@@ -177,7 +178,7 @@ def random_opcode(rng: random.Random) -> bytes:
 
 
 def changed_opcodes(pickle: bytes, rng: random.Random) -> bytes:
-    """The pickle with opcodes removed, repeated, moved and put in."""
+    """The pickle with opcodes removed, repeated, moved and inserted."""
     starts = [position for _, _, position in pickletools.genops(pickle)] + [len(pickle)]
     parts = [pickle[a:b] for a, b in itertools.pairwise(starts)]
     for _ in range(rng.choice([1, 1, 2, 3, 8])):
@@ -199,7 +200,7 @@ def changed_opcodes(pickle: bytes, rng: random.Random) -> bytes:
 
 
 def changed(content: bytes, rng: random.Random) -> bytes:
-    """A file changed in one of three ways: as bytes, with right checksums, by its opcodes."""
+    """A file with changed bytes, with changed bytes and valid checksums, or changed opcodes."""
     way = rng.randrange(4)
     if way == 0:
         return changed_bytes(content, rng)
@@ -226,7 +227,7 @@ def changed(content: bytes, rng: random.Random) -> bytes:
 
 
 def main() -> None:
-    """Fuzzes for a while and prints how often, and the slowest file."""
+    """Fuzzes for some time and prints the number of files and the slowest time."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--seed", type=int, default=0)
@@ -244,7 +245,7 @@ def main() -> None:
         try:
             readable += reads_or_refuses(content)
         except BaseException:
-            Path(f"fuzz_{options.seed}_{number}.pth").write_bytes(content)  # to look at
+            Path(f"fuzz_{options.seed}_{number}.pth").write_bytes(content)  # for inspection
             raise
         slowest = max(slowest, time.monotonic() - start)
         number += 1

@@ -1,4 +1,4 @@
-"""A file server on the loopback interface that misbehaves as told, for tests of downloads."""
+"""A file server on the loopback interface that misbehaves on request, for tests of downloads."""
 
 import contextlib
 import dataclasses
@@ -8,58 +8,49 @@ import time
 from collections.abc import Iterator
 
 FILE = b"PK\x03\x04" + bytes(range(256)) * 2000  # half a megabyte: several reads
-OTHER = b"PK\x03\x04" + bytes(reversed(range(256))) * 2000  # as long
+OTHER = b"PK\x03\x04" + bytes(reversed(range(256))) * 2000  # of the same length
 HALF = len(FILE) // 2
 
 
 @dataclasses.dataclass
 class Server:
-    """What a server does next, and what it was asked."""
+    """What a server does next, and which paths it was asked for."""
 
-    address: str = ""  # without a slash at the end
-    content: bytes = FILE  # under every path
-    headers: dict[str, str] = dataclasses.field(default_factory=lambda: {"ETag": '"one"'})
-    status: int | None = None  # answered to everything
-    redirects: dict[str, str] = dataclasses.field(default_factory=dict)  # path: address
-    ranges: bool = True
-    if_range: bool = True  # heeds If-Range
+    address: str = ""  # without a trailing slash
+    content: bytes = FILE  # at every path
+    headers: dict[str, str] = dataclasses.field(default_factory=dict)
+    status: int = 200
+    # path: address; the body of such an answer never comes
+    redirects: dict[str, str] = dataclasses.field(default_factory=dict)
     chunked: bool = False
     cut: int | None = None  # bytes of the body after which it hangs up
     stall: int | None = None  # bytes of the body after which it waits
     stalled: threading.Event = dataclasses.field(default_factory=threading.Event)  # ends the wait
     delay: float = 0.0  # seconds before an answer
-    asked: list[dict[str, str]] = dataclasses.field(default_factory=list)  # headers, in lower case
     paths: list[str] = dataclasses.field(default_factory=list)
 
     def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
-        asked = {name.lower(): value for name, value in request.headers.items()}
-        self.asked.append(asked)
         self.paths.append(request.path)
         time.sleep(self.delay)
-        body, status, headers = self.content, self.status or 200, dict(self.headers)
-        start = int(asked.get("range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
-        if self.if_range and asked.get("if-range") not in (None, *headers.values()):
-            start = 0
-        if start and self.ranges:
-            status = 206 if start < len(body) else 416
-            headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
-            body = body[start:]
+        status, headers = self.status, dict(self.headers)
         if request.path in self.redirects:
             status, headers["Location"] = 302, self.redirects[request.path]
         if self.chunked:
             headers["Transfer-Encoding"] = "chunked"
         else:
-            headers.setdefault("Content-Length", str(len(body)))
+            headers.setdefault("Content-Length", str(len(self.content)))
         request.send_response(status)
         for name, value in headers.items():
             if value:
                 request.send_header(name, value)
         request.end_headers()
         with contextlib.suppress(ConnectionError):  # the client may hang up too
-            self._send(body, request)
+            self._send(self.content, request)
 
     def _send(self, body: bytes, request: http.server.BaseHTTPRequestHandler) -> None:
-        if self.chunked:
+        if request.path in self.redirects:
+            self.stalled.wait(timeout=60)
+        elif self.chunked:
             for at in range(0, len(body), 1000):
                 piece = body[at : at + 1000]
                 request.wfile.write(f"{len(piece):x}\r\n".encode() + piece + b"\r\n")
@@ -73,7 +64,7 @@ class Server:
 
 @contextlib.contextmanager
 def serve() -> Iterator[Server]:
-    """A server in a thread of its own, ended with the block."""
+    """A server in its own thread, which stops at the end of the block."""
     about = Server()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -93,5 +84,6 @@ def serve() -> Iterator[Server]:
         try:
             yield about
         finally:
+            about.stalled.set()
             listening.shutdown()
             thread.join()

@@ -1,4 +1,4 @@
-"""Builds files in the formats of `torch.save` byte by byte, to be wrong in any way."""
+"""Builds files in the formats of `torch.save` byte by byte, valid ones and damaged ones."""
 
 import dataclasses
 import io
@@ -23,7 +23,7 @@ KINDS = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "int64":
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A call of a global; with `state`, the object is built from it afterwards."""
+    """A call of a global, whose result is given `state` if it is not None."""
 
     name: str
     arguments: tuple = ()
@@ -46,7 +46,7 @@ class Reference:
 
 @dataclasses.dataclass(frozen=True)
 class Opcodes:
-    """Bytes of a pickle as they are."""
+    """Raw bytes of a pickle."""
 
     content: bytes
 
@@ -93,7 +93,7 @@ def pickle_of(value: Any) -> bytes:
 
 
 def storage(numel: Any, kind: str = "Float", key: Any = "0", *view: Any) -> Reference:
-    """A reference to a storage; `view` is what the old format adds."""
+    """A reference to a storage; only the legacy format has `view`."""
     return Reference(("storage", Type(f"torch.{kind}Storage"), key, "cpu", numel, *view))
 
 
@@ -108,7 +108,7 @@ def zip_file(
     """A file in the zip format.
 
     Args:
-      value: what its pickle gives, or the whole pickle.
+      value: the value of its pickle, or the whole pickle.
       storages: bytes by key.
       more: further members by name, or other contents for `data.pkl` and `byteorder`.
     """
@@ -141,7 +141,7 @@ def save(path: Path, value: Any) -> Path:
 
 
 def archive(members: dict[str, bytes]) -> bytes:
-    """A zip archive of these members, stored as they are."""
+    """An uncompressed zip archive of these members."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as file:
         for name, content in members.items():
@@ -157,7 +157,7 @@ def legacy_file(
     machine: Any = None,
     keys: Any = None,
 ) -> bytes:
-    """A file in the format before zip; `keys` are those of `storages` if not given."""
+    """A file in the legacy format; `keys` defaults to those of `storages`."""
     machine = {"protocol_version": 1001, "little_endian": True} if machine is None else machine
     keys = list(storages) if keys is None else keys
     pickles = (pickle_of(part) for part in (version, machine, value, keys))
@@ -166,7 +166,7 @@ def legacy_file(
 
 
 def with_checksums(file: bytes) -> bytes:
-    """The zip archive with every member's checksum as its bytes now demand."""
+    """The zip archive with every member's checksum updated."""
     content = bytearray(file)
     at = file.find(b"PK\x01\x02")
     while content[at : at + 4] == b"PK\x01\x02":
@@ -179,7 +179,7 @@ def with_checksums(file: bytes) -> bytes:
 
 
 def read(content: bytes) -> Any:
-    """Reads a file of these bytes; its arrays outlive it."""
+    """Reads a file of these bytes; the arrays remain valid."""
     with tempfile.NamedTemporaryFile(suffix=".pth") as stream:
         stream.write(content)
         stream.flush()
@@ -187,6 +187,6 @@ def read(content: bytes) -> Any:
 
 
 def expect_refusal(content: bytes, message: str) -> None:
-    """Checks that a file of these bytes gives our error, with a sentence that matches."""
+    """Checks that reading these bytes raises our error with a message that matches."""
     with pytest.raises(TorchFileError, match=message):
         read(content)

@@ -73,7 +73,7 @@ def test_wrong_names(weights: str, message: str) -> None:
 
 
 def test_folder_without_checkpoints(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="holds no checkpoints"):
+    with pytest.raises(UsageError, match="contains no checkpoints"):
         dino_jax.load(tmp_path)
     with pytest.raises(UsageError, match="which='both' is unknown"):
         dino_jax.load(runs.whole(), which="both")

@@ -1,4 +1,4 @@
-"""Moves tensors between torch's state dicts and our trees by the rows of a table, bit for bit."""
+"""Converts tensors between torch's state dicts and our trees by a table, bit for bit."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -17,24 +17,24 @@ PyTree = Any
 def to_ours(
     tensors: Mapping[str, np.ndarray], family: str
 ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
-    """The trees of a network from its tensors in torch.
+    """Converts the tensors of a torch network to our trees.
 
     Args:
-      tensors: by the names of the network's own `state_dict()`, without any prefix.
+      tensors: by their names in the network's own `state_dict()`, without any prefix.
       family: a key of `tables.FAMILIES`.
-    Returns: (params, batch_stats, counts): nested dicts as `models.network.split` makes them, in
-      the tensors' own dtypes and mostly views of them. `counts` holds the `num_batches_tracked` of
-      every BatchNorm, which only an export needs.
+    Returns: (params, batch_stats, counts): nested dicts like those of `models.network.split`, with
+      the dtypes of the tensors and mostly views of them. `counts` contains the
+      `num_batches_tracked` of every BatchNorm, which only an export needs.
     Raises:
-      UsageError: names every tensor that fits no row of the table or several, every row without a
-        tensor, and every tensor with another number of axes.
+      UsageError: names every tensor that matches no row or several rows of the table, every row
+        without a tensor, and every tensor with a wrong number of axes.
     """
     matches, problems = _assign(tensors, family, of_torch=True)
     for match in matches:
         shape = tensors[match.torch].shape
         if len(shape) != match.layout.ndim:
             problems.append(
-                f"{match.torch} of shape {list(shape)} has not {match.layout.ndim} axes"
+                f"{match.torch} has shape {list(shape)}, expected {match.layout.ndim} axes"
             )
     if problems:
         raise UsageError(f"these are not the tensors of a {family}: {'; '.join(problems)}")
@@ -54,18 +54,18 @@ def to_torch(
     counts: PyTree | None = None,
     in_channels: int = 3,
 ) -> dict[str, np.ndarray]:
-    """A network's tensors in the reference's names, layout and order.
+    """Converts our trees to tensors with the names, layouts and order of the reference.
 
     Args:
-      params: pure dict of parameters, as `models.network.split` makes it.
+      params: pure dict of parameters, as returned by `models.network.split`.
       batch_stats: pure dict of running statistics.
       family: a key of `tables.FAMILIES`.
-      counts: `num_batches_tracked` as `to_ours` returns it; zeros if not given.
-      in_channels: of the images, which a ViT's patch embedding does not tell.
-    Returns: arrays by name, in their own dtypes and mostly views.
+      counts: `num_batches_tracked` as returned by `to_ours`; zeros by default.
+      in_channels: channels of the images, which a ViT's patch embedding does not determine.
+    Returns: arrays by name, with their dtypes unchanged and mostly views.
     Raises:
-      UsageError: names every array that fits no row of the table or several, and every row without
-        an array.
+      UsageError: names every array that matches no row or several rows of the table, and every row
+        without an array.
     """
     arrays = _dotted(params) | _dotted(batch_stats)
     if counts is None:
@@ -85,9 +85,9 @@ def to_torch(
 def torch_shapes(
     params: PyTree, batch_stats: PyTree, family: str, *, in_channels: int = 3
 ) -> dict[str, np.ndarray]:
-    """What `to_torch` would return, from shapes alone: arrays that take no memory.
+    """Like `to_torch`, but from shapes alone, and the returned arrays use no memory.
 
-    So a file can be compared with an abstract model in the file's own names.
+    This allows comparing a file with an abstract model by the names in the file.
     """
 
     def empty(leaf: Any) -> np.ndarray:
@@ -100,11 +100,11 @@ def torch_shapes(
 
 
 def shape_problems(found: PyTree, expected: PyTree) -> list[str]:
-    """How two trees differ in names and shapes, a sentence each; empty if they do not.
+    """Lists the differences of two trees in names and shapes; empty if there are none.
 
     Args:
       found: a tree of anything with a shape, such as tensors by name.
-      expected: likewise, such as what `torch_shapes` or `models.network.abstract` return.
+      expected: another one, for example from `torch_shapes` or `models.network.abstract`.
     """
     found, expected = _dotted(found), _dotted(expected)
     problems = [f"{name} is missing" for name in expected if name not in found]
@@ -117,21 +117,21 @@ def shape_problems(found: PyTree, expected: PyTree) -> list[str]:
 
 
 def _dotted(tree: PyTree) -> dict[str, Any]:
-    """The leaves of nested dicts by their path; a flat dict is its own."""
+    """The leaves of nested dicts by their dotted paths; a flat dict stays as it is."""
     return {".".join(map(str, path)): leaf for path, leaf in flatten_dict(tree).items()}
 
 
 class _Match(NamedTuple):
-    """A tensor and its row."""
+    """A tensor and its row in the table."""
 
     torch: str
     ours: str
     layout: Layout
-    place: tuple[int, ...]  # sorts as torch lists its tensors
+    place: tuple[int, ...]  # sorts tensors in torch's order
 
 
 def _assign(names: Iterable[str], family: str, *, of_torch: bool) -> tuple[list[_Match], list[str]]:
-    """The matches and problems under the table of the family that has the fewest problems."""
+    """The matches and problems of the family's table with the fewest problems."""
     if family not in FAMILIES:
         raise UsageError(f"family={family!r} is unknown: choose one of {', '.join(FAMILIES)}")
     results = [_match(names, table, of_torch=of_torch) for table in FAMILIES[family]]
@@ -141,19 +141,21 @@ def _assign(names: Iterable[str], family: str, *, of_torch: bool) -> tuple[list[
 def _match(names: Iterable[str], table: Table, *, of_torch: bool) -> tuple[list[_Match], list[str]]:
     matches, problems, empty = [], [], dict.fromkeys(table)
     for name in names:
-        fitting = []
+        matching = []
         for torch, (ours, layout) in table.items():
             numbers = _read(torch if of_torch else ours, name)
             if numbers is not None:
                 empty.pop(torch, None)
                 place = _place(torch, numbers, table)
-                fitting.append(_Match(_write(torch, numbers), _write(ours, numbers), layout, place))
-        if len(fitting) == 1:
-            matches += fitting
+                matching.append(
+                    _Match(_write(torch, numbers), _write(ours, numbers), layout, place)
+                )
+        if len(matching) == 1:
+            matches += matching
         else:
-            problems.append(f"{name!r} fits {len(fitting) or 'no'} rows")
+            problems.append(f"{name!r} matches {len(matching) or 'no'} rows")
     missing = (torch if of_torch else table[torch][0] for torch in empty)
-    return matches, problems + [f"there is no {template}" for template in missing]
+    return matches, problems + [f"{template} is missing" for template in missing]
 
 
 _NUMBER = re.compile(r"\{(\d*)([a-z])(?:\+(\d+))?\}")  # {2i+1}: factor, letter, offset
@@ -161,14 +163,14 @@ _NUMBER = re.compile(r"\{(\d*)([a-z])(?:\+(\d+))?\}")  # {2i+1}: factor, letter,
 
 @cache
 def _pattern(template: str) -> tuple[re.Pattern[str], list[tuple[int, str, int]]]:
-    """What a template matches, and its numbers as (factor, letter, offset)."""
+    """The pattern of a template, and its numbers as (factor, letter, offset)."""
     texts = [re.escape(text) for text in _NUMBER.sub("\0", template).split("\0")]
     numbers = [(int(f or 1), letter, int(o or 0)) for f, letter, o in _NUMBER.findall(template)]
     return re.compile("(0|[1-9][0-9]{0,5})".join(texts)), numbers
 
 
 def _read(template: str, name: str) -> dict[str, int] | None:
-    """The numbers for which a template stands for this name."""
+    """The numbers with which a template becomes `name`; None if it does not match."""
     pattern, numbers = _pattern(template)
     if (found := pattern.fullmatch(name)) is None:
         return None
@@ -181,12 +183,12 @@ def _read(template: str, name: str) -> dict[str, int] | None:
 
 
 def _write(template: str, values: Mapping[str, int]) -> str:
-    """The name that a template stands for with these numbers."""
+    """Fills numbers into a template."""
     return _NUMBER.sub(lambda m: str(int(m[1] or 1) * values[m[2]] + int(m[3] or 0)), template)
 
 
 def _place(template: str, values: Mapping[str, int], table: Table) -> tuple[int, ...]:
-    """Sorts by row; but rows that begin alike up to a number stay together for each number."""
+    """A sort key by row that keeps rows with the same prefix and number together."""
     place = []
     for marker in _NUMBER.finditer(template):
         beginning = template[: marker.start()]

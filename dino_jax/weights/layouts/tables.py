@@ -1,9 +1,9 @@
 """Torch's names and layouts of tensors, and ours: one table per family of networks.
 
-A row is `torch name: (our path, layout)`. Braces stand for a number: `{i}` for any, and `{2i+1}`
-for the odd one that belongs to `{i}` on the other side. The rows are in the order of the
-reference's modules, which is that of its files. A family with several tables has variants; a
-network is of the one whose rows it fills.
+A row is `torch name: (our path, layout)`. Braces contain a number: `{i}` is any number, and
+`{2i+1}` the corresponding odd number on the other side. The rows are in the order of the
+reference's modules and files. A family with several tables has variants; a network belongs to the
+one whose rows it matches.
 
 Layouts: O output and I input features, H and W pixels of a kernel.
 """
@@ -18,19 +18,19 @@ from dino_jax.errors import UsageError
 
 
 class Layout(NamedTuple):
-    """How a tensor lies in torch and here."""
+    """How to convert a tensor between torch's layout and ours."""
 
     ndim: int  # of torch's tensor
     to_ours: Callable[[np.ndarray], np.ndarray]
-    to_torch: Callable[[np.ndarray, int], np.ndarray]  # of an array, and the images' channels
+    to_torch: Callable[[np.ndarray, int], np.ndarray]  # from an array and the images' channels
 
 
 def _patches_to_torch(kernel: np.ndarray, in_channels: int) -> np.ndarray:
     side = round((kernel.shape[0] / in_channels) ** 0.5)
     if kernel.shape[0] != side * side * in_channels:
         raise UsageError(
-            f"a patch embedding of {kernel.shape[0]} inputs has no square patches with "
-            f"in_channels={in_channels}: give the model's own in_channels"
+            f"a patch embedding with {kernel.shape[0]} inputs cannot have square patches with "
+            f"in_channels={in_channels}: use the in_channels of the model"
         )
     return kernel.reshape(side, side, in_channels, -1).transpose(3, 2, 0, 1)
 
@@ -84,7 +84,7 @@ def _conv_norm(torch_conv: str, torch_norm: str, ours: str) -> Table:
 
 
 def _attention_and_mlp(torch: str, ours: str) -> Table:
-    """What every block has after its first norm."""
+    """The rows of every block after its first norm."""
     return {
         **_weight_and_bias(f"{torch}.attn.qkv", f"{ours}.attn.qkv", LINEAR),
         **_weight_and_bias(f"{torch}.attn.proj", f"{ours}.attn.proj", LINEAR),
@@ -103,7 +103,7 @@ VIT: Table = {
     **_layer_norm("norm", "norm"),
 }
 
-_XCA = "blocks.{i}"  # both here and there
+_XCA = "blocks.{i}"  # the same in both
 _CLASS, _OUR_CLASS = "cls_attn_blocks.{i}", "class_blocks.{i}"
 XCIT: Table = {
     "cls_token": ("cls_token", CUBE),
@@ -125,7 +125,7 @@ XCIT: Table = {
 
 
 def _resnet(convs: int) -> Table:
-    """With so many convolutions in every block."""
+    """A ResNet with `convs` convolutions in every block."""
     torch, ours = "layer{s+1}.{b}", "stages.{s}.{b}"
     table = _conv_norm("conv1", "bn1", "stem")
     for i in range(convs):
@@ -133,7 +133,7 @@ def _resnet(convs: int) -> Table:
     return table | _conv_norm(f"{torch}.downsample.0", f"{torch}.downsample.1", f"{ours}.shortcut")
 
 
-# Torch numbers the MLP's linear layers, norms and GELUs in one row; a single layer is no row.
+# Torch numbers the linear layers, norms and GELUs of an MLP consecutively, but not a single layer.
 _MLPS: tuple[Table, ...] = (
     _weight_and_bias("mlp", "layers.0", LINEAR),
     _weight_and_bias("mlp.{2i}", "layers.{i}", LINEAR),
@@ -144,7 +144,7 @@ _LAST_LAYERS: tuple[Table, ...] = (
         "last_layer.weight_g": ("last_layer.g", LINEAR),
         "last_layer.weight_v": ("last_layer.v", LINEAR),
     },
-    {"last_layer.weight": ("last_layer.kernel", LINEAR)},  # without weight normalisation
+    {"last_layer.weight": ("last_layer.kernel", LINEAR)},  # without weight normalization
 )
 
 FAMILIES: dict[str, tuple[Table, ...]] = {

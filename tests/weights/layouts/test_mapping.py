@@ -1,4 +1,4 @@
-"""Torch's names and layouts against the manifests of the released files, both ways."""
+"""Torch's names and layouts against the manifests of the released files, in both directions."""
 
 import json
 from typing import Any
@@ -37,7 +37,7 @@ def released(name: str) -> tuple[str, Any]:
 
 
 def numbers(shape: tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray:
-    """Bytes that repeat out of step with any axis."""
+    """Numbers whose period matches no axis."""
     return np.resize(np.arange(251), shape).astype(dtype)
 
 
@@ -123,14 +123,14 @@ def test_patches_of_any_channels(in_channels: int) -> None:
     found = to_torch(params, {}, "vit", in_channels=in_channels)
     for name, tensor in tensors.items():
         np.testing.assert_array_equal(found[name], tensor, strict=True)
-    with pytest.raises(UsageError, match=r"no square patches with in_channels=5: give the model"):
+    with pytest.raises(UsageError, match=r"square patches with in_channels=5: use the in"):
         to_torch(params, {}, "vit", in_channels=5)
 
 
-# What does not fit
+# Mismatches
 
 
-def test_all_problems_are_told_together() -> None:
+def test_all_problems_are_reported_together() -> None:
     tensors = tensors_of(tiny_vit(), "vit")
     for name in ("cls_token", "norm.weight"):
         del tensors[name]
@@ -139,11 +139,11 @@ def test_all_problems_are_told_together() -> None:
     with pytest.raises(UsageError, match=r"^these are not the tensors of a vit: ") as error:
         to_ours(tensors, "vit")
     for problem in (
-        "'head.weight' fits no rows",
-        "'fc.bias' fits no rows",
-        "there is no cls_token",
-        "there is no norm.weight",
-        "blocks.1.attn.qkv.weight of shape [24, 8, 1] has not 2 axes",
+        "'head.weight' matches no rows",
+        "'fc.bias' matches no rows",
+        "cls_token is missing",
+        "norm.weight is missing",
+        "blocks.1.attn.qkv.weight has shape [24, 8, 1], expected 2 axes",
     ):
         assert problem in str(error.value)
     assert str(error.value).count(";") == 4
@@ -161,27 +161,29 @@ def test_all_problems_are_told_together() -> None:
     ],
     ids=lambda name: name[:24],
 )
-def test_names_that_only_look_alike_fit_nothing(name: str) -> None:
-    with pytest.raises(UsageError, match="fits no rows"):
+def test_names_that_only_look_alike_match_nothing(name: str) -> None:
+    with pytest.raises(UsageError, match="matches no rows"):
         to_ours(tensors_of(tiny_vit(), "vit") | {name: numbers((8,))}, "vit")
 
 
-def test_a_name_that_fits_two_rows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_that_matches_two_rows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     table = {"layer{i}.bias": ("layers.{i}.bias", VECTOR), "layer1.bias": ("first", VECTOR)}
     monkeypatch.setitem(FAMILIES, "twice", (table,))
-    with pytest.raises(UsageError, match=r"of a twice: 'layer1.bias' fits 2 rows$"):
+    with pytest.raises(UsageError, match=r"of a twice: 'layer1.bias' matches 2 rows$"):
         to_ours({"layer1.bias": numbers((8,)), "layer2.bias": numbers((8,))}, "twice")
 
 
 def test_arrays_of_another_family_are_refused() -> None:
     params, batch_stats = tiny_vit()
-    with pytest.raises(UsageError, match=r"not the arrays of a xcit: .*'pos_embed' fits no rows; "):
+    with pytest.raises(
+        UsageError, match=r"not the arrays of a xcit: .*'pos_embed' matches no rows"
+    ):
         torch_shapes(params, batch_stats, "xcit")
     with pytest.raises(UsageError, match=r"'swin' is unknown: choose one of vit, xcit, resnet, h"):
         to_torch(params, batch_stats, "swin")
 
 
-def test_shape_problems_name_what_is_missing_left_over_and_other() -> None:
+def test_shape_problems() -> None:
     found = {"a": np.zeros(3), "b": {0: np.zeros((2, 2))}, "d": np.zeros(())}
     expected = {"a": np.zeros(4), "b": {0: np.zeros((2, 2)), 1: np.zeros(1)}}
     assert shape_problems(found, expected) == [

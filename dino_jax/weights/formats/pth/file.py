@@ -1,4 +1,4 @@
-"""Reads `.pth` files without torch, as plain data, and runs nothing that they hold."""
+"""Reads `.pth` files without torch, as plain data, without running any code from them."""
 
 import mmap
 import os
@@ -9,24 +9,24 @@ from dino_jax.errors import TorchFileError
 from dino_jax.weights.formats.pth.legacy import LEGACY_MAGIC, read_legacy
 from dino_jax.weights.formats.pth.zip import ZIP_MAGIC, read_zip
 
-_LOOK = 512  # bytes that tell what a file is
+_START = 512  # bytes that identify the type of a file
 
 
 def read_torch_file(path: str | Path) -> Any:
-    """Reads a file of `torch.save`, in the zip format or the one before it.
+    """Reads a file written by `torch.save`, in the zip format or the legacy format.
 
-    Tensors are read-only views of the mapped file: they take no memory of their own, and the file
-    must not be changed while they are in use. Checksums are verified where the format has them.
+    Tensors are read-only views of the memory-mapped file: they use no memory of their own, and the
+    file must not change while they are in use. Checksums are verified if the format has them.
 
     Args:
       path: the file.
-    Returns: what was saved, as plain data: dict (also for OrderedDict and `argparse.Namespace`),
+    Returns: the saved object as plain data: dict (also for OrderedDict and `argparse.Namespace`),
       list, tuple (also for torch.Size), str (also for devices and dtypes), numbers, bytes, None,
-      and for each tensor or parameter a NumPy array of its shape and dtype (bfloat16 is
-      ml_dtypes.bfloat16).
+      and for each tensor or parameter a NumPy array of its shape and dtype (ml_dtypes.bfloat16 for
+      bfloat16).
     Raises:
-      TorchFileError: there is no such file; it is damaged, or not one of `torch.save`; or it asks
-        for anything beyond plain data and dense tensors.
+      TorchFileError: the file is missing, damaged or not written by `torch.save`, or contains more
+        than plain data and dense tensors.
 
     Example:
       state_dict = read_torch_file("dino_deitsmall16_pretrain.pth")
@@ -39,22 +39,22 @@ def read_torch_file(path: str | Path) -> Any:
 
 
 def _mapped(path: Path) -> memoryview:
-    """The bytes of a file, read when they are used."""
+    """Memory-maps a file."""
     try:
         if not path.exists():
             raise TorchFileError("no such file; check the path")
         if not path.is_file():
-            raise TorchFileError("a folder or a device, not a file; give the .pth file itself")
+            raise TorchFileError("a folder or a device, not a file; give the path of the .pth file")
         with path.open("rb") as stream:
             if not stream.read(1):
-                raise TorchFileError("an empty file; fetch it again")
+                raise TorchFileError("an empty file; download it again")
             return memoryview(mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ))
     except OSError as error:
         raise TorchFileError(f"it cannot be read: {error}") from error
 
 
 def _read(file: memoryview) -> Any:
-    start = bytes(file[:_LOOK])
+    start = bytes(file[:_START])
     if start.startswith(ZIP_MAGIC):
         return read_zip(file)
     if start.startswith(LEGACY_MAGIC):
@@ -63,20 +63,20 @@ def _read(file: memoryview) -> Any:
 
 
 def _what_it_is(start: bytes) -> str:
-    """A sentence on a file that is not of `torch.save`, from its first bytes."""
+    """Describes a file that `torch.save` did not write, from its first bytes."""
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        return "a web page, not weights: the download failed; check the address and fetch it again"
+        return "a web page, not weights; check the address and download it again"
     if start.startswith(b"version https://git-lfs"):
-        return "a pointer of git-lfs, not the weights themselves; run `git lfs pull`"
+        return "a Git LFS pointer, not the weights themselves; run `git lfs pull`"
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32:
         return "a safetensors file; give the .pth file, or save its tensors with torch.save"
     if start[257:262] == b"ustar":
         return (
-            "a tar archive, as torch 0.1 wrote: fetch a newer file of these weights, or load and "
-            "save it on a machine with torch"
+            "a tar archive, the format of torch 0.1; download a newer file of these weights, or "
+            "load it with torch and save it again"
         )
     if LEGACY_MAGIC.startswith(start) or ZIP_MAGIC.startswith(start):
-        return "cut short after a few bytes; fetch it again"
+        return "truncated after a few bytes; download it again"
     if start.startswith(b"\x80"):
-        return "a pickle, but not one of torch.save; save its tensors with torch.save"
-    return f"not a file of torch.save: it begins with {start[:8]!r}; check what it is"
+        return "a pickle that torch.save did not write; save its tensors with torch.save"
+    return f"not written by torch.save: it starts with {start[:8]!r}; check the path"

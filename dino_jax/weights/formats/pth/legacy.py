@@ -1,7 +1,7 @@
-"""Reads `.pth` files in the format of `torch.save` before the zip format (torch 0.2 to 1.5).
+"""Reads `.pth` files in the legacy format of `torch.save` (torch 0.2 to 1.5), before zip files.
 
-Five pickles (a magic number, a version, facts of the machine, the object, the storages' keys), then
-for each key a 64-bit count of elements and the elements. There are no checksums.
+Five pickles (a magic number, a version, facts about the machine, the object, the storages' keys),
+then for each key a 64-bit number of elements and the elements. There are no checksums.
 """
 
 import struct
@@ -11,10 +11,9 @@ import numpy as np
 
 from dino_jax.errors import TorchFileError
 from dino_jax.weights.formats.pth.allowed import Storage, TensorSpec, storage_bytes, tensor_view
-from dino_jax.weights.formats.pth.opcodes import MAX_PICKLE_BYTES
-from dino_jax.weights.formats.pth.pickles import read_pickle
+from dino_jax.weights.formats.pth.pickles import MAX_PICKLE_BYTES, read_pickle
 
-LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # a pickled number
+LEGACY_MAGIC = b"\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."  # a pickled integer
 
 _VERSION = 1001
 _COUNT = struct.Struct("<q")
@@ -32,20 +31,22 @@ def read_legacy(file: memoryview) -> Any:
     version, at = _read_plain(file, len(LEGACY_MAGIC))
     machine, at = _read_plain(file, at)
     if version != _VERSION or not isinstance(machine, dict):
-        raise TorchFileError(f"not version {_VERSION} of torch's old format; save it again")
+        raise TorchFileError(f"not version {_VERSION} of torch's legacy format; save it again")
     if machine.get("little_endian") is not True:
-        raise TorchFileError("tensors in big-endian order; save it on a little-endian machine")
+        raise TorchFileError("its tensors are big-endian; save it on a little-endian machine")
     pickle = bytes(file[at : at + MAX_PICKLE_BYTES])
 
-    # Where a storage lies depends on the types of those before it, which only the object's pickle
-    # tells, which comes first: so it is read once for the storages and once for the tensors.
+    # The position of a storage depends on the dtypes of the storages before it, which only the
+    # object's pickle contains. So the pickle is read twice: for the storages, then for the tensors.
     declared: dict[str, Storage] = {}
 
     def note_storage(spec: TensorSpec) -> np.ndarray:
         of = spec.storage
         known = declared.setdefault(of.key, of)
         if (known.dtype, known.numel) != (of.dtype, of.numel):
-            raise TorchFileError(f"two accounts of storage {of.key[:40]!r}; fetch the file again")
+            raise TorchFileError(
+                f"it describes storage {of.key[:40]!r} in two ways; download the file again"
+            )
         return np.empty(0, spec.dtype)
 
     _, length = read_pickle(pickle, note_storage)
@@ -60,10 +61,10 @@ def read_legacy(file: memoryview) -> Any:
 
 
 def _read_plain(file: memoryview, at: int) -> tuple[Any, int]:
-    """The pickle at `at`, which has no tensors, and where it ends."""
+    """Reads the pickle at `at`, which must have no tensors, and returns where it ends too."""
 
     def refuse(spec: TensorSpec) -> np.ndarray:
-        raise TorchFileError("a tensor in its header; fetch the file again")
+        raise TorchFileError("it has a tensor in its header; download the file again")
 
     value, length = read_pickle(bytes(file[at : at + MAX_PICKLE_BYTES]), refuse)
     return value, at + length
@@ -72,23 +73,25 @@ def _read_plain(file: memoryview, at: int) -> tuple[Any, int]:
 def _read_storages(
     file: memoryview, at: int, keys: Any, declared: dict[str, Storage]
 ) -> dict[str, np.ndarray]:
-    """The bytes of each storage, [n] uint8, from `at` to the end of the file."""
+    """The bytes of each storage, uint8 [n], from `at` to the end of the file."""
     if not (type(keys) is list and all(type(key) is str for key in keys)) or (
         sorted(keys) != sorted(declared)
     ):
-        raise TorchFileError("its storages are not those of its tensors; fetch the file again")
+        raise TorchFileError("its storages do not match its tensors; download the file again")
     storages = {}
     for key in keys:
         of = declared[key]
         first, last = at + _COUNT.size, at + _COUNT.size + of.numel * of.dtype.itemsize
         if last > len(file):
             raise TorchFileError(
-                f"cut short: {last} bytes are promised but it has {len(file)}; fetch it again"
+                f"truncated: it should have {last} bytes but has {len(file)}; download it again"
             )
         if _COUNT.unpack_from(file, at)[0] != of.numel:
-            raise TorchFileError(f"storage {key[:40]!r} has another length than its tensors say")
+            raise TorchFileError(
+                f"storage {key[:40]!r} does not have the length in its pickle; download it again"
+            )
         storages[key] = storage_bytes(file[first:last], of.dtype)
         at = last
     if at != len(file):
-        raise TorchFileError(f"{len(file) - at} bytes follow its last tensor; fetch it again")
+        raise TorchFileError(f"{len(file) - at} bytes follow its last tensor; download it again")
     return storages

@@ -1,10 +1,12 @@
 """Reads the pickles inside `.pth` files as plain data.
 
-Python's own unpickler calls what a file tells it to call. This reader knows only the opcodes of
-protocol 2 that `torch.save` writes, pushes inert values, and looks every call up in the allow-list
-of `torch_globals`. Its memory and time are bounded by the length of the pickle.
+Python's own unpickler calls whatever a file tells it to call. Here `pickletools` only splits the
+pickle into opcodes, and the machine below runs those of protocol 2 that `torch.save` writes: it
+pushes inert values and looks up every call in the allow-list of `allowed`. Memory and time are
+bounded by the length of the pickle.
 """
 
+import pickletools
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -22,10 +24,14 @@ from dino_jax.weights.formats.pth.allowed import (
     refusal,
     storage_of,
 )
-from dino_jax.weights.formats.pth.opcodes import MAX_PICKLE_BYTES, opcodes
 
+MAX_PICKLE_BYTES = 4 * 2**20  # ten times the largest network's full checkpoint
 MAX_DEPTH = 100  # containers within containers
-MAX_VALUES = 10**6  # in the result; one that is shared counts at every place
+MAX_VALUES = 10**6  # in the result; a shared value counts each time it occurs
+
+# What reading a damaged pickle raises. The warning is pickletools' on invalid escape sequences,
+# which becomes an exception where the user turns warnings into errors.
+DAMAGE = (IndexError, KeyError, TypeError, ValueError, struct.error, DeprecationWarning)
 
 _PLAIN = (str, int, float, bool, type(None), bytes, np.ndarray)
 
@@ -34,39 +40,38 @@ def read_pickle(data: bytes, make_tensor: Callable[[TensorSpec], np.ndarray]) ->
     """Reads the pickle at the start of `data`.
 
     Args:
-      data: the pickle, and possibly more behind it.
+      data: the pickle, possibly followed by other bytes.
       make_tensor: makes the array for a tensor that the pickle describes.
-    Returns: (plain data, how many bytes the pickle takes).
+    Returns: (plain data, the length of the pickle in bytes).
     Raises:
       TorchFileError: the pickle is damaged, asks for anything beyond the allow-list, or its result
-        is not plain data of a reasonable depth and number.
+        is not plain data of a reasonable depth and size.
     """
     at = 0
     try:
-        program = opcodes(data)
-        name, protocol, at = next(program)
-        if (name, protocol) != ("PROTO", 2):
-            raise TorchFileError(
-                "not a pickle of protocol 2, which torch.save writes by default; save it again so"
-            )
         machine = Machine(make_tensor)
-        for name, argument, end in program:
-            machine.run(name, argument)
-            at = end
-        return machine.result(), at
+        for opcode, argument, at in pickletools.genops(data):
+            if at:
+                machine.run(opcode.name, argument)
+            elif (opcode.name, argument) != ("PROTO", 2):
+                raise TorchFileError(
+                    "its pickle does not have protocol 2, the default of torch.save; save the "
+                    "file again with the default"
+                )
+        return machine.result(), at + 1  # STOP is one byte
     except TorchFileError:
         raise
-    except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
+    except DAMAGE as error:
         raise TorchFileError(
-            f"its pickle is damaged near byte {at}; fetch or save the file again"
+            f"its pickle is damaged or incomplete near byte {at}; download or save the file again"
         ) from error
 
 
 class Machine:
-    """The stack, the memo and the meaning of each opcode.
+    """Runs opcodes, by their names in `pickletools`, on a stack and a memo.
 
     Attributes:
-      calls: what may be called, by its name in a pickle.
+      calls: the functions that may be called, by their names in a pickle.
     """
 
     calls = CALLS
@@ -83,14 +88,15 @@ class Machine:
         """Runs one opcode."""
         stack = self._stack
         match name:
-            case "BININT" | "BININT1" | "BININT2" | "BINFLOAT" | "NONE":
+            case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT" | "NONE":
                 stack.append(argument)
             case "NEWTRUE" | "NEWFALSE":
                 stack.append(name == "NEWTRUE")
-            case "LONG1":
-                stack.append(int.from_bytes(argument, "little", signed=True))
-            case "BINUNICODE" | "SHORT_BINSTRING" | "BINSTRING":
-                stack.append(argument.decode())
+            case "BINUNICODE":
+                argument.encode()  # raises on lone surrogates, which nobody could print
+                stack.append(argument)
+            case "SHORT_BINSTRING" | "BINSTRING":  # text of Python 2
+                stack.append(argument.encode("latin1").decode())
             case "BINPUT" | "LONG_BINPUT":
                 self._memo[argument] = stack[-1]
             case "BINGET" | "LONG_BINGET":
@@ -127,7 +133,7 @@ class Machine:
                 for key, value in zip(items[::2], items[1::2], strict=True):
                     target[dict_key(key)] = value
             case "GLOBAL":
-                stack.append(self._find(argument))
+                stack.append(self._find(argument.replace(" ", ".", 1)))
             case "BINPERSID":
                 stack.append(storage_of(of_type(tuple, stack.pop())))
             case "REDUCE" | "NEWOBJ":
@@ -139,13 +145,16 @@ class Machine:
             case "STOP":
                 pass
             case _:
-                raise ValueError(f"{name} has no place here")  # a second PROTO
+                raise TorchFileError(
+                    f"its pickle has the opcode {name}, which plain data and tensors do not need; "
+                    "download or save the file again"
+                )
 
     def result(self) -> Any:
-        """The one value left at the end, all of it plain data."""
+        """The value that is left at the end, checked to be plain data."""
         (value,) = self._stack
         if self._below:
-            raise ValueError("a MARK was left open")
+            raise ValueError("a MARK is left on the stack")
         _check_plain(value)
         return value
 
@@ -166,51 +175,51 @@ class Machine:
         if isinstance(result, TensorSpec):
             return self._make_tensor(result)
         if function.name == "argparse.Namespace":
-            self._namespaces[id(result)] = result  # kept, so that no other object gets this id
+            self._namespaces[id(result)] = result  # keeps it alive, so the id stays unique
         return result
 
     def _build(self, target: Any, state: Any) -> None:
-        """Gives an object its state: what is in a namespace; of anything else, nothing we keep."""
+        """Sets the state of an object; only the attributes of a namespace are kept."""
         if id(target) in self._namespaces:
             self._count_copies(of_type(dict, state))
             target.update(state)
         elif isinstance(target, np.dtype):
             if of_type(str, state[1]) not in ("<", "|"):
-                raise TorchFileError("a NumPy number in big-endian order; save it as plain number")
+                raise TorchFileError("it has a big-endian NumPy number; save it as plain Python")
         elif type(target) is not dict and not isinstance(target, np.ndarray):
-            raise TypeError("state for something that has none")
-        # Else attributes of an OrderedDict (a state dict's `_metadata`) or of a parameter.
+            raise TypeError("state for an object that has none")
+        # Otherwise: attributes of an OrderedDict (a state dict's `_metadata`) or of a parameter.
 
     def _count_copies(self, *values: Any) -> None:
-        """Bounds what calls copy: one long argument could be given to any number of them."""
+        """Bounds the data that calls copy: one long argument can be passed to many calls."""
         self._copied += sum(
             len(v) for v in values if isinstance(v, (str, bytes, list, tuple, dict))
         )
         if self._copied > MAX_PICKLE_BYTES:
-            raise TorchFileError("its pickle would unfold to far more than it is; refused")
+            raise TorchFileError("its pickle expands to far more data than its size; rejected")
 
 
 def of_type(expected: type, value: Any) -> Any:
     if type(value) is not expected:
-        raise TypeError(f"{type(value).__name__} where a {expected.__name__} is due")
+        raise TypeError(f"{type(value).__name__} instead of {expected.__name__}")
     return value
 
 
 def _check_plain(value: Any) -> None:
-    """Checks that nothing but plain data is left, and that users may walk through all of it."""
+    """Checks that a value is plain data, and small and shallow enough to be traversed."""
     number, stack = 1, [(value, 0)]
     while stack:
         item, depth = stack.pop()
         if type(item) in (dict, list, tuple):
             number += len(item)
-            if depth == MAX_DEPTH or number > MAX_VALUES:  # also where a list contains itself
+            if depth == MAX_DEPTH or number > MAX_VALUES:  # also if a list contains itself
                 raise TorchFileError(
-                    f"its data is nested deeper than {MAX_DEPTH} or has more than {MAX_VALUES} "
-                    "values; save less in it"
+                    f"its data is nested deeper than {MAX_DEPTH} levels or has more than "
+                    f"{MAX_VALUES} values; save less data in it"
                 )
             items = item.values() if type(item) is dict else item
             stack.extend((child, depth + 1) for child in items)
         elif type(item) not in _PLAIN:
             raise TorchFileError(
-                f"holds a bare {type(item).__name__.lower()}; save tensors and plain data only"
+                f"it has a bare {type(item).__name__.lower()}; save only tensors and plain data"
             )

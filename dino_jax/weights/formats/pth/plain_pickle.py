@@ -1,13 +1,12 @@
-"""Reads pickles of lists, numbers, text and NumPy arrays, and runs nothing that they hold.
+"""Reads pickles of lists, numbers, text and NumPy arrays, without running any code from them.
 
-Data sets come with lists in this form, such as the ground truth of Revisited Oxford and Paris.
-Python's `pickletools` takes a pickle of any protocol apart; the machine of `torch_pickle`, with the
-short table of calls below, puts the data together.
+Some data sets use such files, for example the ground truth of Revisited Oxford and Paris. Pickles
+of every protocol are accepted. The machine of `pickles` runs them with the short table of calls
+below.
 """
 
 import math
 import pickletools
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,7 @@ import numpy as np
 
 from dino_jax.errors import TorchFileError, UsageError
 from dino_jax.weights.formats.pth.allowed import CALLS, MAX_DIMS, Global, dict_key
-from dino_jax.weights.formats.pth.opcodes import MAX_PICKLE_BYTES
-from dino_jax.weights.formats.pth.pickles import Machine, of_type
+from dino_jax.weights.formats.pth.pickles import DAMAGE, MAX_PICKLE_BYTES, Machine, of_type
 
 
 def read_plain_pickle(path: str | Path) -> Any:
@@ -27,8 +25,8 @@ def read_plain_pickle(path: str | Path) -> Any:
       path: the file.
     Returns: dict, list, tuple, str, bytes, numbers, None, and NumPy arrays of numbers.
     Raises:
-      UsageError: there is no such file; it is damaged, too long or no pickle; or it asks for
-        anything beyond plain data.
+      UsageError: the file is missing, damaged, too long or not a pickle, or contains more than
+        plain data.
     """
     try:
         content = Path(path).read_bytes()
@@ -36,8 +34,8 @@ def read_plain_pickle(path: str | Path) -> Any:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     if len(content) > MAX_PICKLE_BYTES:
         raise UsageError(
-            f"{path} has {len(content)} bytes, more than the {MAX_PICKLE_BYTES} that a list of "
-            "images needs; check what it is"
+            f"{path} has {len(content)} bytes, but at most {MAX_PICKLE_BYTES} are allowed; check "
+            "the path"
         )
     machine = _PlainMachine()
     try:
@@ -46,14 +44,14 @@ def read_plain_pickle(path: str | Path) -> Any:
         return machine.result()
     except TorchFileError as error:
         raise UsageError(f"{path}: {error}") from error
-    except (IndexError, KeyError, TypeError, ValueError, struct.error) as error:
+    except DAMAGE as error:
         raise UsageError(
-            f"{path} is no pickle of plain data, or it is damaged; fetch the file again"
+            f"{path} is damaged or not a pickle of plain data; download the file again"
         ) from error
 
 
 def _blank_array(subtype: Global, shape: tuple[int, ...], code: bytes | str) -> np.ndarray:
-    """An array whose shape, dtype and content follow as its state."""
+    """An empty array whose shape, dtype and contents follow as its state."""
     if subtype != Global("numpy.ndarray"):
         raise TypeError("an array of another class")
     return np.empty(0, np.uint8)
@@ -66,19 +64,19 @@ def _array_of_bytes(content: bytes, dtype: np.dtype, shape: tuple, order: str) -
 
 
 def _fill(array: np.ndarray, state: tuple) -> None:
-    """Gives an array its state (version, shape, dtype, whether Fortran's order, bytes)."""
+    """Sets the state of an array: (version, shape, dtype, whether Fortran order, bytes)."""
     _, shape, dtype, is_fortran, content = of_type(tuple, state)
-    if isinstance(content, str):  # as Python 2 wrote bytes
+    if isinstance(content, str):  # bytes of Python 2
         content = content.encode("latin1")
     if not isinstance(dtype, np.dtype) or not all(
         type(side) is int and side >= 0 for side in of_type(tuple, shape)
     ):
-        raise TypeError("an array without dtype or shape")
-    # NumPy takes impossible shapes for memory that runs out, also where a side is 0.
+        raise TypeError("an array without a dtype or shape")
+    # For invalid shapes NumPy raises MemoryError, even if a side is 0.
     if len(shape) > MAX_DIMS or math.prod(side or 1 for side in shape) > 2**40:
-        raise ValueError("an array of an impossible shape")
+        raise ValueError("an array of an invalid shape")
     if math.prod(shape) * dtype.itemsize != len(of_type(bytes, content)):
-        raise ValueError("an array with more or fewer bytes than its shape has")
+        raise ValueError("an array whose number of bytes does not match its shape")
     array.__setstate__((1, shape, dtype, bool(is_fortran), content))
 
 
@@ -95,12 +93,12 @@ for _core in ("numpy.core", "numpy._core"):  # before and since NumPy 2
 
 
 class _PlainMachine(Machine):
-    """Every protocol's opcodes for plain data, named and read as `pickletools` does."""
+    """Runs the opcodes for plain data of every protocol."""
 
     calls = _CALLS
 
     def __init__(self) -> None:
-        super().__init__(make_tensor=None)  # no call here describes one
+        super().__init__(make_tensor=None)  # no call in the table makes a tensor
 
     def run(self, name: str, argument: Any) -> None:
         """Runs one opcode."""
@@ -116,7 +114,7 @@ class _PlainMachine(Machine):
                 stack.append(argument)
             case "BINBYTES" | "SHORT_BINBYTES" | "BINBYTES8" | "BYTEARRAY8":
                 stack.append(bytes(argument))
-            case "PUT" | "GET":  # protocol 0: the place as text
+            case "PUT" | "GET":  # of protocol 0
                 super().run(f"BIN{name}", argument)
             case "MEMOIZE":
                 self._memo[len(self._memo)] = stack[-1]
@@ -127,13 +125,11 @@ class _PlainMachine(Machine):
                 items = self._pop_mark()
                 pairs = zip(items[::2], items[1::2], strict=True)
                 self._stack.append({dict_key(key): value for key, value in pairs})
-            case "GLOBAL":
-                super().run(name, argument.replace(" ", "."))
             case "STACK_GLOBAL":
                 attribute, module = of_type(str, stack.pop()), of_type(str, stack.pop())
-                super().run("GLOBAL", f"{module}.{attribute}")
+                stack.append(self._find(f"{module}.{attribute}"))
             case "BINPERSID":
-                raise ValueError("a reference to something outside")
+                raise ValueError("a reference to an external object")
             case _:
                 super().run(name, argument)
 
@@ -141,8 +137,8 @@ class _PlainMachine(Machine):
         if name in self.calls or name == "numpy.ndarray":
             return Global(name)
         raise TorchFileError(
-            f"asks for {name[:200]!r}, which is more than lists, numbers and text: it was refused "
-            "and nothing of it ran. Fetch the file again from where the data set comes from"
+            f"it asks for {name[:200]!r}, but only lists, numbers and text are allowed; nothing "
+            "in it was run. Download the file again from the source of the data set"
         )
 
     def _build(self, target: Any, state: Any) -> None:

@@ -1,7 +1,7 @@
 """Reads `.pth` files in the zip format of `torch.save` (torch 1.6 and later).
 
-The archive is parsed here rather than by `zipfile`, since tensors are views of the mapped file:
-members must be stored as they are, and everything is checked before anything is allocated.
+The archive is parsed here instead of by `zipfile`, because tensors are views of the mapped file:
+members must be uncompressed, and everything is checked before anything is allocated.
 
 Format: https://pkware.cachefly.net/webdocs/casestudies/APPNOTE.TXT, 4.3.7 to 4.3.16 and 4.5.3.
 """
@@ -17,29 +17,28 @@ import numpy as np
 
 from dino_jax.errors import TorchFileError
 from dino_jax.weights.formats.pth.allowed import TensorSpec, storage_bytes, tensor_view
-from dino_jax.weights.formats.pth.opcodes import MAX_PICKLE_BYTES
-from dino_jax.weights.formats.pth.pickles import read_pickle
+from dino_jax.weights.formats.pth.pickles import MAX_PICKLE_BYTES, read_pickle
 
 ZIP_MAGIC = b"PK\x03\x04"
 MAX_MEMBERS = 2**16
 
 _END = struct.Struct("<4s4H2IH")  # end of central directory
-_LOCATOR = struct.Struct("<4sIQI")  # of the end record of zip64
+_LOCATOR = struct.Struct("<4sIQI")  # of the zip64 end record
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _ENTRY = struct.Struct("<4s6H3I5H2I")  # of the central directory
 _LOCAL = struct.Struct("<4s5H3I2H")  # before a member's bytes
-_UNKNOWN = 0xFFFFFFFF  # then the number is in the zip64 field
+_UNKNOWN = 0xFFFFFFFF  # the number is in the zip64 field instead
 _ENCRYPTED = 0x1
 
 
 class Member(NamedTuple):
-    """One file in the archive, as the central directory has it."""
+    """A file in the archive, as described by the central directory."""
 
     name: bytes
     size: int
     crc: int
-    header: int  # where its local header begins
-    end: int  # no byte of it lies here or behind: the central directory begins
+    header: int  # the position of its local header
+    end: int  # the position of the central directory, before which the member must end
 
 
 def read_zip(file: memoryview) -> Any:
@@ -49,30 +48,31 @@ def read_zip(file: memoryview) -> Any:
       file: [n] uint8, the file. Tensors are views of it.
     Returns: plain data.
     Raises:
-      TorchFileError: the archive is damaged, foreign, or unsafe.
+      TorchFileError: the archive is damaged, unsafe, or not written by `torch.save`.
     """
     members = read_directory(file)
     roots = [name[: -len("/data.pkl")] for name in members if name.endswith("/data.pkl")]
     if len(roots) != 1 or "/" in roots[0]:
         raise TorchFileError(
-            "a zip archive without exactly one FOLDER/data.pkl, so not a file of torch.save"
+            "a zip archive that torch.save did not write, because it does not have exactly one "
+            "FOLDER/data.pkl; check the path"
         )
     root = roots[0]
     if any(name.startswith((f"{root}/code/", f"{root}/constants.pkl")) for name in members):
         raise TorchFileError(
-            "a TorchScript archive, which holds a program: load it with torch.jit.load and save "
-            "its state_dict() with torch.save"
+            "a TorchScript archive, which contains a program; load it with torch.jit.load and "
+            "save its state_dict() with torch.save"
         )
     byteorder = members.get(f"{root}/byteorder")  # absent before torch 2.1
     if byteorder and bytes(member_bytes(file, byteorder)) != b"little":
-        raise TorchFileError("tensors in big-endian order; save it on a little-endian machine")
+        raise TorchFileError("its tensors are big-endian; save it on a little-endian machine")
 
     @functools.cache
     def storage(key: str, dtype: np.dtype, numel: int) -> np.ndarray:
         member = members.get(f"{root}/data/{key}")
         if member is None or member.size != numel * dtype.itemsize:
             raise TorchFileError(
-                f"storage {key[:40]!r} of the pickle is not in the archive with its size; fetch "
+                f"storage {key[:40]!r} is missing from the archive or has another size; download "
                 "the file again"
             )
         return storage_bytes(member_bytes(file, member), dtype)
@@ -84,21 +84,22 @@ def read_zip(file: memoryview) -> Any:
     pickle = members[f"{root}/data.pkl"]
     if pickle.size > MAX_PICKLE_BYTES:
         raise TorchFileError(
-            f"has {pickle.size} bytes besides its tensors; save less than {MAX_PICKLE_BYTES} in it"
+            f"it has {pickle.size} bytes besides its tensors, but at most {MAX_PICKLE_BYTES} are "
+            "allowed; save less data in it"
         )
     value, length = read_pickle(bytes(member_bytes(file, pickle)), make_tensor)
     if length != pickle.size:
-        raise TorchFileError("something follows its pickle; fetch or save the file again")
+        raise TorchFileError("it has bytes after its pickle; download or save the file again")
     return value
 
 
 def read_directory(file: memoryview) -> dict[str, Member]:
-    """The members of an archive by name, with names, number and sizes checked."""
+    """The members of an archive by name, with checked names, sizes and number."""
     end = len(file) - _END.size
     if end < 0 or file[end : end + 4] != b"PK\x05\x06":
         raise TorchFileError(
-            "it begins as a file of torch.save but does not end as one: it was cut short or added "
-            "to; fetch it again"
+            "it starts like a file of torch.save but does not end like one, so bytes are missing "
+            "or were appended; download it again"
         )
     *_, number, length, start, _ = _END.unpack_from(file, end)
     locator = end - _LOCATOR.size
@@ -108,7 +109,7 @@ def read_directory(file: memoryview) -> dict[str, Member]:
         _expect(signature == b"PK\x06\x06")
     _expect(start + length <= end)
     if number > MAX_MEMBERS:
-        raise TorchFileError(f"{number} members are more than the {MAX_MEMBERS} that are read")
+        raise TorchFileError(f"it has {number} members, but at most {MAX_MEMBERS} are allowed")
     members: dict[str, Member] = {}
     at = start
     for _ in range(number):
@@ -117,12 +118,12 @@ def read_directory(file: memoryview) -> dict[str, Member]:
         _expect(name not in members)
         members[name] = member
     _expect(at == start + length)
-    _expect(sum(member.size for member in members.values()) <= len(file))  # they share no bytes
+    _expect(sum(member.size for member in members.values()) <= len(file))  # no shared bytes
     return members
 
 
 def member_bytes(file: memoryview, member: Member) -> memoryview:
-    """The bytes of a member, a view of the file, after a look at its checksum."""
+    """The bytes of a member as a view of the file, after verifying its checksum."""
     signature, *_, name_length, extra_length = _unpack(_LOCAL, file, member.header)
     name = member.header + _LOCAL.size
     first = name + name_length + extra_length
@@ -131,13 +132,13 @@ def member_bytes(file: memoryview, member: Member) -> memoryview:
     content = file[first : first + member.size]
     if zlib.crc32(content) != member.crc:
         raise TorchFileError(
-            f"the checksum of {member.name.decode()!r} differs: it is damaged; fetch it again"
+            f"damaged: the checksum of {member.name.decode()!r} differs; download it again"
         )
     return content
 
 
 def _read_entry(file: memoryview, at: int, start: int) -> tuple[Member, int]:
-    """The entry of the directory at `at`, and where the next one begins."""
+    """Reads the directory entry at `at`; returns it and the position of the next one."""
     signature, _, _, flags, method, _, _, crc, packed, size, *lengths, _, _, _, header = _unpack(
         _ENTRY, file, at
     )
@@ -152,13 +153,14 @@ def _read_entry(file: memoryview, at: int, start: int) -> tuple[Member, int]:
     )
     if method != 0 or packed != size or flags & _ENCRYPTED:
         raise TorchFileError(
-            "a compressed or encrypted zip archive, as torch.save writes none; save it with torch"
+            "a compressed or encrypted zip archive, which torch.save does not write; save it again "
+            "with torch"
         )
     return Member(name, size, crc, header, start), at + extra_length + comment_length
 
 
 def _zip64_numbers(extra: memoryview) -> Iterator[int]:
-    """The 64-bit numbers of the zip64 field, in order."""
+    """The 64-bit numbers in the zip64 field, in order."""
     at = 0
     while at + 4 <= len(extra):
         kind, length = struct.unpack_from("<2H", extra, at)
@@ -170,14 +172,14 @@ def _zip64_numbers(extra: memoryview) -> Iterator[int]:
 
 
 def _checked_name(name: bytes) -> str:
-    """A member's name as text, if it is a plain path below one folder."""
+    """Decodes a member's name, which must be a plain relative path."""
     try:
         text = name.decode()
     except UnicodeDecodeError:
         text = ""
     parts = text.split("/")
     if "" in parts or ".." in parts or "." in parts or re.search(r"[\x00-\x1f\\]", text):
-        raise TorchFileError(f"a member with the unsafe name {name[:80]!r}; refused")
+        raise TorchFileError(f"it has a member with the unsafe name {name[:80]!r}; rejected")
     return text
 
 
@@ -188,4 +190,4 @@ def _unpack(layout: struct.Struct, file: memoryview, at: int) -> tuple:
 
 def _expect(condition: bool) -> None:
     if not condition:
-        raise TorchFileError("its zip structure is damaged; fetch or save the file again")
+        raise TorchFileError("its zip structure is damaged; download or save the file again")

@@ -1,4 +1,4 @@
-"""A few seconds of fuzzing, always the same; `tests.support.fuzz_torch_file` goes on for longer."""
+"""A few seconds of deterministic fuzzing; run `tests.support.fuzz_torch_file` for longer."""
 
 import random
 
@@ -18,13 +18,13 @@ def test_changed_files(number: int) -> None:
     rng = random.Random(number)
     assert fuzz.reads_or_refuses(FILES[number])
     results = [fuzz.reads_or_refuses(fuzz.changed(FILES[number], rng)) for _ in range(3000)]
-    assert True in results  # so the changes reach beyond the first check
+    assert True in results  # some changes pass the first checks
     assert False in results
 
 
 def test_audit_sees_what_runs() -> None:
     with pytest.raises(AssertionError, match="audit event"), fuzz.nothing_runs():
-        exec("1")  # what no file may do
+        exec("1")  # which no file may do
 
 
 @QUICK

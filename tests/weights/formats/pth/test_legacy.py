@@ -1,4 +1,4 @@
-"""Files of the format before zip, right and wrong."""
+"""Valid and invalid files in the legacy format."""
 
 import struct
 from typing import Any
@@ -29,7 +29,7 @@ def test_tensors_of_several_types() -> None:
     result = read(GOOD)
     np.testing.assert_array_equal(result["a"], SIX.reshape(2, 3), strict=True)
     np.testing.assert_array_equal(result["b"], TWO[1], strict=True)
-    # The storages lie in the order of their keys, not in that of the pickle.
+    # The storages are in the order of their keys, not in that of the pickle.
     result = read(legacy_file(VALUE, {"1": TWO, "0": SIX}))
     np.testing.assert_array_equal(result["a"], SIX.reshape(2, 3), strict=True)
 
@@ -44,11 +44,11 @@ def test_windows_of_one_storage() -> None:
     np.testing.assert_array_equal(all_of_it, SIX, strict=True)
     for view, offset, message in (
         (("9", 2, 3), 2, "reaches element 3 of a storage of 3"),
-        (("9", 4, 3), 0, "impossible size or window"),
-        (("9", -1, 3), 0, "impossible size or window"),
-        (("9", 10**300, 0), 0, "impossible size or window"),
+        (("9", 4, 3), 0, "invalid size or window"),
+        (("9", -1, 3), 0, "invalid size or window"),
+        (("9", 10**300, 0), 0, "invalid size or window"),
         (("9", 1), 0, "damaged"),
-        ("abc", 0, "impossible size or window"),
+        ("abc", 0, "invalid size or window"),
     ):
         value = tensor(storage(6, "Float", "0", view), offset, (2,), (1,))
         expect_refusal(legacy_file(value, {"0": SIX}), message)
@@ -64,12 +64,12 @@ def test_windows_of_one_storage() -> None:
         ({"machine": {}}, "big-endian"),
         ({"machine": tensor(storage(1), 0, (1,), (1,))}, "a tensor in its header"),
         ({"machine": Call("os.system", ("x",))}, "asks for 'os.system'"),
-        ({"keys": ["0"]}, "not those of its tensors"),
-        ({"keys": ["0", "1", "2"]}, "not those of its tensors"),
-        ({"keys": ["0", "0"]}, "not those of its tensors"),
-        ({"keys": ["0", 1]}, "not those of its tensors"),
-        ({"keys": "01"}, "not those of its tensors"),
-        ({"keys": ["1", "0"]}, "another length than its tensors say"),
+        ({"keys": ["0"]}, "do not match its tensors"),
+        ({"keys": ["0", "1", "2"]}, "do not match its tensors"),
+        ({"keys": ["0", "0"]}, "do not match its tensors"),
+        ({"keys": ["0", 1]}, "do not match its tensors"),
+        ({"keys": "01"}, "do not match its tensors"),
+        ({"keys": ["1", "0"]}, "does not have the length in its"),
     ],
 )
 def test_wrong_pickles(options: dict[str, Any], message: str) -> None:
@@ -79,16 +79,16 @@ def test_wrong_pickles(options: dict[str, Any], message: str) -> None:
 def test_wrong_storages() -> None:
     expect_refusal(GOOD + b"x", "1 bytes follow its last tensor")
     conflict = [tensor(storage(6), 0, (1,), (1,)), tensor(storage(3, "Double"), 0, (1,), (1,))]
-    expect_refusal(legacy_file(conflict, {"0": SIX}), "two accounts of storage '0'")
+    expect_refusal(legacy_file(conflict, {"0": SIX}), "describes storage '0' in two ways")
     huge = tensor(storage(2**60), 0, (2**60,), (1,))
-    expect_refusal(legacy_file(huge, {"0": SIX}), "cut short")
+    expect_refusal(legacy_file(huge, {"0": SIX}), "truncated")
     negative = GOOD.replace(struct.pack("<q", 6), struct.pack("<q", -6))
-    expect_refusal(negative, "another length")
+    expect_refusal(negative, "does not have the length")
 
 
 def test_every_truncation_is_an_error() -> None:
     for length in range(len(GOOD)):
-        expect_refusal(GOOD[:length], "cut short|empty|ends early|damaged|not those")
+        expect_refusal(GOOD[:length], "truncated|empty|damaged|do not match")
 
 
 def test_refused_globals() -> None:

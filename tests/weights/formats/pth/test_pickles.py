@@ -1,12 +1,12 @@
-"""Pickles that are wrong, greedy or hostile, and the bounds of tensors on their storages."""
+"""Pickles that are damaged, oversized or hostile."""
 
 import struct
+import tracemalloc
 
 import numpy as np
 import pytest
 
 from dino_jax.weights.formats.pth import allowed, pickles
-from dino_jax.weights.formats.pth.opcodes import MAX_PICKLE_BYTES
 from tests.support.torch_files import (
     REBUILD,
     Call,
@@ -33,7 +33,7 @@ def get(index: int) -> bytes:
     return b"j" + struct.pack("<I", index)
 
 
-# What is read
+# Accepted
 
 
 def test_plain_data() -> None:
@@ -96,7 +96,7 @@ def test_every_rebuild_function() -> None:
         np.testing.assert_array_equal(read(zip_file(value, FOUR)), four, strict=True)
 
 
-# What is refused
+# Rejected
 
 
 def test_allow_list_is_closed() -> None:
@@ -148,7 +148,7 @@ def test_other_globals_are_refused(name: str) -> None:
     ],
 )
 def test_other_opcodes_are_refused(code: bytes) -> None:
-    expect_refusal(zip_file(Opcodes(b"N" + code)), "opcode .*torch.save does not write")
+    expect_refusal(zip_file(Opcodes(b"N" + code)), "has the opcode [A-Z]|damaged or incomplete")
 
 
 def test_damaged_pickles() -> None:
@@ -158,7 +158,7 @@ def test_damaged_pickles() -> None:
         *(b"]N\x81", b"N}b", b"[a", b"N(e", b"](NNu", b"}(NNe", b"NQ", b")Q", b"](u", b"\x80\x02N"),
         *(b"X\xff\xff\xff\xffab", b"X\x01\x00\x00\x00\xff", b"U\xffab", b"T\xff\xff\xff\xffa"),
         *(b"\x8a\xffab", b"G\x00", b"J\x00", b"M\x00", b"K"),
-        *(b"ctorch", b"ctorch\nSize", b"c" + b"x" * 2000 + b"\ny\n", b"c\xff\n\xff\n"),
+        *(b"ctorch", b"ctorch\nSize", b"c\xff\n\xff\n"),
         opcodes(Call("argparse.Namespace", (), [1])),
         opcodes(Call("argparse.Namespace", (1,))),
         opcodes(Call("torch.Size", ([1],))),
@@ -176,13 +176,13 @@ def test_damaged_pickles() -> None:
         opcodes(Call(REBUILD, (1, 0, (), (), False, {}))),
         opcodes(Call(REBUILD, (storage(4), 0))),
     ):
-        expect_refusal(zip_file(b"\x80\x02" + code + b"."), "damaged near byte|opcode|ends early")
+        expect_refusal(zip_file(b"\x80\x02" + code + b"."), "damaged or incomplete|opcode")
 
 
 def test_refused_without_being_damaged() -> None:
     big = Call("numpy.dtype", ("f8", False, True), (3, ">", None, None, None, -1, -1, 0))
     for value, message in (
-        (Call("numpy.dtype", ("O8", False, True)), "not a plain number"),
+        (Call("numpy.dtype", ("O8", False, True)), "not a number"),
         (big, "big-endian"),
         (Call("numpy.dtype", ("f8", False, True)), "bare float64"),
         ({"a": Type("torch.FloatStorage")}, "bare global"),
@@ -195,18 +195,18 @@ def test_refused_without_being_damaged() -> None:
         expect_refusal(zip_file(value, FOUR), message)
     expect_refusal(zip_file(b"\x80\x04N."), "protocol 2")
     expect_refusal(zip_file(b"N."), "protocol 2")
-    expect_refusal(zip_file(b""), "ends early")
-    expect_refusal(zip_file(pickle_of(1)[:-1]), "ends early")
+    expect_refusal(zip_file(b""), "damaged or incomplete")
+    expect_refusal(zip_file(pickle_of(1)[:-1]), "damaged or incomplete")
 
 
-# Greedy pickles
+# Pickles that would use too much memory or time
 
 
-def test_a_pickle_behind_the_pickle() -> None:
+def test_a_pickle_after_the_pickle() -> None:
     evil = pickle_of(Call("posix.system", ("touch x",)))
-    expect_refusal(zip_file(pickle_of(1) + evil), "something follows its pickle")
+    expect_refusal(zip_file(pickle_of(1) + evil), "bytes after its pickle")
     within = Call("torch.storage._load_from_bytes", (Call("_codecs.encode", ("x", "latin1")),))
-    expect_refusal(zip_file({"a": within}), "a file within the file")
+    expect_refusal(zip_file({"a": within}), "files within the file")
 
 
 def test_deep_and_endless_data() -> None:
@@ -214,17 +214,17 @@ def test_deep_and_endless_data() -> None:
     assert read(zip_file(Opcodes(b"]" * deepest + b"a" * (deepest - 1))))
     for code in (
         b"]" * (deepest + 1) + b"a" * deepest,
-        b")" + b"\x85" * 10**5,  # so deep that hash, repr or == would exhaust the stack
+        b")" + b"\x85" * 10**5,  # so deep that hash, repr or == would overflow the stack
         b"]q\x00h\x00a",  # a list in itself
         b"}q\x00K\x00h\x00s",
         b"]" + b"q\x00h\x00\x86" * 60,  # 2**60 values, each pair shared
         b"]" + b"q\x00h\x00h\x00\x87" * 90,
     ):
-        expect_refusal(zip_file(Opcodes(code)), "nested deeper than 100 or has more than 1000000")
+        expect_refusal(zip_file(Opcodes(code)), "nested deeper than 100 levels or has")
     deep_key = b"})" + b"\x85" * 10**5 + b"Ns"
     expect_refusal(zip_file(Opcodes(deep_key)), "key of type tuple")
     deep = b")" + b"\x85" * 10**5
-    for code in (  # deep values in each place that compares, hashes or walks what it is given
+    for code in (  # deep values wherever arguments are compared, hashed or traversed
         deep + b"Q",
         b"(" + opcodes("storage") + deep + opcodes("0") + opcodes("cpu") + deep + b"tQ",
         opcodes(Type("numpy.dtype")) + b"(" + deep + b"tR",
@@ -239,22 +239,41 @@ def test_deep_and_endless_data() -> None:
         + b"tR",
         opcodes(Call("numpy.dtype", ("f8",))) + b"(N" + deep + b"tb",
     ):
-        expect_refusal(zip_file(Opcodes(code)), "damaged near byte|not a plain number|other than a")
+        expect_refusal(zip_file(Opcodes(code)), "damaged or inc|not a number|other than a")
 
 
 def test_calls_that_copy_one_argument_many_times() -> None:
     text, encode = "x" * 2**20, opcodes(Type("_codecs.encode"))
     shared = opcodes((text, "latin1")) + put(0)
     bomb = b"(" + shared + (encode + get(0) + b"R") * 1000 + b"t"
-    expect_refusal(zip_file(Opcodes(bomb)), "unfold")
+    expect_refusal(zip_file(Opcodes(bomb)), "expands to far more")
     items = [[i, None] for i in range(10**4)]
     shared = opcodes((items,)) + put(0)
     bomb = b"(" + shared + (opcodes(Type("collections.OrderedDict")) + get(0) + b"R") * 1000 + b"t"
-    expect_refusal(zip_file(Opcodes(bomb)), "unfold")
+    expect_refusal(zip_file(Opcodes(bomb)), "expands to far more")
     shared = opcodes(dict(items)) + put(0)
     bomb = b"(" + shared + (opcodes(Call("argparse.Namespace")) + get(0) + b"b") * 1000 + b"t"
-    expect_refusal(zip_file(Opcodes(bomb)), "unfold")
+    expect_refusal(zip_file(Opcodes(bomb)), "expands to far more")
+
+
+@pytest.mark.parametrize(
+    ("code", "layout"),
+    [
+        *((b"X", "<I"), (b"T", "<I"), (b"B", "<I"), (b"\x8b", "<i")),  # BINUNICODE to LONG4
+        *((b"\x8d", "<Q"), (b"\x8e", "<Q"), (b"\x96", "<Q")),  # text, bytes and bytearray
+    ],
+)
+def test_a_declared_length_is_not_allocated(code: bytes, layout: str) -> None:
+    length = 2**62 if layout == "<Q" else 2**31 - 1
+    file = zip_file(Opcodes(code + struct.pack(layout, length) + b"x"))
+    tracemalloc.start()
+    try:
+        expect_refusal(file, "damaged or incomplete near byte 0")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 2**20
 
 
 def test_a_long_pickle() -> None:
-    expect_refusal(zip_file(b"\x80\x02" + b"N" * MAX_PICKLE_BYTES), "besides its tensors")
+    expect_refusal(zip_file(b"\x80\x02" + b"N" * pickles.MAX_PICKLE_BYTES), "besides its tensors")
