@@ -7,7 +7,7 @@ The k-NN accuracy (ten shapes, k = 20) rises from 21 % for the untrained network
 
 from ml_collections import ConfigDict
 
-from configs import default
+from dino_jax.configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -10,7 +10,7 @@ vit_small.py.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from dino_jax.configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:

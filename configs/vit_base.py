@@ -9,7 +9,7 @@ reference's documentation.
 
 from ml_collections import ConfigDict
 
-from configs import default, vit_small
+from dino_jax.configs import default, vit_small
 
 
 def get_config(arg: str = "") -> ConfigDict:

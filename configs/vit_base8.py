@@ -10,7 +10,7 @@ It needs far more memory than vit_base.py: hence `remat` and `fsdp`.
 
 from ml_collections import ConfigDict
 
-from configs import default, vit_base
+from dino_jax.configs import default, vit_base
 
 
 def get_config(arg: str = "") -> ConfigDict:

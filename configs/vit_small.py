@@ -8,7 +8,7 @@ during training add --config.eval.knn_every_epochs=10 --config.eval.knn_test=fol
 
 from ml_collections import ConfigDict
 
-from configs import default
+from dino_jax.configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:

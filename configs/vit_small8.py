@@ -10,7 +10,7 @@ Patches of 8 pixels mean four times the tokens of vit_small.py; when memory is s
 
 from ml_collections import ConfigDict
 
-from configs import default, vit_small
+from dino_jax.configs import default, vit_small
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -7,7 +7,7 @@ The scores are the reference's with this recipe on 16 GPUs (2.6 days on V100s).
 
 from ml_collections import ConfigDict
 
-from configs import default, vit_small
+from dino_jax.configs import default, vit_small
 
 
 def get_config(arg: str = "") -> ConfigDict:

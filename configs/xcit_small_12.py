@@ -10,7 +10,7 @@ linear 79.2): --config.model.name=xcit_small_12_p8.
 
 from ml_collections import ConfigDict
 
-from configs import default
+from dino_jax.configs import default
 
 
 def get_config(arg: str = "") -> ConfigDict:

@@ -1,10 +1,11 @@
-"""python -m dino_jax JOB: every job but training. Each is a typed function, run by its name."""
+"""`dino-jax COMMAND`, also `python -m dino_jax COMMAND`: every command of the package."""
 
 import argparse
 import functools
 import importlib
 import logging
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,16 +15,15 @@ from dino_jax.errors import UsageError
 
 
 class Job(NamedTuple):
-    """A function that has the job's name, and what it does in a few words."""
+    """A command: a typed function of the module `jobs.NAME`."""
 
-    module: str
     summary: str
-    computes: bool = True  # on the devices, which the others leave alone
+    computes: bool = True  # uses the devices
 
     def load(self, name: str) -> Callable[..., Any]:
-        """The function; called, it first sees to processes and programs."""
-        module = importlib.import_module(f"dino_jax.{self.module}")
-        function = getattr(module, name.replace("-", "_"))
+        """The function, which first sets up processes and the compilation cache."""
+        name = name.replace("-", "_")
+        function = getattr(importlib.import_module(f"dino_jax.jobs.{name}"), name)
 
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
@@ -37,34 +37,38 @@ class Job(NamedTuple):
         return run
 
 
-# By module, so that a command imports what it runs and no more.
+# Jobs are imported when they run, so that each command imports only what it needs.
 JOBS = {
-    "knn": Job("jobs.knn", "classify images by their nearest neighbours"),
-    "linear": Job("jobs.linear", "train linear classifiers on frozen features"),
-    "logistic": Job("jobs.logistic", "logistic regression, also few-shot"),
-    "embed": Job("jobs.embed", "write the features of images to a file"),
-    "attention": Job("jobs.attention", "draw where a network looks in pictures"),
-    "attention-score": Job("jobs.attention_score", "compare attention with true masks"),
-    "attention-video": Job("jobs.attention_video", "draw where a network looks in a video"),
-    "pca": Job("jobs.pca", "draw principal components of patch tokens"),
-    "retrieval": Job("jobs.retrieval", "landmarks of Revisited Oxford and Paris"),
-    "copy-detection": Job("jobs.copy_detection", "attacked copies of Copydays"),
-    "video-segmentation": Job("jobs.video_segmentation", "objects of DAVIS 2017"),
-    "pack": Job("jobs.pack", "write images to a few large files", False),
-    "convert": Job("jobs.convert", "turn a .pth file of the reference into a checkpoint", False),
-    "inspect": Job("jobs.inspect", "say what a checkpoint holds", False),
+    "knn": Job("classify images by their nearest neighbours"),
+    "linear": Job("train linear classifiers on frozen features"),
+    "logistic": Job("logistic regression, also few-shot"),
+    "embed": Job("write the features of images to a file"),
+    "attention": Job("draw attention maps of pictures"),
+    "attention-score": Job("compare attention with true masks"),
+    "attention-video": Job("draw attention maps of a video"),
+    "pca": Job("draw principal components of patch tokens"),
+    "retrieval": Job("landmark retrieval on Revisited Oxford and Paris"),
+    "copy-detection": Job("copy detection on Copydays"),
+    "video-segmentation": Job("video object segmentation on DAVIS 2017"),
+    "pack": Job("write images to a few large files", computes=False),
+    "convert": Job("convert a .pth file of the reference to a checkpoint", computes=False),
+    "inspect": Job("print what a checkpoint contains", computes=False),
+}
+TRAIN = "train"  # has its own command line: see `jobs.train`
+COMMANDS = {TRAIN: "train a backbone, or resume a run"} | {
+    name: job.summary for name, job in JOBS.items()
 }
 
 
 def exit_code(error: OSError, way_out: str = "") -> int:
-    """Says an error of the system in a line on stderr: no traceback would explain a full disk.
+    """Prints an error of the operating system, such as a full disk, in one line on stderr.
 
     Args:
-      error: that is being handled.
+      error: being handled.
       way_out: the end of the line.
     Returns: the exit code.
     Raises:
-      OSError: the error itself, where it is not the system's own.
+      OSError: the error itself, if it does not come from the operating system.
     """
     if error.errno is None:
         raise error
@@ -73,25 +77,35 @@ def exit_code(error: OSError, way_out: str = "") -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a job; wrong usage, or storage that fails, is one line on stderr and exit code 2.
+    """Runs a command. Wrong usage or failing storage is one line on stderr and exit code 2.
 
     Args:
-      arguments: of the command line; unset, those of this process.
+      arguments: of the command line; by default those of this process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog="dino-jax",
-        usage="dino-jax JOB [--help] ...",
-        description="Jobs on trained DINO models:",
-        epilog="\n".join(f"  {name:19} {job.summary}" for name, job in JOBS.items()),
+        usage="dino-jax COMMAND [--help] ...",
+        description="Trains and evaluates DINO. Commands:",
+        epilog="\n".join(f"  {name:19} {summary}" for name, summary in COMMANDS.items()),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("job", choices=JOBS, help=argparse.SUPPRESS)
-    name = parser.parse_args(words[:1]).job
+    if not words:
+        parser.print_help(sys.stderr)
+        sys.exit(2)
+    parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
+    name = parser.parse_args(words[:1]).command
+    if name == TRAIN:
+        # Before a run has something to save, Ctrl-C ends it at once, without a traceback.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        from dino_jax.jobs import train
+
+        sys.exit(train.main(words[1:]))
 
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax speaks of its own affairs
-    import tyro  # the list of jobs does not need it
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs much that users do not need
+    import tyro  # the list of commands does not need it
 
     try:
         tyro.cli(JOBS[name].load(name), prog=f"dino-jax {name}", args=words[1:])
@@ -99,15 +113,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # nobody reads the output any more
-        # As Python ends it writes what is left, and would say that this fails once more.
+    except BrokenPipeError:  # the reader of the output has ended
+        # Python flushes stdout at exit, which must not fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
         sys.exit(exit_code(error))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)  # as shells say it
+        sys.exit(130)  # as shells do
     except RuntimeError as error:
         from dino_jax.memory import is_out_of_memory
 
@@ -115,8 +129,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         said = str(error).splitlines()[0]
         print(
-            f"error: the memory of a device does not do ({said}): give less at a time, with a "
-            "smaller --size or --batch-size, or take a larger device",
+            f"error: not enough device memory ({said}): set a smaller --size or --batch-size, or "
+            "use a larger device",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import sys
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -193,3 +194,9 @@ def size_line(shapes: TrainState, need: Need) -> str:
         f"processes: {jax.process_count()}, devices: {jax.device_count()}; "
         f"{parameters / 1e6:.1f} M parameters; {need}"
     )
+
+
+if __name__ == "__main__":
+    from dino_jax.cli import main
+
+    main(["train", *sys.argv[1:]])

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 
 import dino_jax
-import main
 from dino_jax import sharding, train
 from dino_jax.checkpoints import lock
 from dino_jax.config.build import model_spec
 from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
+from dino_jax.jobs import train as train_command
 from dino_jax.models.network import split
 from dino_jax.run import sheet as run_sheet
 from dino_jax.run.loop import TrainingDiverged
@@ -38,8 +38,7 @@ def command(
 
     def run(*settings: str, workdir: Path = tmp_path / "run") -> tuple[int, str]:
         arguments = ["--config", runs.CONFIG, "--workdir", str(workdir)]
-        monkeypatch.setattr(sys, "argv", ["main.py", *arguments, *runs.arguments(), *settings])
-        code = main.main()
+        code = train_command.main([*arguments, *runs.arguments(), *settings])
         return code, capfd.readouterr().err
 
     return run
@@ -88,7 +87,10 @@ def junk(folder: Path, count: int) -> Path:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ("optim.learning_rate=1", "unknown setting 'optim.learning_rate': there are .*optim.lr,"),
+        (
+            "optim.learning_rate=1",
+            "unknown setting 'optim.learning_rate': the section has .*optim.lr,",
+        ),
         ("modle.name=vit_tiny", r"unknown setting 'modle.name': did you mean model.name\?"),
         ("train.epochs=abc", "train.epochs=abc is not a whole number, such as 3"),
         ("data.train=none", "data.train is not set: add --config.data.train=folder:/path"),
@@ -96,7 +98,7 @@ def junk(folder: Path, count: int) -> Path:
         ("data.train=floder:x", "'floder:x': unknown kind 'floder'; the kinds are folder, idx, "),
         ("data.train=shapes:90@tset", "no split 'tset'; there are train, val, test"),
         ("data.train=shapes:9", "shapes:9.* has 9 images, less than one batch .*batch_size=16: ch"),
-        ("model.name=vit_huge", "unknown model 'vit_huge': choose one of vit_tiny, vit_small, "),
+        ("model.name=vit_giant", "unknown model 'vit_giant': choose one of vit_tiny, vit_small, "),
         ("train.batch_size=12", "batch_size=12 is not divisible by 8 devices .* multiple of 8"),
         ("crops.global_size=20", "global_size=20 is not a multiple of model.patch_size=8: .*ch"),
         ("eval.knn_every_epochs=1 eval.resize=8", "eval.crop=16 must be .* most eval.resize=8"),

@@ -1,8 +1,9 @@
-"""Reads a config file, and sets its keys from the command line."""
+"""Reads config files, and sets their keys from the command line."""
 
 import ast
 import difflib
 import importlib.util
+import pkgutil
 import traceback
 from collections.abc import Callable, Sequence
 from functools import reduce
@@ -11,48 +12,69 @@ from typing import Any
 
 from ml_collections import ConfigDict, FieldReference
 
+import dino_jax.configs
 from dino_jax.config.build import flatten
 from dino_jax.errors import UsageError
 
 
-def read_config(path: str) -> ConfigDict:
-    """What `get_config` of a config file returns.
+def list_configs() -> dict[str, str]:
+    """The package's configs: {name: first line of its docstring}."""
+    summaries = {}
+    for name in sorted(module.name for module in pkgutil.iter_modules(dino_jax.configs.__path__)):
+        docstring = ast.get_docstring(ast.parse(_path_of(name).read_text())) or ""
+        summaries[name] = docstring.partition("\n")[0]
+    return summaries
+
+
+def _path_of(name: str) -> Path:
+    return Path(dino_jax.configs.__path__[0]) / f"{name}.py"
+
+
+def read_config(config: str) -> ConfigDict:
+    """Runs a config file's `get_config`.
 
     Args:
-      path: of the Python file; what stands behind a colon is the argument of `get_config`.
+      config: path of a Python file, or the name of one of the package's configs. Text after a colon
+        is passed to `get_config`.
     Raises:
-      UsageError: there is no such file, or it cannot be run.
+      UsageError: there is no such config, or it cannot be run.
     """
-    file, colon, argument = path.partition(":")
-    if not Path(file).is_file() or not file.endswith(".py"):
-        raise UsageError(f"config={file} is not a Python file: give one of configs/, or your own")
-    spec = importlib.util.spec_from_file_location("config", file)
+    file, colon, argument = config.partition(":")
+    path = Path(file).expanduser()
+    if not path.is_file() and file.isidentifier():
+        path = _path_of(file)
+    if not path.is_file() or path.suffix != ".py":
+        raise UsageError(
+            f"config={file} is neither a Python file nor one of the package's configs: choose one "
+            f"of {', '.join(list_configs())}, or give the path of your own file"
+        )
+    spec = importlib.util.spec_from_file_location("config", path)
     module = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        config = module.get_config(*[argument] if colon else [])
+        found = module.get_config(*[argument] if colon else [])
     except UsageError:
         raise
-    except Exception as error:  # the file is the user's: whatever it raises is to be mended there
+    except Exception as error:  # the file is the user's: any exception is to be fixed there
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == spec.origin]
         where = f", line {lines[-1]}" if lines else ""
         raise UsageError(
-            f"config={file}{where} raises {type(error).__name__}: {error}; mend the file"
+            f"config={file}{where} raises {type(error).__name__}: {error}; fix the file"
         ) from error
-    if not isinstance(config, ConfigDict):
-        raise UsageError(f"config={file}: get_config returns {config!r}, not a ConfigDict; mend it")
-    return config
+    if not isinstance(found, ConfigDict):
+        raise UsageError(f"config={file}: get_config returns {found!r}, not a ConfigDict; fix it")
+    return found
 
 
 def override(config: ConfigDict, arguments: Sequence[str]) -> None:
-    """Sets the keys that a command line names.
+    """Sets keys of a config from the command line.
 
     Args:
       config: changed in place.
-      arguments: such as `--config.optim.lr=0.001`, or the same in two words.
+      arguments: such as `--config.optim.lr=0.001`, or `--config.optim.lr 0.001` as two words.
     Raises:
-      UsageError: not such an argument, an unknown key, or a value of another type.
+      UsageError: another kind of argument, an unknown key, or a value of the wrong type.
     """
     words = iter(arguments)
     for word in words:
@@ -60,7 +82,7 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> None:
         if not name.startswith("--config."):
             raise UsageError(f"unknown argument {word!r}: settings are --config.SECTION.KEY=VALUE")
         if not equals and (text := next(words, None)) is None:
-            raise UsageError(f"{word} lacks its value: write {word}=VALUE")
+            raise UsageError(f"{word} has no value: write {word}=VALUE")
         _set(config, name.removeprefix("--config."), text)
 
 
@@ -86,12 +108,12 @@ def _set(config: ConfigDict, key: str, text: str) -> None:
 def _suggestion(key: str, known: list[str]) -> str:
     section, _, name = key.rpartition(".")
     if inside := [k for k in known if k.startswith(f"{key}.")]:
-        return f"it has the keys {', '.join(inside)}"
+        return f"it is a section with the keys {', '.join(inside)}"
     alike = [k for k in known if k.rpartition(".")[2] == name]
     if close := difflib.get_close_matches(key, alike or known, n=3, cutoff=0.75) or alike:
         return f"did you mean {' or '.join(close)}?"
     if beside := [k for k in known if k.startswith(f"{section}.")]:
-        return f"there are {', '.join(beside)}"
+        return f"the section has {', '.join(beside)}"
     return "configs/default.py describes every key"
 
 
@@ -113,6 +135,6 @@ _TYPES: dict[type, tuple[str, Callable[[str], Any]]] = {
     bool: ("true or false", _boolean),
     float: ("a number", float),
     int: ("a whole number", int),
-    str: ("a text", str),
-    tuple: ("numbers with commas between them", _numbers),
+    str: ("text", str),
+    tuple: ("numbers separated by commas", _numbers),
 }

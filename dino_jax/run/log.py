@@ -1,19 +1,18 @@
-"""What a run writes while it trains: log files, TensorBoard, the console and a learning curve.
+"""The logs that a run writes while it trains.
 
 In the run's folder (workdir):
   `log.txt`             a JSON object per epoch: train_loss, train_lr, train_wd, further train_*
-                        metrics, epoch, knn_* scores; no times, so equal runs give equal files.
+                        metrics, epoch, knn_* scores; no times, so that equal runs give equal files.
   `metrics.jsonl`       a JSON object per interval: step, epoch (fractional), metrics, speed.
   `tensorboard/`        the scalars of both.
   `learning_curve.png`  drawn from the two files.
-A number that is not finite is written as null, since JSON has no other way to say it.
+Numbers that are not finite are written as null, since JSON cannot express them.
 """
 
 import itertools
 import json
 import logging
 import math
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -24,9 +23,8 @@ from typing import Self, TextIO
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from tqdm import tqdm
-from tqdm.contrib.logging import logging_redirect_tqdm
 
+from dino_jax.run.console import Console
 from dino_jax.run.learning_curve import (
     EPOCHS_FILE,
     INTERVALS_FILE,
@@ -35,24 +33,23 @@ from dino_jax.run.learning_curve import (
 )
 from dino_jax.run.tensorboard import ScalarWriter
 
-PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
-
 
 class RunLog:
     """The log of a run, as a context manager.
 
-    Entered at step s, it first drops what a former run in the same folder wrote about later steps,
-    since that will be written again. A new run sets the logs of one that finished an epoch there
-    aside, as `log.txt.1` and `metrics.jsonl.1`. Leaving it draws the learning curve.
+    A run resumed at step s first drops the records of later steps, which it will write again. A new
+    run renames the logs of an earlier run in its folder to `log.txt.1` and `metrics.jsonl.1`, if
+    that run finished an epoch. On leaving, the learning curve is drawn.
 
     Args:
-      workdir: the run's folder; made if missing.
+      workdir: the run's folder; created if missing.
       resume_step: optimizer steps already taken, 0 for a new run.
       steps_per_epoch: optimizer steps in an epoch.
       total_steps: of the whole run.
       batch_size: images per step over all devices.
       is_main: whether this process writes; on the others every call does nothing.
-    Raises: UsageError on entering, where a log file holds a line that no run wrote.
+    Raises:
+      UsageError: on entering, if a log file contains a line that no run wrote.
     """
 
     def __init__(
@@ -72,9 +69,10 @@ class RunLog:
         self.is_main = is_main
         self._step = resume_step
         self._planned: dict[str, float] = {}
-        self._bar: tqdm | None = None
-        self._next_plain_line = time.monotonic()
-        self._first_interval: tuple[float, int] | None = None  # when it began, after which step
+        self._console = Console(
+            start=resume_step, steps_per_epoch=steps_per_epoch, total_steps=total_steps
+        )
+        self._first_interval: tuple[float, int] | None = None  # its start: time and step
 
     def __enter__(self) -> Self:
         if not self.is_main:
@@ -83,7 +81,7 @@ class RunLog:
         done = start // self.steps_per_epoch
         self.workdir.mkdir(parents=True, exist_ok=True)
         set_aside = [] if start else _set_aside(self.workdir)
-        with ExitStack() as opened:  # closes the first ones where another cannot be opened
+        with ExitStack() as opened:  # closes what is open if another file cannot be opened
             self._epochs = opened.enter_context(
                 _reopen(self.workdir / EPOCHS_FILE, lambda r: r["epoch"] < done)
             )
@@ -94,19 +92,11 @@ class RunLog:
             self._tensorboard = opened.enter_context(
                 ScalarWriter(self.workdir / "tensorboard", purge_step=start + 1 if start else 0)
             )
-            if sys.stderr.isatty():
-                self._bar = opened.enter_context(
-                    tqdm(
-                        total=self.total_steps,
-                        initial=start,
-                        dynamic_ncols=True,
-                        bar_format="|{bar}| {desc}",
-                    )
-                )
-                opened.enter_context(logging_redirect_tqdm())  # warnings go above the bar
+            opened.enter_context(self._console)
             self._opened = opened.pop_all()
         if set_aside:
-            self.message(f"the logs of a former run are now {' and '.join(map(str, set_aside))}")
+            names = " and ".join(map(str, set_aside))
+            self.message(f"renamed the logs of an earlier run to {names}")
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -117,7 +107,7 @@ class RunLog:
         if written:
             try:
                 plot_learning_curve(self.workdir)
-            except OSError as error:  # must not hide why the run ends
+            except OSError as error:  # must not hide why the run ended
                 logging.warning("the learning curve cannot be written: %s", error)
 
     def interval(
@@ -135,8 +125,8 @@ class RunLog:
           step: optimizer steps taken so far; more than at the last call.
           metrics: loss, lr and any others; Python, NumPy or JAX scalars.
           seconds: wall time of these steps.
-          data_seconds: the part of it that the loop waited for batches.
-          health: the kind of the verdict on the run's health.
+          data_seconds: the part of it spent waiting for batches.
+          health: the kind of the health verdict.
         """
         if not self.is_main:
             return
@@ -155,9 +145,9 @@ class RunLog:
         self._write_interval(step, values | speed | ({"health": health} if health else {}))
         self._tensorboard.write("train", values, step)
         self._tensorboard.write("speed", speed, step)
-        # Checkpoints and scores between intervals take time, too.
+        # From the wall time, which includes checkpoints and k-NN between intervals.
         eta = (self.total_steps - step) * (now - begun) / (step - begun_step)
-        self._show(values, speed, eta)
+        self._console.progress(step, values, speed, eta)
 
     def epoch(
         self,
@@ -170,7 +160,7 @@ class RunLog:
         Args:
           epoch: counted from 0.
           metrics: loss, lr, weight_decay and any others, means over the epoch, without times.
-          knn: the table of `evaluate.knn.knn_accuracy`, where the epoch ended with one.
+          knn: the table of `knn_accuracy`, if the epoch ended with one.
         """
         if not self.is_main:
             return
@@ -192,42 +182,23 @@ class RunLog:
         self.message(f"step {step}{_knn_text(knn)}")
 
     def note_memory(self, planned: int) -> None:
-        """Takes note of the bytes that a run is to take of a device; intervals record them."""
+        """Adds the planned bytes per device to the records of the following intervals."""
         self._planned = {"planned_memory_gib": planned / 2**30}
 
     def message(self, text: str) -> None:
-        """Shows a line to the user, above the progress bar where there is one."""
+        """Prints a line."""
         if self.is_main:
-            tqdm.write(text, file=sys.stderr)
+            self._console.message(text)
 
     def _write_interval(self, step: int, values: Mapping[str, float | str]) -> None:
         position = {"step": step, "epoch": step / self.steps_per_epoch}
         self._intervals.write(_line(position | values))
 
-    def _show(self, values: Mapping[str, float], speed: Mapping[str, float], eta: float) -> None:
-        epochs = self.total_steps / self.steps_per_epoch
-        memory = speed.get("device_memory_gib")  # not known on CPU
-        parts = [  # short enough for a bar before them in 80 columns
-            f"epoch {self._step / self.steps_per_epoch:.2f}/{epochs:.4g}",
-            f"loss {values['loss']:.3f}",
-            f"lr {values['lr']:.1e}",
-            f"{speed['images_per_second']:.0f} images/s",
-            f"wait {speed['data_wait']:.0%}",
-            *([] if memory is None else [f"{memory:.1f} GiB"]),
-            f"ETA {tqdm.format_interval(eta)}",
-        ]
-        if self._bar is not None:
-            self._bar.n = self._step
-            self._bar.set_description_str(" ".join(parts))
-        elif time.monotonic() >= self._next_plain_line or self._step == self.total_steps:
-            self._next_plain_line = time.monotonic() + PLAIN_LINE_SECONDS
-            self.message("  ".join(parts))
-
 
 def is_logged(workdir: Path, epoch: int) -> bool:
-    """Whether a run's log has the line of this epoch, or of a later one.
+    """Whether a run's log contains this epoch or a later one.
 
-    The first process looks, and all hosts learn what it saw, since it may soon write.
+    The first process reads the log and broadcasts the answer to all hosts.
     """
     is_main = jax.process_index() == 0
     logged = is_main and any(r["epoch"] >= epoch for r in read_records(workdir / EPOCHS_FILE))
@@ -251,10 +222,10 @@ def _line(record: Mapping[str, float | str | None]) -> str:
 
 
 def _set_aside(workdir: Path) -> list[Path]:
-    """Renames the logs of a run that finished an epoch; their new names, where there are any.
+    """Renames the logs of an earlier run that finished an epoch, and returns their new names.
 
-    What a run wrote that did not come so far is dropped: it is most often the same run, killed
-    before its first checkpoint.
+    Other logs are overwritten: most often they belong to the same run, killed before its first
+    checkpoint.
     """
     paths = [workdir / EPOCHS_FILE, workdir / INTERVALS_FILE]
     if not (paths[0].exists() and paths[0].stat().st_size):
@@ -265,7 +236,7 @@ def _set_aside(workdir: Path) -> list[Path]:
 
 
 def _reopen(path: Path, keep: Callable[[dict], bool]) -> TextIO:
-    """Opens a log file to append to, without the records that are not to be kept."""
+    """Drops the records that are not to be kept, and opens the file to append to."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w") as file:
         file.writelines(_line(record) for record in read_records(path) if keep(record))
@@ -276,7 +247,7 @@ def _reopen(path: Path, keep: Callable[[dict], bool]) -> TextIO:
 
 
 def _peak_device_memory() -> dict[str, float]:
-    """`device_memory_gib` of the fullest local device; empty where the backend does not tell."""
+    """The highest `device_memory_gib` of the local devices; empty if the backend has no figure."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if s]
     return {"device_memory_gib": max(peaks) / 2**30} if peaks else {}

@@ -12,8 +12,11 @@ from tests.support import runs
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (None, "config=.*config.py is not a Python file: give one of configs/, or your own"),
-        ("def get_config(:", r"raises SyntaxError: .*line 1\); mend the file"),
+        (
+            None,
+            "config=.*config.py is neither a Python file nor one of the package's configs: choose",
+        ),
+        ("def get_config(:", r"raises SyntaxError: .*line 1\); fix the file"),
         ("\nimport not_there", "config.py, line 2 raises ModuleNotFoundError: No module named"),
         ("def get_config():\n    return 3", "get_config returns 3, not a ConfigDict"),
     ],
@@ -34,13 +37,16 @@ def test_refuses_config_argument() -> None:
     ("argument", "message"),
     [
         ("workdir", "unknown argument 'workdir': settings are --config.SECTION.KEY=VALUE"),
-        ("--config.optim.lr", "--config.optim.lr lacks its value: write --config.optim.lr=VALUE"),
+        ("--config.optim.lr", "--config.optim.lr has no value: write --config.optim.lr=VALUE"),
         ("--config.lr=1", r"unknown setting 'lr': did you mean optim.lr\?"),
-        ("--config.optim=1", "unknown setting 'optim': it has the keys optim.accumulation_steps, "),
+        (
+            "--config.optim=1",
+            "unknown setting 'optim': it is a section with the keys optim.accumulation_steps, ",
+        ),
         ("--config.zzzzz=1", "unknown setting 'zzzzz': configs/default.py describes every key"),
         ("--config.train.epochs=none", "train.epochs=none is not a whole number"),
         ("--config.head.use_bn=yes", "head.use_bn=yes is not true or false, such as False"),
-        ("--config.eval.knn_ks=10,x", "eval.knn_ks=10,x is not numbers with commas between"),
+        ("--config.eval.knn_ks=10,x", "eval.knn_ks=10,x is not numbers separated by commas"),
         ("--config.model.overrides.depth=1.5", "depth=1.5 is not a whole number, such as 2"),
     ],
 )

@@ -5,6 +5,7 @@ import json
 import logging
 import math
 import sys
+import time
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from dino_jax.errors import UsageError
-from dino_jax.run import log as metrics
+from dino_jax.run import log as run_log
 from dino_jax.run.learning_curve import plot_learning_curve
 from tests.support.run_logs import BATCH, EPOCHS, open_log, records, scalars, train
 
@@ -29,7 +30,7 @@ def test_log_txt_is_what_users_of_the_reference_parse(tmp_path: Path) -> None:
 
 
 def test_intervals_hold_metrics_and_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(metrics, "_peak_device_memory", lambda: {"device_memory_gib": 1.25})
+    monkeypatch.setattr(run_log, "_peak_device_memory", lambda: {"device_memory_gib": 1.25})
     with open_log(tmp_path, resume_step=2) as log:
         log.note_memory(3 << 29)
         log.interval(4, {"loss": 3.0, "lr": 0.1}, seconds=0.5, data_seconds=0.1)
@@ -57,8 +58,8 @@ def test_memory_is_left_out_where_the_backend_does_not_tell(
             self.memory_stats = lambda: stats
 
     devices = [Device({"peak_bytes_in_use": n << 30}) for n in (3, 5, 4)]
-    monkeypatch.setattr(metrics.jax, "local_devices", lambda: devices)
-    assert metrics._peak_device_memory() == {"device_memory_gib": 5.0}
+    monkeypatch.setattr(run_log.jax, "local_devices", lambda: devices)
+    assert run_log._peak_device_memory() == {"device_memory_gib": 5.0}
     devices[:] = [Device(None)]
     train(tmp_path)
     assert not any("device_memory_gib" in record for record in records(tmp_path / "metrics.jsonl"))
@@ -70,7 +71,7 @@ def test_memory_is_left_out_where_the_backend_does_not_tell(
 def test_a_resumed_run_leaves_the_same_log(
     tmp_path: Path, killed_at: int, resume_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(metrics, "plot_learning_curve", lambda workdir: None)  # slow
+    monkeypatch.setattr(run_log, "plot_learning_curve", lambda workdir: None)  # slow
     train(tmp_path / "whole")
     train(tmp_path / "killed", stop_step=killed_at)
     for name in ("log.txt", "metrics.jsonl"):
@@ -138,11 +139,13 @@ def test_a_line_of_something_else_is_named(name: str, line: str, key: str, tmp_p
 def test_a_new_run_sets_the_logs_of_another_aside(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.setattr(metrics, "plot_learning_curve", lambda workdir: None)  # slow
+    monkeypatch.setattr(run_log, "plot_learning_curve", lambda workdir: None)  # slow
     for stop_step in (8, 10, 20, 40):
         train(tmp_path, stop_step=stop_step)
     # The first one finished no epoch.
-    said = f"logs of a former run are now {tmp_path}/log.txt.1 and {tmp_path}/metrics.jsonl.1"
+    said = (
+        f"renamed the logs of an earlier run to {tmp_path}/log.txt.1 and {tmp_path}/metrics.jsonl.1"
+    )
     assert said in capfd.readouterr().err
     for suffix, stop_step in (("", 40), (".1", 10), (".2", 20)):
         assert len(records(tmp_path / f"log.txt{suffix}")) == stop_step // 10
@@ -177,8 +180,8 @@ def test_a_plain_console_gets_lines_at_a_sensible_rate(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(metrics.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(metrics, "_peak_device_memory", lambda: {"device_memory_gib": 8.06})
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(run_log, "_peak_device_memory", lambda: {"device_memory_gib": 8.06})
     with open_log(tmp_path) as log:
         for step in range(1, 41):
             values = {"loss": 6.5, "lr": 3e-4}
