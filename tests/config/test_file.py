@@ -26,7 +26,7 @@ def test_refuses_config_files(text: str | None, message: str, tmp_path: Path) ->
 
 
 def test_refuses_config_argument() -> None:
-    with pytest.raises(UsageError, match="unknown config argument 'foo': the only one is 'debug'"):
+    with pytest.raises(UsageError, match="unknown config argument 'foo': use 'debug'"):
         read_config(f"{runs.ROOT}/configs/default.py:foo")
 
 

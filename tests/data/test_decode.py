@@ -65,7 +65,7 @@ def test_float_with_holes() -> None:
     values = np.array([[0.0, 1.0, np.nan], [np.inf, -np.inf, 0.5]], np.float32)
     pixels = decode(encoded(Image.fromarray(values), "TIFF"), channels=1)[..., 0]
     np.testing.assert_array_equal(pixels, [[0, 255, 0], [255, 0, 128]])
-    with pytest.raises(UnreadableImage, match="no pixel"):
+    with pytest.raises(UnreadableImage, match="no finite pixel"):
         decode(Image.fromarray(np.full((2, 2), np.nan, np.float32)))
 
 

@@ -85,7 +85,7 @@ def test_eval_processes_share_the_batches(processes: int) -> None:
     ("settings", "message"),
     [
         ({"crop": 6, "resize": 8}, "crop=6 must not exceed canvas_size=5"),
-        ({"crop": 5, "resize": 4}, "nor resize=4"),
+        ({"crop": 5, "resize": 4}, "or resize=4"),
         ({"process_count": 3}, "not divisible"),
     ],
 )

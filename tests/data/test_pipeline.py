@@ -136,5 +136,5 @@ def test_a_batch_that_the_host_has_no_memory_for() -> None:
     batches = train_batches(
         records, batch_size=16, seed=0, start_step=0, canvas_size=10**7, num_threads=1
     )
-    with pytest.raises(UsageError, match=r"shape \(16, 10000000, .* GiB, .* lower the canvas_size"):
+    with pytest.raises(UsageError, match=r"shape \(16, 10000000, .* GiB, .* lower canvas_size"):
         next(batches)

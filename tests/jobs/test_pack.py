@@ -145,13 +145,13 @@ def test_packing_again_gives_the_same_bytes(folder: Path, packed: Path, tmp_path
 def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["pack", str(folder), f"{tmp_path}/out", "--num-threads", "2"])
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].startswith(f"{NUMBER} images of folder:{folder}: 2.4 MiB in 1 files, written")
-    assert shown[1] == "1 of them could not be read and are kept as empty records"
+    assert shown[0].startswith(f"packed {NUMBER} images of folder:{folder} into 1 files, 2.4 MiB; ")
+    assert shown[1] == "1 of them could not be read and are stored as empty records"
     with pytest.raises(SystemExit) as stop:
         cli.main(["pack", str(folder), f"{tmp_path}/out"])
     assert stop.value.code == 2
     assert capsys.readouterr().err == (
-        f"error: out={tmp_path}/out exists: give a folder that does not, or remove it\n"
+        f"error: out={tmp_path}/out already exists: remove it, or choose another folder\n"
     )
 
 
@@ -189,7 +189,7 @@ def test_the_folder_of_another_packing_is_left_alone(
         return open_source(spec)
 
     monkeypatch.setattr("dino_jax.jobs.pack.open_source", open_meanwhile)
-    with pytest.raises(UsageError, match=r"out\.part is what a packing has left"):
+    with pytest.raises(UsageError, match=r"out\.part is left over from an interrupted `pack`"):
         pack(f"folder:{folder}", tmp_path / "out")
     assert theirs.exists()
 
@@ -224,9 +224,9 @@ def test_a_packing_that_was_killed_is_recognised(
     shutil.copytree(packed, tmp_path / "out.part")
     (tmp_path / "out.part" / "records.json").unlink()
     for spec in (f"records:{tmp_path}/out", f"records:{tmp_path}/out.part"):
-        with pytest.raises(UsageError, match=r"packing did not come to its end, .*out\.part is"):
+        with pytest.raises(UsageError, match=r"packing was interrupted: remove .*out\.part, which"):
             open_source(spec)
-    with pytest.raises(UsageError, match=r"out\.part is what a packing has left"):
+    with pytest.raises(UsageError, match=r"out\.part is left over from an interrupted `pack`"):
         pack(f"folder:{folder}", tmp_path / "out")
 
 
@@ -253,14 +253,14 @@ def other_count(root: Path) -> None:
         (lambda root: (root / "00001.array_record").unlink(), "00001.array_record is missing"),
         (damage("00001.array_record", lambda b: b[:-9]), r"has \d+ bytes instead of \d+; copy"),
         (damage("00001.array_record", lambda b: bytes(len(b))), "a file in .* is damaged"),
-        (other_count, f"{NUMBER} records are promised, but there are .* with {NUMBER} labels"),
+        (other_count, f"lists {NUMBER} records, but .* contains .*, {NUMBER} labels"),
         (lambda root: (root / "index.npz").unlink(), "index.npz cannot be read"),
         (damage("index.npz", lambda b: b[: len(b) // 2]), "index.npz cannot be read"),
         (damage("records.json", lambda b: b[: len(b) // 2]), "records.json is damaged"),
-        (lambda root: (root / "records.json").unlink(), "there is no .*records.json: give a"),
-        (listing(format="recipes"), "records.json does not say 'dino_jax records'"),
-        (damage("records.json", lambda _: b"[]"), "records.json does not say"),
-        (listing(version=2), "is of format version 2, and version 1 is read here: use the dino"),
+        (lambda root: (root / "records.json").unlink(), "records.json does not exist: give a"),
+        (listing(format="recipes"), "records.json does not have the format 'dino_jax records'"),
+        (damage("records.json", lambda _: b"[]"), "records.json does not have the format"),
+        (listing(version=2), "format version 2, but this dino_jax reads version 1: use the dino"),
     ],
 )
 def test_what_is_not_whole_is_refused(

@@ -156,5 +156,5 @@ def test_initial_weights() -> None:
 
 @pytest.mark.parametrize("name", ["out_dim", "hidden_dim", "bottleneck_dim", "num_layers"])
 def test_sizes_below_one_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=rf"{name}=0.*every one must be at least 1"):
+    with pytest.raises(UsageError, match=rf"{name}=0.*all of them must be at least 1"):
         DINOHead(rngs=nnx.Rngs(0), **TINY | {name: 0})

@@ -64,9 +64,9 @@ def test_initial_weights() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"groups": 2}, "groups=2, width_per_group=64: blocks that are no bottlenecks have 1 and"),
+        ({"groups": 2}, "groups=2, width_per_group=64: without bottlenecks these must be 1"),
         ({"width_per_group": 128}, "width_per_group=128: .* set bottleneck=True"),
-        ({"depths": (1, 1, 1)}, r"depths=\(1, 1, 1\) must be four numbers of at least 1"),
+        ({"depths": (1, 1, 1)}, r"depths=\(1, 1, 1\) must be four whole numbers of at least 1"),
         ({"depths": (1, 0, 1, 1)}, r"depths=\(1, 0, 1, 1\) must be"),
         ({"in_channels": 0}, "in_channels=0 must be a whole number of at least 1"),
         ({"remat": "some"}, "remat='some' is unknown: choose one of none, dots, full"),

@@ -249,7 +249,7 @@ def parameters(name: str, **settings: Any) -> int:
         ({"mlp_ratio": float("nan")}, "mlp_ratio=nan must give the MLP a finite width"),
         ({"mlp_ratio": float("inf")}, "mlp_ratio=inf must give the MLP a finite width"),
         ({"mlp_ratio": 0.001}, "mlp_ratio=0.001 must give the MLP a finite width of at least 1"),
-        ({"image_size": 18}, "image_size=18 is not a multiple of patch_size=4: .* change one"),
+        ({"image_size": 18}, "image_size=18 is not a multiple of patch_size=4: change one"),
         ({"image_size": 2}, "image_size=2 is not a multiple of patch_size=4"),
         ({"image_size": 0}, "image_size=0 must be a whole number"),
         ({"image_size": (16, 16)}, r"image_size=\(16, 16\) must be a whole number"),
@@ -276,5 +276,5 @@ def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
 
 @pytest.mark.parametrize("n", [0, 3])
 def test_a_number_of_blocks_that_there_is_not_is_refused(n: int) -> None:
-    with pytest.raises(UsageError, match=rf"n={n} .* choose 1 to 2 \(the depth\)"):
+    with pytest.raises(UsageError, match=rf"n={n} must be between 1 and the depth, 2"):
         tiny().get_intermediate_layers(random_images(1, 16, 16, 3), n=n)

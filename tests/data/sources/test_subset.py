@@ -27,5 +27,5 @@ def test_a_part_holds_the_records_of_its_range(part: str, expected: range) -> No
 
 
 def test_an_empty_part_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"shapes:20@train.* has 20 records"):
+    with pytest.raises(UsageError, match=r"'shapes:20@train\[20:\]' is empty: .* the 20 images"):
         open_source("shapes:20@train[20:]")

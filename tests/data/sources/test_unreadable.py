@@ -50,7 +50,7 @@ def test_stops_past_the_bound(count: int, share: float, allowed: int) -> None:
         return records
 
     assert run(allowed).num_unreadable == allowed
-    with pytest.raises(UsageError, match=rf"{allowed + 1} of the {count} .* the {allowed} that"):
+    with pytest.raises(UsageError, match=rf"{allowed + 1} of the {count} .* allows {allowed};"):
         run(allowed + 1)
 
 

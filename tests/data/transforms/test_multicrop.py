@@ -156,5 +156,5 @@ def test_nonsense_is_refused(setting: dict) -> None:
 
 def test_mean_must_fit_the_channels(batch: tuple) -> None:
     canvas, size, keys = batch
-    with pytest.raises(UsageError, match="each of the 1 channels"):
+    with pytest.raises(UsageError, match="one value per channel, and the images have 1"):
         augment(canvas[..., :1], size, keys, SMALL)
