@@ -13,6 +13,7 @@ from tests.support.benchmark_runs import SMALL, run, script
 
 
 @pytest.mark.parametrize("side", [224, 96])
+@pytest.mark.compiler
 def test_counted_operations_of_a_forward_pass(side: int) -> None:
     from flops import vit_forward
 

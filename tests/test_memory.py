@@ -28,6 +28,7 @@ def test_bytes_of_arrays_on_each_device() -> None:
     assert stored_bytes(arrays, shardings) == 16 * 3 * 4 / 8 + 5
 
 
+@pytest.mark.compiler
 def test_bytes_of_a_compiled_function() -> None:
     """A result that takes its argument's place counts once."""
 

@@ -224,6 +224,7 @@ def test_the_step_donates_its_state(mode: str, request: pytest.FixtureRequest) -
 # What the devices tell each other
 
 
+@pytest.mark.compiler
 def test_the_first_state_is_made_where_it_lies() -> None:
     """Under fsdp no device computes, holds or is sent a whole large array."""
     shardings = sharding.state_shardings(SHAPES, sharding.make_mesh(), "fsdp")
@@ -243,6 +244,7 @@ def moved(program: str) -> Counter[str]:
     return Counter({kind: count // 4 for kind, count in moved_bytes(program).items()})
 
 
+@pytest.mark.compiler
 def test_one_device_tells_itself_nothing(single: Run) -> None:
     assert not moved_bytes(single.program)
 
@@ -254,10 +256,12 @@ WHOLE = sum(p.size for p in PARAMETERS) - SPREAD
 MEANS = 2 * K + 3
 
 
+@pytest.mark.compiler
 def test_dp_sums_gradients_and_means_and_moves_nothing_else(dp: Run) -> None:
     assert moved(dp.program) == {"all-reduce": WHOLE + SPREAD + MEANS}
 
 
+@pytest.mark.compiler
 def test_fsdp_gathers_each_weight_once_a_network_and_sums_each_gradient_where_it_is_stored(
     fsdp: Run,
 ) -> None:
@@ -269,6 +273,7 @@ def test_fsdp_gathers_each_weight_once_a_network_and_sums_each_gradient_where_it
     assert WHOLE + MEANS < found["all-reduce"] <= WHOLE + MEANS + len(PARAMETERS) + 2
 
 
+@pytest.mark.compiler
 def test_accumulated_passes_are_summed_once(single: Run) -> None:
     """Over the devices after the last of them, and not after each."""
     run = Run.of(8, "dp", single.start, accumulation_steps=2)

@@ -104,6 +104,7 @@ def test_evaluation_leaves_the_statistics_and_each_image_to_itself(build: Callab
     np.testing.assert_allclose(features[:1], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.compiler
 def test_remat_recomputes_and_changes_no_number(build: Callable) -> None:
     params, stats = weights(build)
     results, work = {}, {}

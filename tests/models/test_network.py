@@ -118,6 +118,7 @@ def test_abstract_is_split_in_shapes_alone() -> None:
     assert shapes == built_shapes
 
 
+@pytest.mark.compiler
 def test_forward_pass_on_eight_devices_moves_nothing_between_them(
     views: tuple[np.ndarray, ...], keys: jax.Array
 ) -> None:

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 PyTree = Any
 
 
+@pytest.mark.compiler
 def test_remat_policies_recompute_and_change_no_number() -> None:
     images, keys = random_images(2, 16, 16, 3), image_keys(2)
     _, params, _ = split(tiny())

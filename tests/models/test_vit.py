@@ -160,6 +160,7 @@ def flops(function: Callable, *args: PyTree) -> float:
     return jax.jit(function).lower(*args).cost_analysis()["flops"]
 
 
+@pytest.mark.compiler
 def test_last_block_for_the_class_token_alone_is_exact_and_cheaper() -> None:
     model, images = tiny(), random_images(3, 16, 16, 3)
     graphdef, params, _ = split(model)

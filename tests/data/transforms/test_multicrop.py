@@ -93,6 +93,7 @@ def test_another_key_gives_other_crops(batch: tuple, compiled: jax.stages.Compil
         assert len(np.unique(crops, axis=0)) == len(crops)
 
 
+@pytest.mark.compiler
 def test_a_sharded_batch_needs_no_communication(compiled: jax.stages.Compiled) -> None:
     collectives = "all-gather|all-reduce|all-to-all|collective|reduce-scatter"
     assert not re.findall(collectives, compiled.as_text())
