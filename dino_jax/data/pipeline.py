@@ -20,7 +20,7 @@ from PIL import Image
 
 from dino_jax.data.batches import Batch, counted, in_batches
 from dino_jax.data.decode import UnreadableImage, decode, resize_and_crop
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
 
 T = TypeVar("T")

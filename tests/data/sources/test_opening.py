@@ -1,8 +1,8 @@
-"""What is wrong with a source is said in words, before anything is read."""
+"""A wrong source is rejected, with an explanation, before anything is read."""
 
 import pytest
 
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 
 
@@ -31,6 +31,6 @@ from dino_jax.errors import UsageError
         ("shapes:10@dev", "choose one of train, val, test"),
     ],
 )
-def test_refusals(spec: str, message: str) -> None:
+def test_wrong_sources_are_rejected(spec: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         open_source(spec)
