@@ -56,14 +56,14 @@ def recipe_images(tag: str, shape: tuple[int, ...]) -> np.ndarray:
 def recipe_trees(
     seed: int, params: PyTree, batch_stats: PyTree, family: str, *, prefix: str = ""
 ) -> tuple[PyTree, PyTree]:
-    """The recipe's weights in trees of the same shapes as those given.
+    """The recipe's weights, in trees with the given shapes.
 
     Args:
-      seed: of the recipe.
-      params: abstract or not.
+      seed: seed of the recipe.
+      params: gives the shapes; may be abstract.
       batch_stats: likewise.
-      family: a key of `weights.tables.FAMILIES`.
-      prefix: of torch's names.
+      family: a key of `dino_jax.weights.layouts.tables.FAMILIES`.
+      prefix: prefix of torch's names.
     """
     tensors = {
         name: recipe_tensor(seed, prefix + name, empty.shape)
