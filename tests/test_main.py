@@ -208,7 +208,7 @@ def test_unreadable_images_are_replaced_until_too_many(
     ]
     for path in sorted(images.glob("*.png"))[-20:]:
         path.write_text("gone")
-    with pytest.raises(UsageError, match=r"1\d of the 85 .* max_unreadable=0.05 allows; the last"):
+    with pytest.raises(UsageError, match=r"1\d of the 85 .* max_unreadable=0.05 allows 10; the"):
         runs.train_here(config, workdir)
     kept = runs.steps(workdir)
     assert kept[-1] >= 10
