@@ -1,10 +1,10 @@
-"""Every setting of a training run, with its unit, the paper's value and when to change it.
+"""All settings of a training run, with units, and advice on when to change them.
 
 python main.py --config=configs/default.py --workdir=runs/default --config.data.train=folder:/path
 
-The values are those of the reference's defaults, which train ViT-S/16 for 100 epochs (k-NN 69.3 on
-ImageNet with 8 GPUs; see vit_small.py). Any key can be set on the command line:
---config.optim.lr=0.001. `:debug` after a config's path shrinks it to a run of seconds.
+The defaults are the reference's, which train ViT-S/16 for 100 epochs (k-NN 69.3 on ImageNet with 8
+GPUs; see vit_small.py). Set any of them on the command line, for example --config.optim.lr=0.001.
+Append `:debug` to a config's path for a run that takes seconds.
 """
 
 from ml_collections import ConfigDict, config_dict
@@ -14,23 +14,23 @@ from dino_jax.errors import UsageError
 
 def get_config(arg: str = "") -> ConfigDict:
     config = ConfigDict()
-    config.seed = 0  # of weights, data order, crops and stochastic depth
+    config.seed = 0  # for weights, data order, crops and stochastic depth
 
-    # Weights to start from instead of random ones: a hub name, a .pth file, a converted folder, a
-    # run or RUN@STEP. The log says what was taken; a lower optim.lr keeps more of it.
+    # Initial weights instead of random ones: a hub name, a .pth file, a converted folder, a run, or
+    # RUN@STEP. The log lists what was loaded. A lower optim.lr stays closer to these weights.
     config.init_from = config_dict.placeholder(str)
 
     config.model = ConfigDict()
     config.model.name = "vit_small"  # a ViT, an XCiT or a ResNet of dino_jax.models.MODELS
-    # Of a ViT, in pixels; unset 16. 8 is better and about five times as slow. XCiTs are named by it.
+    # Pixels; for ViTs only, by default 16. 8 gives better features but is about five times as slow.
     config.model.patch_size = config_dict.placeholder(int)
     config.model.drop_path_rate = 0.1  # stochastic depth of the student's last block; ResNets: 0
-    config.model.dtype = "auto"  # compute: float32, bfloat16; auto is float32 on CPU only
-    # Kernel of a ViT's attention: xla, cudnn (bfloat16 on a GPU); auto takes cudnn where a check at the
-    # start finds that it computes right.
+    config.model.dtype = "auto"  # compute: float32, bfloat16; auto: float32 on CPUs, else bfloat16
+    # Attention kernel of a ViT: xla, cudnn (bfloat16 on a GPU), or auto, which is cudnn if a check at
+    # the start of the run shows that its results are correct.
     config.model.attention = "auto"
     config.model.remat = "none"  # recompute to save memory: none, dots (some), full (most)
-    config.model.overrides = ConfigDict()  # of the architecture; unset keeps its own value
+    config.model.overrides = ConfigDict()  # sizes; if unset, those of the architecture
     config.model.overrides.image_size = config_dict.placeholder(int)  # pixels, a ViT's positions
     config.model.overrides.embed_dim = config_dict.placeholder(int)
     config.model.overrides.depth = config_dict.placeholder(int)  # blocks
@@ -43,33 +43,33 @@ def get_config(arg: str = "") -> ConfigDict:
     config.head.bottleneck_dim = 256
     config.head.num_layers = 3
     config.head.use_bn = False  # BatchNorm before each GELU
-    config.head.weight_norm = True  # of the prototypes; False as the released ResNet-50 had it
-    config.head.norm_last_layer = True  # False gains a little with vit_small, unstable with others
+    config.head.weight_norm = True  # of the prototypes; the released ResNet-50 has False
+    config.head.norm_last_layer = True  # False: a bit better with vit_small, unstable with others
 
     config.loss = ConfigDict()
     config.loss.student_temp = 0.1
-    config.loss.teacher_temp = 0.04  # after its warm-up; 0.07 is about the highest stable value
+    config.loss.teacher_temp = 0.04  # after the warm-up; values above about 0.07 are unstable
     config.loss.warmup_teacher_temp = 0.04  # in the first epoch; lower it if the loss stays at ln K
     config.loss.warmup_teacher_temp_epochs = 0
     config.loss.center_momentum = 0.9  # share of the old center kept each step
 
     config.optim = ConfigDict()
     config.optim.name = "adamw"  # adamw, sgd (for ResNets), lars (for very large batches)
-    config.optim.lr = 0.0005  # after warm-up, for 256 images; scaled by batch_size / 256
-    config.optim.min_lr = 1e-6  # at the end, not scaled
+    config.optim.lr = 0.0005  # after the warm-up, for batch size 256; scaled by batch_size / 256
+    config.optim.min_lr = 1e-6  # at the end; not scaled
     config.optim.warmup_epochs = 10
     config.optim.weight_decay = 0.04  # at the start
-    config.optim.weight_decay_end = 0.4  # at the end, by a cosine
-    config.optim.clip_grad = 3.0  # norm of each parameter's gradient; 0.3 helps large models, 0 off
-    config.optim.freeze_last_layer = 1  # epochs; more if the loss does not fall
-    config.optim.momentum_teacher = 0.996  # at the start, to 1 by a cosine; 0.9995 for batch 256
-    config.optim.accumulation_steps = 1  # passes a step: saves memory, same result
+    config.optim.weight_decay_end = 0.4  # at the end; follows a cosine
+    config.optim.clip_grad = 3.0  # norm per parameter's gradient; 0.3 helps large models; 0: off
+    config.optim.freeze_last_layer = 1  # epochs; more if the loss does not decrease
+    config.optim.momentum_teacher = 0.996  # at the start; follows a cosine to 1; batch 256: 0.9995
+    config.optim.accumulation_steps = 1  # micro-batches per step; more save memory, same result
 
     config.crops = ConfigDict()
     config.crops.global_size = 224  # pixels
-    config.crops.global_scale = (0.4, 1.0)  # share of the image's area; (0.14, 1) without locals
+    config.crops.global_scale = (0.4, 1.0)  # share of area; (0.14, 1) without local crops
     config.crops.local_size = 96  # pixels
-    config.crops.local_number = 8  # 0 trains on the two global crops alone
+    config.crops.local_number = 8  # 0: train on the two global crops only
     config.crops.local_scale = (0.05, 0.4)
     config.crops.aspect_ratio = (3 / 4, 4 / 3)  # width over height of a crop's box
     config.crops.flip_prob = 0.5
@@ -77,42 +77,42 @@ def get_config(arg: str = "") -> ConfigDict:
     config.crops.brightness = 0.4
     config.crops.contrast = 0.4
     config.crops.saturation = 0.2
-    config.crops.hue = 0.1  # share of the colour circle
+    config.crops.hue = 0.1  # largest shift, as a share of the colour circle
     config.crops.gray_prob = 0.2
-    config.crops.blur_prob = (1.0, 0.1, 0.5)  # first global, second global, locals
+    config.crops.blur_prob = (1.0, 0.1, 0.5)  # first global, second global, local crops
     config.crops.blur_radius = (0.1, 2.0)  # pixels
-    config.crops.solarize_prob = 0.2  # second global only
-    config.crops.mean = (0.485, 0.456, 0.406)  # of each channel in 0..1
+    config.crops.solarize_prob = 0.2  # second global crop only
+    config.crops.mean = (0.485, 0.456, 0.406)  # per channel, on the scale 0..1
     config.crops.std = (0.229, 0.224, 0.225)
 
     config.data = ConfigDict()
     config.data.train = config_dict.placeholder(str)  # KIND:LOCATION[@SPLIT], or a folder
     config.data.canvas_size = 512  # pixels; larger images are shrunk to fit when decoded
-    config.data.num_threads = 16  # that decode images
-    # Share of all images that each process may find unreadable, or ten, before the run stops.
+    config.data.num_threads = 16  # threads that decode images
+    # Share of the images that a process may find unreadable before the run stops; at least ten may.
     config.data.max_unreadable = 0.05
 
     config.train = ConfigDict()
-    config.train.batch_size = 512  # images a step over all devices
+    config.train.batch_size = 512  # images per step, over all devices
     config.train.epochs = 100
-    config.train.sharding = "dp"  # dp: state on every device; fsdp: spread over the devices
+    config.train.sharding = "dp"  # dp: replicate the state on every device; fsdp: shard it
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every_steps = 1000  # besides the end of each epoch; 0 for epochs only
-    config.checkpoint.keep_every_epochs = 20  # kept for good, besides the latest
+    config.checkpoint.every_steps = 1000  # in addition to the end of each epoch; 0: epochs only
+    config.checkpoint.keep_every_epochs = 20  # kept permanently, in addition to the latest
 
     config.log = ConfigDict()
-    config.log.every_steps = 50  # a line of metrics and of health
-    config.log.attention_sheet = 0  # pictures on attention.png, drawn at the end; 0 for none
+    config.log.every_steps = 50  # steps per line of metrics and diagnosis
+    config.log.attention_sheet = 0  # images on attention.png, drawn at the end; 0: none
 
     config.eval = ConfigDict()
-    config.eval.knn_every_epochs = 0  # 0 never
-    config.eval.knn_at_start = False  # of the untrained network too, for comparison
-    config.eval.knn_train = config_dict.placeholder(str)  # labelled bank; unset: data.train
-    config.eval.knn_test = config_dict.placeholder(str)  # labelled queries
+    config.eval.knn_every_epochs = 0  # 0: never
+    config.eval.knn_at_start = False  # also evaluate the untrained network, for comparison
+    config.eval.knn_train = config_dict.placeholder(str)  # labelled images; by default data.train
+    config.eval.knn_test = config_dict.placeholder(str)  # labelled images to classify
     config.eval.knn_ks = (10, 20, 100, 200)
     config.eval.knn_temperature = 0.07
-    config.eval.resize = 256  # pixels, shorter side, before the centre crop
+    config.eval.resize = 256  # pixels; shorter side before the centre crop
     config.eval.crop = 224  # pixels
     config.eval.canvas_size = 512  # pixels
     config.eval.batch_size = 256
@@ -121,16 +121,16 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def apply_argument(config: ConfigDict, arg: str) -> ConfigDict:
-    """Applies what stands behind the colon of a config's path: `debug`, or nothing."""
+    """Applies the part of a config's path after the colon: `debug`, or nothing."""
     if arg == "debug":
         shrink(config)
     elif arg:
-        raise UsageError(f"unknown config argument {arg!r}: the only one is 'debug'")
+        raise UsageError(f"unknown config argument {arg!r}: use 'debug', or omit it")
     return config
 
 
 def shrink(config: ConfigDict) -> None:
-    """Makes a config small enough for any machine to run within a minute; it learns little."""
+    """Shrinks a config so that any machine runs it within a minute; the model learns little."""
     _shrink_model(config.model)
     config.head.update(out_dim=256, hidden_dim=64, bottleneck_dim=32)
     config.crops.update(global_size=32, local_size=16, local_number=2)
@@ -152,7 +152,7 @@ def shrink(config: ConfigDict) -> None:
 
 
 def _shrink_model(model: ConfigDict) -> None:
-    if "resne" in model.name:  # wide ones and ResNeXts too
+    if "resne" in model.name:  # including wide ResNets and ResNeXts
         model.name = "resnet18"
         return
     model.overrides.update(embed_dim=48, depth=2, num_heads=3)

@@ -2,10 +2,10 @@
 
 python main.py --config=configs/resnet50.py --workdir=runs/resnet50 --config.data.train=folder:/imagenet/train
 
-The scores are those of the released weights, which come from another training: their head has two
-layers, 4096 wide, and prototypes without weight normalisation. Optimizer, learning rate, weight
-decay and scales of the crops are the reference's advice for ResNets; batch and epochs are those of
-vit_small.py.
+The scores are those of the released weights, which were trained differently: their head has two
+layers of width 4096, and prototypes without weight normalisation. Optimizer, learning rate, weight
+decay and crop scales are the reference's recommendation for ResNets; batch size and epochs are those
+of vit_small.py.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ from dino_jax.configs import default
 
 def get_config(arg: str = "") -> ConfigDict:
     config = default.get_config()
-    config.model.update(name="resnet50", drop_path_rate=0.0)  # it has no stochastic depth
+    config.model.update(name="resnet50", drop_path_rate=0.0)  # ResNets have no stochastic depth
     config.train.update(batch_size=512, epochs=100)
     config.optim.update(name="sgd", lr=0.03, weight_decay=1e-4, weight_decay_end=1e-4)
     config.crops.update(global_scale=(0.14, 1.0), local_scale=(0.05, 0.14))

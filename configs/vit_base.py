@@ -1,10 +1,9 @@
-"""DINO ViT-B/16, 400 epochs, 1024 images a step: k-NN 76.1, linear 78.2 on ImageNet.
+"""DINO ViT-B/16, 400 epochs, batch size 1024: k-NN 76.1, linear 78.2 on ImageNet.
 
 python main.py --config=configs/vit_base.py --workdir=runs/b16 --config.data.train=folder:/imagenet/train
 
-The scores are those of the released weights; their exact arguments are said by
-`python -m dino_jax inspect dino_vitb16 --what=full`. This recipe follows the advice of the paper and the
-reference's documentation.
+The scores are those of the released weights. `python -m dino_jax inspect dino_vitb16 --what=full`
+shows their exact training arguments; this config follows the paper and the reference's documentation.
 """
 
 from ml_collections import ConfigDict

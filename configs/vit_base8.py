@@ -1,11 +1,10 @@
-"""DINO ViT-B/8, 300 epochs, 1024 images a step: k-NN 77.4, linear 80.1 on ImageNet.
+"""DINO ViT-B/8, 300 epochs, batch size 1024: k-NN 77.4, linear 80.1 on ImageNet.
 
 python main.py --config=configs/vit_base8.py --workdir=runs/b8 --config.data.train=folder:/imagenet/train
 
-The scores are those of the released weights; their exact arguments are said by
-`python -m dino_jax inspect dino_vitb8 --what=full`. This recipe follows the advice of the paper and the
-reference's documentation.
-It needs far more memory than vit_base.py: hence `remat` and `fsdp`.
+The scores are those of the released weights. `python -m dino_jax inspect dino_vitb8 --what=full`
+shows their exact training arguments; this config follows the paper and the reference's documentation.
+It uses `remat` and `fsdp`, because it needs far more memory than vit_base.py.
 """
 
 from ml_collections import ConfigDict

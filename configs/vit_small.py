@@ -1,9 +1,9 @@
-"""DINO ViT-S/16, 100 epochs, 512 images a step: k-NN 69.3, linear 74.0 on ImageNet.
+"""DINO ViT-S/16, 100 epochs, batch size 512: k-NN 69.3, linear 74.0 on ImageNet.
 
 python main.py --config=configs/vit_small.py --workdir=runs/s16 --config.data.train=folder:/imagenet/train
 
-The scores are the reference's with this recipe on 8 GPUs (1.75 days on V100s). For k-NN scores
-during training add --config.eval.knn_every_epochs=10 --config.eval.knn_test=folder:/imagenet/val.
+The scores are the reference's with these settings on 8 V100 GPUs (1.75 days). For k-NN scores during
+training add --config.eval.knn_every_epochs=10 --config.eval.knn_test=folder:/imagenet/val.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
-"""DINO ViT-S/16, 300 epochs, 1024 images a step: k-NN 73.3, linear 76.0 on ImageNet.
+"""DINO ViT-S/16, 300 epochs, batch size 1024: k-NN 73.3, linear 76.0 on ImageNet.
 
 python main.py --config=configs/vit_small_boost.py --workdir=runs/s16_boost --config.data.train=folder:/imagenet/train
 
-The scores are the reference's with this recipe on 16 GPUs (2.6 days on V100s).
+The scores are the reference's with these settings on 16 V100 GPUs (2.6 days).
 """
 
 from ml_collections import ConfigDict
@@ -14,5 +14,5 @@ def get_config(arg: str = "") -> ConfigDict:
     config = vit_small.get_config()
     config.train.update(batch_size=1024, epochs=300)
     config.loss.update(teacher_temp=0.07, warmup_teacher_temp_epochs=30)
-    config.head.norm_last_layer = False  # safe with vit_small only
+    config.head.norm_last_layer = False  # stable with vit_small only
     return default.apply_argument(config, arg)

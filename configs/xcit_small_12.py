@@ -2,10 +2,10 @@
 
 python main.py --config=configs/xcit_small_12.py --workdir=runs/xcit_s12 --config.data.train=folder:/imagenet/train
 
-The scores are those of the released weights; their own settings are said by
-`python -m dino_jax inspect dino_xcit_small_12_p16 --what=full`. Here batch, epochs, temperature and
-clipping are those of vit_base.py, and the rest is default.py's. For patches of 8 pixels (k-NN 77.1,
-linear 79.2): --config.model.name=xcit_small_12_p8.
+The scores are those of the released weights; `python -m dino_jax inspect dino_xcit_small_12_p16
+--what=full` shows their settings. This config takes batch size, epochs, temperature and clipping from
+vit_base.py, and the rest from default.py. For patches of 8 pixels (k-NN 77.1, linear 79.2):
+--config.model.name=xcit_small_12_p8.
 """
 
 from ml_collections import ConfigDict

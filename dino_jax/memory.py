@@ -1,4 +1,4 @@
-"""What a run takes of the memory of each device, before it takes it."""
+"""How much device memory a compiled function needs, and how much there is."""
 
 import math
 import os
@@ -10,14 +10,14 @@ import jax
 from jax.sharding import Mesh
 
 PyTree = Any
-_CONTAINER_LIMITS = (  # of control groups, version 2 and 1
+_CONTAINER_LIMITS = (  # cgroup versions 2 and 1
     "/sys/fs/cgroup/memory.max",
     "/sys/fs/cgroup/memory/memory.limit_in_bytes",
 )
 
 
 def stored_bytes(arrays: PyTree, shardings: PyTree) -> int:
-    """Bytes on each device of arrays, real or abstract, that are laid out like this."""
+    """Bytes per device of arrays, real or abstract, with these shardings."""
     return sum(
         math.prod(where.shard_shape(array.shape)) * array.dtype.itemsize
         for array, where in zip(jax.tree.leaves(arrays), jax.tree.leaves(shardings), strict=True)
@@ -25,10 +25,10 @@ def stored_bytes(arrays: PyTree, shardings: PyTree) -> int:
 
 
 def planned_bytes(compiled: jax.stages.Compiled) -> int | None:
-    """Bytes on each device while a compiled function runs, as XLA planned; None if it cannot say.
+    """Bytes per device that a compiled function needs according to XLA; None if unknown.
 
-    They are its arguments, its results without those that take an argument's place, and whatever
-    it needs in between.
+    The sum of arguments, results and temporaries; a result that reuses the memory of a donated
+    argument counts once.
     """
     plan = compiled.memory_analysis()
     if plan is None:
@@ -38,9 +38,9 @@ def planned_bytes(compiled: jax.stages.Compiled) -> int | None:
 
 
 def device_limit(mesh: Mesh) -> int | None:
-    """Bytes that the smallest local device lends to JAX, a CPU's its part of the machine's memory.
+    """Bytes that JAX may use on the local device with the least memory; None if unknown.
 
-    None where devices do not say.
+    CPU devices share the machine's memory equally.
     """
     devices = mesh.local_devices
     if devices[0].platform == "cpu":
@@ -50,7 +50,7 @@ def device_limit(mesh: Mesh) -> int | None:
 
 
 def machine_memory() -> int:
-    """Bytes of memory that this machine has, or lends to the container that this runs in."""
+    """Bytes of memory of this machine, or the limit of the container in which this runs."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for file in _CONTAINER_LIMITS:
         with suppress(OSError, ValueError):  # no such file, or "max"
@@ -59,15 +59,15 @@ def machine_memory() -> int:
 
 
 def gib(num_bytes: float) -> str:
-    """Bytes as GiB, such as "1.50 GiB"."""
+    """Formats a number of bytes as in "1.50 GiB"."""
     return f"{num_bytes / 2**30:.2f} GiB"
 
 
-_SIGNS = ("resource_exhausted", "out of memory", "out_of_memory")  # in what JAX raises
+_SIGNS = ("resource_exhausted", "out of memory", "out_of_memory")  # in JAX's error messages
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether JAX raised this because the memory of a device is exhausted."""
+    """True for a JAX error caused by insufficient device memory."""
     return isinstance(error, jax.errors.JaxRuntimeError) and any(
         sign in str(error).lower() for sign in _SIGNS
     )

@@ -1,8 +1,8 @@
-"""Devices as one mesh axis, and where the arrays of a run lie on it.
+"""The device mesh, which has one axis, and how the arrays of a run are sharded over it.
 
-`dp` keeps the whole state on every device. `fsdp` spreads every large array over the devices; a
-step gathers the weights, and each device updates its own slice (Rajbhandari et al., ZeRO,
-arXiv 1910.02054). Batches are spread over their first axis in both.
+`dp` replicates the whole state on every device. `fsdp` shards every large array over the devices:
+each step gathers the weights, and each device updates its own slice (Rajbhandari et al., ZeRO,
+arXiv 1910.02054). Both shard a batch over its first axis.
 """
 
 import dataclasses
@@ -18,27 +18,31 @@ Run = Callable[[tuple[PyTree, PyTree], PyTree, PyTree], tuple[PyTree, PyTree, Py
 
 AXIS = "data"
 MODES = ("dp", "fsdp")
-FSDP_MIN_SIZE = 4096  # elements; a gather of less costs more than the memory it saves
+FSDP_MIN_SIZE = 4096  # elements; smaller arrays are not worth the cost of a gather
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
-    """All devices, or those given, on the one axis "data"."""
+    """A mesh of the given devices, by default all, with the single axis "data"."""
     devices = jax.devices() if devices is None else devices
     return jax.make_mesh((len(devices),), (AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Keeps the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def batch_sharded(mesh: Mesh) -> NamedSharding:
-    """The first axis spread over the devices."""
+    """Shards the first axis over the devices."""
     return NamedSharding(mesh, PartitionSpec(AXIS))
 
 
 def array_sharding(array: jax.ShapeDtypeStruct, mesh: Mesh, mode: str) -> NamedSharding:
-    """One array of the state: under fsdp its largest axis that the devices divide is spread."""
+    """The sharding of one array of the state.
+
+    In fsdp mode the array is sharded over its largest axis that is divisible by the number of
+    devices. In dp mode, and if it is small or has no such axis, it is replicated.
+    """
     shardable = [i for i, n in enumerate(array.shape) if n % mesh.size == 0]
     if mode == "dp" or np.prod(array.shape) < FSDP_MIN_SIZE or not shardable:
         return replicated(mesh)
@@ -47,12 +51,12 @@ def array_sharding(array: jax.ShapeDtypeStruct, mesh: Mesh, mode: str) -> NamedS
 
 
 def state_shardings(abstract_state: PyTree, mesh: Mesh, mode: str) -> PyTree:
-    """A sharding for every array of a state, from the shapes alone."""
+    """The sharding of every array of a state, given their shapes."""
     return jax.tree.map(lambda array: array_sharding(array, mesh, mode), abstract_state)
 
 
 def with_shardings(abstract_state: PyTree, shardings: PyTree) -> PyTree:
-    """Shapes that say where their arrays lie, as compilation and restoring want them."""
+    """Adds shardings to abstract arrays, as needed to compile a step or restore a checkpoint."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract_state, shardings
     )
@@ -60,31 +64,32 @@ def with_shardings(abstract_state: PyTree, shardings: PyTree) -> PyTree:
 
 @dataclasses.dataclass(frozen=True)
 class PassLayout:
-    """How the devices share a forward and backward pass: each takes its own images."""
+    """How the devices share a forward and backward pass: each computes its own images."""
 
     mesh: Mesh
-    params: PyTree  # a PartitionSpec for every parameter of the student, and so of the teacher
+    params: PyTree  # the PartitionSpec of every parameter, the same for student and teacher
 
 
 def pass_layout(param_shardings: PyTree, mesh: Mesh) -> PassLayout | None:
-    """The layout of a pass over parameters that are stored so; None for one device."""
+    """The layout of a pass with parameters of these shardings; None for a single device."""
     if mesh.size == 1:
         return None
     return PassLayout(mesh, jax.tree.map(lambda sharding: sharding.spec, param_shardings))
 
 
 def spread_pass(run: Run, layout: PassLayout) -> Run:
-    """Lets every device run a pass over its share of the batch, and averages what comes out.
+    """Runs a pass on every device with its share of the batch, and averages the results.
 
-    What moves of weights and gradients is written here: weights that are stored in parts are
-    gathered once, and gradients are added up once, after all passes of a step; each ends where its
-    parameter is stored.
+    All communication of weights and gradients is here: sharded weights are gathered once, and
+    gradients are averaged once, after all micro-batches of a step, and sharded like their
+    parameters.
 
     Args:
-      run: (weights, shared, batch) -> (gradients, means, shared), of some images. Weights
-        are the student's and the teacher's, gradients the student's; gradients and means are means
-        over these images, and what is shared is equal on all devices, before and after.
-      layout: of the weights; the batch is spread over its first axis.
+      run: (weights, shared, batch) -> (gradients, means, shared), for some images. The weights are
+        a pair, the student's and the teacher's; the gradients are the student's. Gradients and
+        means are means over these images. `shared` is equal on all devices, before and after.
+      layout: the layout of the weights; the batch is sharded over its first axis.
+    Returns: the same function for the whole batch.
     """
     weights = layout.params, layout.params
 
@@ -93,25 +98,25 @@ def spread_pass(run: Run, layout: PassLayout) -> Run:
         gradients = jax.tree.map(_mean_in_place, gradients, layout.params)
         return gradients, jax.lax.pmean(means, AXIS), shared
 
-    nowhere = PartitionSpec()
+    everywhere = PartitionSpec()
     return jax.shard_map(
         share,
         mesh=layout.mesh,
-        in_specs=(weights, nowhere, PartitionSpec(AXIS)),
-        out_specs=(layout.params, nowhere, nowhere),
-        check_vma=False,  # gradients must not be added up before the passes are over
+        in_specs=(weights, everywhere, PartitionSpec(AXIS)),
+        out_specs=(layout.params, everywhere, everywhere),
+        check_vma=False,  # with it, gradients would be summed in every micro-batch
     )
 
 
 def _gather(part: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """The whole of an array, of which this device stores a part."""
+    """The whole array, from this device's part of it."""
     if AXIS not in spec:
         return part
     return jax.lax.all_gather(part, AXIS, axis=spec.index(AXIS), tiled=True)
 
 
 def _mean_in_place(whole: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """The mean over the devices, or the part of it that this device stores."""
+    """The mean over the devices, or this device's part of the mean if the array is sharded."""
     if AXIS not in spec:
         return jax.lax.pmean(whole, AXIS)
     total = jax.lax.psum_scatter(whole, AXIS, scatter_dimension=spec.index(AXIS), tiled=True)
@@ -119,5 +124,5 @@ def _mean_in_place(whole: jax.Array, spec: PartitionSpec) -> jax.Array:
 
 
 def device_axes() -> tuple[str, ...]:
-    """The axes that a sum over all images goes over, where each device runs on its own share."""
+    """The mesh axes over which a sum over all images must be reduced; empty outside `shard_map`."""
     return jax.sharding.get_abstract_mesh().manual_axes

@@ -1,4 +1,4 @@
-"""Every test runs offline on the CPU with eight virtual devices."""
+"""All tests run offline, on the CPU with eight virtual devices."""
 
 import os
 import signal
@@ -8,8 +8,8 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # no test writes to the user's folders
-if "DINO_JAX_TESTS_CACHE" not in os.environ:  # one for all workers and what they start
+os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # tests do not write to the user's cache
+if "DINO_JAX_TESTS_CACHE" not in os.environ:  # shared by all workers and their subprocesses
     _cache = tempfile.TemporaryDirectory(prefix="dino_jax_tests_")
     os.environ["DINO_JAX_TESTS_CACHE"] = _cache.name
 
@@ -18,41 +18,41 @@ import numpy as np
 import pytest
 from PIL import Image
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background shells ignore SIGINT
 
-LONGEST = ("test_train_parity.py", "test_benchmarks.py", "test_resume.py")  # of all files
+LONGEST = ("test_train_parity.py", "test_benchmarks.py", "test_resume.py")  # slowest test files
 GOLDENS = Path(__file__).parent / "goldens"
 PARITY_GOLDENS = Path(os.environ.get("DINO_JAX_GOLDENS", GOLDENS))
 
 
 def parity_cases(pattern: str) -> list[Path]:
-    """The files that a parity test runs over; another folder than our own may have none."""
-    assert PARITY_GOLDENS.is_dir(), f"DINO_JAX_GOLDENS={PARITY_GOLDENS} is no folder"
+    """The goldens that match a pattern; only a folder set by DINO_JAX_GOLDENS may have none."""
+    assert PARITY_GOLDENS.is_dir(), f"DINO_JAX_GOLDENS={PARITY_GOLDENS} is not a folder"
     cases = sorted(PARITY_GOLDENS.glob(pattern))
     assert cases or PARITY_GOLDENS != GOLDENS, f"{GOLDENS} has no {pattern}"
     return cases
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long files first, so that in the end no worker waits for another's."""
+    """Runs the slowest files first, so that all workers finish at about the same time."""
     items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(scope="session")
 def goldens() -> Path:
-    """Our own folder of numbers recorded from the reference implementation."""
+    """The repository's goldens: numbers recorded from the reference implementation."""
     return GOLDENS
 
 
 @pytest.fixture(scope="session")
 def weights() -> str:
-    """A small backbone in a file of the reference."""
+    """A small backbone in a file written by the reference."""
     return str(GOLDENS / "pth/backbone.pth")
 
 
 @pytest.fixture(scope="module")
 def photo() -> Image.Image:
-    """A smooth picture, 90 wide and 60 high, with all colours."""
+    """A smooth image with many colours, 90 pixels wide and 60 high."""
     rows, columns = np.mgrid[:60, :90] / 60
     waves = [np.sin(4 * rows + k) * np.cos(3 * columns - k) for k in range(3)]
     return Image.fromarray(np.uint8(np.round(127.5 + 127 * np.stack(waves, -1))))
@@ -60,7 +60,7 @@ def photo() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
-    """For networks that take longer to compile than to run; the numbers are the same."""
+    """Compiles faster, for networks that take longer to compile than to run."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -68,7 +68,7 @@ def quick_compilation() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shared_compilation() -> Iterator[None]:
-    """The same, and what one test compiled no other compiles again."""
+    """As `quick_compilation`, and tests share compiled programs."""
     from tests.support import runs
 
     with runs.quick_compilation():

@@ -1,4 +1,4 @@
-"""What a run takes of its devices' memory, counted by hand."""
+"""Device memory of a run, compared with counts by hand."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,7 +16,7 @@ from dino_jax.run.plan import make_plan
 from tests.support import runs
 
 
-def test_bytes_of_arrays_on_each_device() -> None:
+def test_bytes_of_arrays_per_device() -> None:
     mesh = sharding.make_mesh()
     arrays = {
         "spread": jax.ShapeDtypeStruct((16, 3), jnp.float32),
@@ -29,8 +29,9 @@ def test_bytes_of_arrays_on_each_device() -> None:
     assert stored_bytes(arrays, shardings) == 16 * 3 * 4 / 8 + 5
 
 
+@pytest.mark.compiler
 def test_bytes_of_a_compiled_function() -> None:
-    """A result that takes its argument's place counts once."""
+    """A result that reuses its argument's memory counts once."""
 
     def update(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return state + 1, x[:10] * 2
@@ -39,12 +40,13 @@ def test_bytes_of_a_compiled_function() -> None:
     compiled = jax.jit(update, donate_argnums=0).lower(*shapes).compile()
     without = jax.jit(update).lower(*shapes).compile()
     temporary = compiled.memory_analysis().temp_size_in_bytes
-    results = compiled.memory_analysis().output_size_in_bytes - 4000 - 40  # a table of the two
+    # Besides the two results, XLA counts a table of pointers to them.
+    results = compiled.memory_analysis().output_size_in_bytes - 4000 - 40
     assert planned_bytes(compiled) == 4000 + 1200 + 40 + results + temporary
     assert planned_bytes(without) == planned_bytes(compiled) + 4000
 
 
-def test_a_backend_that_does_not_plan() -> None:
+def test_a_backend_without_memory_analysis() -> None:
     silent = SimpleNamespace(memory_analysis=lambda: None)
     assert planned_bytes(silent) is None
     need = Need(state=3 << 29, limit=None).with_step(silent)
@@ -62,10 +64,10 @@ def test_the_smallest_device_sets_the_limit(monkeypatch: pytest.MonkeyPatch) -> 
     assert device_limit(mesh(30, 20, 25)) == 20
     assert device_limit(mesh(None)) is None
     monkeypatch.setattr(memory, "machine_memory", lambda: 80)
-    assert device_limit(sharding.make_mesh()) == 10  # eight share this machine
+    assert device_limit(sharding.make_mesh()) == 10  # eight CPU devices share this machine
 
 
-def test_a_container_has_less_than_its_machine(
+def test_a_container_may_have_less_memory_than_its_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     limit = tmp_path / "memory.max"
@@ -85,7 +87,7 @@ def test_whether_it_fits(limit: int, fits: bool) -> None:
 
 
 @pytest.mark.parametrize("mode", sharding.MODES)
-def test_the_state_takes_what_shapes_foretell(mode: str) -> None:
+def test_the_state_needs_the_memory_predicted_from_shapes(mode: str) -> None:
     mesh = sharding.make_mesh()
     config = runs.tiny_config(train__sharding=mode, head__hidden_dim=256)
     plan = make_plan(config, model_spec(config), mesh, steps_per_epoch=5)

@@ -1,4 +1,4 @@
-"""The same run on one device, on eight, and with its state spread over eight."""
+"""The same run on one device, on eight, and with its state sharded over eight."""
 
 import dataclasses
 import math
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from dino_jax import sharding
 from dino_jax.data.transforms.multicrop import CropSettings
@@ -21,7 +21,7 @@ from dino_jax.training import optim, schedules
 from dino_jax.training.state import TrainState, initializer
 from dino_jax.training.step import StepSettings, compile_step
 from dino_jax.training.views import make_views
-from tests.support.collectives import moved_words
+from tests.support.collectives import moved
 
 PyTree = Any
 pytestmark = pytest.mark.usefixtures("quick_compilation")
@@ -60,11 +60,11 @@ def image_batch(step: int) -> dict[str, np.ndarray]:
 class Run:
     """A few real steps on some devices."""
 
-    start: TrainState  # as numbers on the host
+    start: TrainState  # on the host
     end: TrainState
     losses: list[float]
     donated: bool
-    program: str  # compiled
+    program: str  # optimised HLO
 
     @classmethod
     def of(
@@ -75,7 +75,7 @@ class Run:
         if start is None:
             made = jax.jit(INIT, out_shardings=shardings)(jax.random.key(0))
             start = jax.tree.map(np.array, made)
-        state = jax.device_put(start, shardings)  # no one else looks at these buffers
+        state = jax.device_put(start, shardings)  # new buffers, which the step may donate
         settings = StepSettings(
             network=NETWORK,
             tx=TX,
@@ -112,7 +112,7 @@ def fsdp() -> Run:
 
 @pytest.fixture(scope="module")
 def dp(fsdp: Run) -> Run:
-    """Compiled as users compile it, with all optimisations."""
+    """Compiled with all optimisations, as in a real run."""
     jax.config.update("jax_disable_most_optimizations", False)
     run = Run.of(8, "dp", fsdp.start)
     jax.config.update("jax_disable_most_optimizations", True)
@@ -127,14 +127,6 @@ def single() -> Run:
 # Rules
 
 
-def test_the_mesh_is_one_automatic_axis_of_the_devices_given() -> None:
-    for devices in (None, jax.devices()[:4], jax.devices()[5:6]):
-        mesh = sharding.make_mesh(devices)
-        assert list(mesh.devices) == (jax.devices() if devices is None else devices)
-        assert mesh.axis_names == ("data",)
-        assert mesh.axis_types == (AxisType.Auto,)
-
-
 @pytest.mark.parametrize(
     ("shape", "spec"),
     [
@@ -142,15 +134,15 @@ def test_the_mesh_is_one_automatic_axis_of_the_devices_given() -> None:
         ((1536, 384), ("data",)),
         ((256, 65536), (None, "data")),
         ((1, 65536), (None, "data")),
-        ((1, 197, 384), (None, None, "data")),  # the largest that eight divide
+        ((1, 197, 384), (None, None, "data")),  # the largest divisible by eight
         ((64, 64), ("data",)),  # 4,096 elements are large enough
         ((63, 64), ()),
         ((4095,), ()),
-        ((1001, 1001), ()),  # nothing that eight divide
+        ((1001, 1001), ()),  # no axis divisible by eight
         ((), ()),
     ],
 )
-def test_under_fsdp_the_largest_divisible_axis_of_a_large_array_is_spread(
+def test_fsdp_shards_the_largest_divisible_axis_of_a_large_array(
     shape: tuple[int, ...], spec: tuple[str | None, ...]
 ) -> None:
     mesh, array = sharding.make_mesh(), jax.ShapeDtypeStruct(shape, jnp.float32)
@@ -160,15 +152,8 @@ def test_under_fsdp_the_largest_divisible_axis_of_a_large_array_is_spread(
     assert sharding.array_sharding(array, mesh, "dp").spec == PartitionSpec()
 
 
-def test_shapes_that_say_where_they_lie() -> None:
-    shardings = sharding.state_shardings(SHAPES, sharding.make_mesh(), "fsdp")
-    placed = sharding.with_shardings(SHAPES, shardings)
-    for shape, where, both in zip(*map(jax.tree.leaves, (SHAPES, shardings, placed)), strict=True):
-        assert (both.shape, both.dtype, both.sharding) == (shape.shape, shape.dtype, where)
-
-
 def stored_share(state: PyTree, shardings: PyTree) -> float:
-    """What the device that stores most of it stores of a state."""
+    """The share of a state that each device stores."""
     pairs = list(zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True))
     stored = sum(math.prod(where.shard_shape(array.shape)) for array, where in pairs)
     return stored / sum(array.size for array, _ in pairs)
@@ -201,7 +186,7 @@ def test_losses_do_not_depend_on_the_devices(
     np.testing.assert_allclose(request.getfixturevalue(mode).losses, single.losses, rtol=1e-5)
 
 
-def test_the_state_is_spread_under_fsdp_and_stays_so(fsdp: Run, dp: Run) -> None:
+def test_the_state_stays_sharded_in_fsdp_mode(fsdp: Run, dp: Run) -> None:
     for tree in ("params", "teacher_params", "opt_state"):
         arrays = jax.tree.leaves(getattr(fsdp.end, tree))
         large = [a for a in arrays if a.size >= sharding.FSDP_MIN_SIZE]
@@ -220,11 +205,12 @@ def test_the_step_donates_its_state(mode: str, request: pytest.FixtureRequest) -
     assert request.getfixturevalue(mode).donated
 
 
-# What the devices tell each other
+# Communication between devices
 
 
-def test_the_first_state_is_made_where_it_lies() -> None:
-    """Under fsdp no device computes, holds or is sent a whole large array."""
+@pytest.mark.compiler
+def test_the_initial_state_is_created_in_shards() -> None:
+    """In fsdp mode no device computes, stores or receives a whole large array."""
     shardings = sharding.state_shardings(SHAPES, sharding.make_mesh(), "fsdp")
     program = jax.jit(INIT, out_shardings=shardings).lower(jax.random.key(0)).compile().as_text()
     pairs = zip(jax.tree.leaves(SHAPES), jax.tree.leaves(shardings), strict=True)
@@ -234,41 +220,44 @@ def test_the_first_state_is_made_where_it_lies() -> None:
     for whole, part in spread.items():
         assert f"[{','.join(map(str, part))}]" in program
         assert f"[{','.join(map(str, whole))}]" not in program
-    assert not moved_words(program)
+    assert not moved(program)
 
 
-def test_one_device_tells_itself_nothing(single: Run) -> None:
-    assert not moved_words(single.program)
+@pytest.mark.compiler
+def test_a_single_device_has_no_collectives(single: Run) -> None:
+    assert not moved(single.program)
 
 
 PARAMETERS = jax.tree.leaves(SHAPES.params)
 SPREAD = sum(p.size for p in PARAMETERS if p.size >= sharding.FSDP_MIN_SIZE)
 WHOLE = sum(p.size for p in PARAMETERS) - SPREAD
-# Averages over the images: of the teacher's logits, of its distributions, and three scalars.
+# Means over the images: the teacher's logits, its distributions, and three scalars.
 MEANS = 2 * K + 3
 
 
-def test_dp_sums_gradients_and_means_and_moves_nothing_else(dp: Run) -> None:
-    assert moved_words(dp.program) == {"all-reduce": WHOLE + SPREAD + MEANS}
+@pytest.mark.compiler
+def test_dp_sums_gradients_and_means_only(dp: Run) -> None:
+    assert moved(dp.program) == {"all-reduce": WHOLE + SPREAD + MEANS}
 
 
-def test_fsdp_gathers_each_weight_once_a_network_and_sums_each_gradient_where_it_is_stored(
-    fsdp: Run,
-) -> None:
-    found = moved_words(fsdp.program)
+@pytest.mark.compiler
+def test_fsdp_gathers_weights_once_per_network_and_scatters_gradients(fsdp: Run) -> None:
+    found = moved(fsdp.program)
     assert set(found) == {"all-gather", "reduce-scatter", "all-reduce"}
     assert found["all-gather"] == 2 * SPREAD
     assert found["reduce-scatter"] == SPREAD // 8
-    # Besides, what norms there are of what is spread: clipping's, one a parameter, and one of all.
+    # Sharded gradients also need sums for their norms: one per parameter for clipping, and one of
+    # all gradients.
     assert WHOLE + MEANS < found["all-reduce"] <= WHOLE + MEANS + len(PARAMETERS) + 2
 
 
-def test_accumulated_passes_are_summed_once(single: Run) -> None:
-    """Over the devices after the last of them, and not after each."""
+@pytest.mark.compiler
+def test_accumulated_gradients_are_summed_over_devices_once(single: Run) -> None:
+    """After the last micro-batch, and not after each."""
     run = Run.of(8, "dp", single.start, accumulation_steps=2)
     np.testing.assert_allclose(run.losses, single.losses, rtol=1e-5)
-    assert moved_words(run.program) == {"all-reduce": WHOLE + SPREAD + MEANS}
+    assert moved(run.program) == {"all-reduce": WHOLE + SPREAD + MEANS}
     loops = re.findall(r"body=%([\w.-]+)", run.program)
     bodies = [run.program.split(f"\n%{loop} (")[1].split("\n}\n")[0] for loop in loops]
-    assert any("transpose(jvp(" in body for body in bodies), "none is the backward pass"
-    assert not any(moved_words(body) for body in bodies)
+    assert any("transpose(jvp(" in body for body in bodies), "no loop is the backward pass"
+    assert not any(moved(body) for body in bodies)

@@ -1,1 +1,1 @@
-"""Pictures on their way to the device: sources, decoding, batches, and the crops made there."""
+"""The input pipeline: image sources, decoding, batches, and the crops made on the device."""

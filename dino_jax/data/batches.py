@@ -1,6 +1,6 @@
-"""Batches of pictures, filled ahead by threads.
+"""Batches of images, read ahead by threads.
 
-Dims: `b` pictures of this process's share of a batch, `C` channels.
+Dims: `b` images in this process's share of a batch, `C` channels.
 """
 
 import collections
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 Batch = dict[str, np.ndarray]
 
-# Records that a thread reads in one go: handing over costs as much as reading a small picture,
-# and threads that trade the interpreter lock at every record are slower than one.
+# Records per task. Starting a task costs as much as reading a small image, and threads that pass
+# the interpreter lock on after every record are slower than a single thread.
 _CHUNK = 16
 
 
 def counted(number: int) -> "grain.MapDataset":
-    """The whole numbers below `number`, to be shuffled, cut and handed to `in_batches`."""
-    import grain  # here: it is slow to import, and --help needs none
+    """The integers below `number`, to be shuffled, sliced and passed to `in_batches`."""
+    import grain  # slow to import, and --help does not need it
 
     return grain.MapDataset.source(range(number))
 
@@ -38,18 +38,21 @@ def in_batches(
     num_threads: int,
     chunk: int = _CHUNK,
 ) -> Iterator[Batch]:
-    """Batches of what `read` makes of an order, filled ahead by threads with one copy a picture.
+    """Yields batches of records; threads read ahead and copy each image once, into its batch.
 
     Args:
-      order: of the indices; it ends with a whole batch.
-      read: makes a record with `pixels [h, w, C]` uint8, and whole numbers or bools.
+      order: indices of the records; its length is a multiple of `local_size`.
+      read: returns the record of an index: `pixels [h, w, C]` uint8, and integers or bools.
       local_size: b, records in a batch.
-      canvas_shape: rows, columns and channels of the canvas that every picture fits on.
-      num_threads: that read.
-      chunk: records that a thread reads in one go.
+      canvas_shape: rows, columns and channels of a canvas; every image must fit.
+      num_threads: number of reading threads.
+      chunk: records that a thread reads per task.
+
+    Yields: `canvas [b, *canvas_shape]` uint8, each image in the top left corner; `size [b, 2]`
+      int32, height and width; and one array [b] for each integer or bool of the records.
     """
     starts = range(0, local_size, chunk)
-    ahead = math.ceil(num_threads / len(starts))  # batches that keep all threads at work
+    ahead = math.ceil(num_threads / len(starts))  # batches that keep all threads busy
     pending: collections.deque[tuple[np.ndarray, list[Future]]] = collections.deque()
 
     def fill(places: np.ndarray, first: int) -> list[dict[str, Any]]:
@@ -58,7 +61,7 @@ def in_batches(
     threads = ThreadPoolExecutor(max(1, num_threads), "read-images")
     try:
         for first in range(0, len(order), local_size):
-            # Zeros that nothing is written to cost nothing: the system hands out such pages late.
+            # Unused parts cost nothing: the system allocates a page of zeros at its first write.
             canvas = _blank((local_size, *canvas_shape))
             parts = [threads.submit(fill, canvas[i : i + chunk], first + i) for i in starts]
             pending.append((canvas, parts))
@@ -73,22 +76,25 @@ def in_batches(
 def _blank(shape: tuple[int, ...]) -> np.ndarray:
     try:
         return np.zeros(shape, np.uint8)
-    except (MemoryError, ValueError) as error:  # the latter beyond what an address can say
+    except (MemoryError, ValueError) as error:  # ValueError: larger than the address space
         raise UsageError(
-            f"a batch of canvases of shape {shape} takes {math.prod(shape) / 2**30:.1f} GiB, which "
-            "the host does not have: lower the canvas_size or the batch_size"
+            f"a batch of canvases of shape {shape} needs {math.prod(shape) / 2**30:.1f} GiB, more "
+            "memory than the host has: lower canvas_size or batch_size"
         ) from error
 
 
 def _put(record: dict[str, Any], place: np.ndarray) -> dict[str, Any]:
-    """Moves the pixels of a record to their place, and leaves their size in it."""
+    """Copies the pixels of a record to their place in the batch; returns the record's other values.
+
+    `pixels` is replaced by `size`, their (height, width).
+    """
     pixels = record.pop("pixels")
     place[: pixels.shape[0], : pixels.shape[1]] = pixels
     return {"size": pixels.shape[:2]} | record
 
 
 def _collate(canvas: np.ndarray, parts: list[Future]) -> Batch:
-    """A batch of filled canvases; waits until they are."""
+    """Waits until the canvases are filled, and collects the batch."""
     records = [record for part in parts for record in part.result()]
     batch = {"canvas": canvas}
     for key, first in records[0].items():

@@ -1,6 +1,6 @@
-"""From an opened image file to uint8 pixels: any mode, any size, and one error for what is broken.
+"""Decodes image files of any mode and size to uint8 pixels, with one error for broken files.
 
-Dims: `h, w` pixels of one picture, `C` channels (3 RGB, 1 grey), `S` side of the canvas.
+Dims: `h, w` pixels of one image, `C` channels (3 RGB, 1 grey).
 """
 
 import contextlib
@@ -20,14 +20,14 @@ from PIL import Image, UnidentifiedImageError
 
 from dino_jax.errors import UsageError
 
-# What Pillow complains about (damaged EXIF, odd palettes, large pictures) is either harmless or
-# said by `UnreadableImage`. One filter for good, since `catch_warnings` is not safe in threads.
+# Pillow's warnings (damaged EXIF, odd palettes, large images) are harmless, or `UnreadableImage`
+# replaces them. The filter is permanent because `catch_warnings` is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
 
 _MODES = {1: "L", 3: "RGB"}  # by number of channels
 
-# What Pillow's readers raise on broken files: the first three in mutated files of every format
-# with Pillow 13, the others in reports on earlier ones.
+# What Pillow raises for broken files: the first three for randomly damaged files of every format
+# with Pillow 13, the others according to bug reports about earlier versions.
 _BROKEN_FILE = (
     OSError,
     ValueError,
@@ -42,7 +42,7 @@ _BROKEN_FILE = (
     struct.error,
     zlib.error,
 )
-# The machine's trouble, not the file's: another picture would not help, and must not stand in.
+# Errors of the machine, not of the file: here no other image may replace the unreadable one.
 _MACHINE_TROUBLE = (
     errno.EMFILE,
     errno.ENFILE,
@@ -54,7 +54,7 @@ _MACHINE_TROUBLE = (
 
 
 class UnreadableImage(ValueError):
-    """A file that holds no usable picture; the message is the reason, in one line."""
+    """The file does not contain a usable image; the message gives the reason in one line."""
 
 
 @contextlib.contextmanager
@@ -64,12 +64,12 @@ def _unreadable_if_broken() -> Iterator[None]:
     except (UnreadableImage, UsageError):
         raise
     except UnidentifiedImageError as error:
-        raise UnreadableImage("the content is in no image format that Pillow knows") from error
+        raise UnreadableImage("not in an image format that Pillow supports") from error
     except _BROKEN_FILE as error:
         if getattr(error, "errno", None) in _MACHINE_TROUBLE:
             raise UsageError(
-                f"pictures cannot be read now ({error}): see to the file system, or to this "
-                "machine's memory and limit of open files, and run the same command again"
+                f"images cannot be read at present ({error}): check the file system and this "
+                "machine's free memory and limit of open files, then run the same command again"
             ) from error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UnreadableImage(reason) from error
@@ -85,49 +85,49 @@ def open_image(file: str | PathLike | IO[bytes]) -> Image.Image:
       A Pillow image; `decode` reads and closes it.
 
     Raises:
-      UnreadableImage: the file is missing or is no image.
-      UsageError: the machine cannot read files now.
+      UnreadableImage: the file is missing or not an image.
+      UsageError: the machine cannot read files at present.
     """
     with _unreadable_if_broken():
         return Image.open(file)
 
 
 def read_file(path: str | PathLike) -> bytes:
-    """The bytes of an image file, whatever they are.
+    """The content of an image file, unchecked.
 
     Raises:
-      UnreadableImage: there is no such file, or no right to read it.
+      UnreadableImage: the file does not exist, or there is no permission to read it.
     """
     with _unreadable_if_broken():
         return Path(path).read_bytes()
 
 
 def to_png(image: Image.Image) -> bytes:
-    """A file of the same pixels."""
+    """Encodes an image, without loss, as the content of a PNG file."""
     file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
 
 
 def decode(image: Image.Image, max_side: int | None = None, channels: int = 3) -> np.ndarray:
-    """Decodes an image to 8 bits per channel, as `Image.convert` does where that is sensible.
+    """Decodes an image to 8 bits per channel, as `Image.convert` does, with two exceptions.
 
-    16-bit grey keeps its upper byte instead of being clipped; 32-bit integer and float pictures,
-    which have no fixed white, are stretched from their smallest to their largest value. Alpha is
-    dropped and the EXIF orientation ignored, as in the reference. Animations give one frame, the
-    first.
+    16-bit grey keeps its upper byte instead of being clipped, and 32-bit integer and float images,
+    which have no fixed white level, are scaled so that their smallest value becomes 0 and their
+    largest 255. Alpha is dropped and the EXIF orientation ignored, as in the reference. Animations
+    give their first frame.
 
     Args:
-      image: an opened image, which is closed.
-      max_side: a picture whose longer side is larger is shrunk to it, keeping its shape
-        (antialiased bicubic; JPEG at a reduced scale first, never below the size wanted).
+      image: an opened image; this function closes it.
+      max_side: an image with a longer side is shrunk to this many pixels, keeping its aspect ratio
+        (antialiased bicubic; a JPEG is first decoded at a reduced scale that is large enough).
       channels: 3 for RGB, 1 for grey.
 
     Returns:
       [h, w, C] uint8.
 
     Raises:
-      UnreadableImage: the file is broken, or the picture empty or absurdly large.
+      UnreadableImage: the file is broken, or the image is empty or beyond Pillow's size limit.
     """
     with _unreadable_if_broken(), image:
         picture = _to_mode(image, channels, max_side)
@@ -135,21 +135,21 @@ def decode(image: Image.Image, max_side: int | None = None, channels: int = 3) -
 
 
 def resize_and_crop(image: Image.Image, resize: int, crop: int, channels: int = 3) -> np.ndarray:
-    """The evaluation transform on the host: shorter side to `resize`, then the centre.
+    """The evaluation transform on the host: resizes the shorter side and crops the centre.
 
-    Sizes and offsets are rounded as torchvision's `Resize` and `CenterCrop` round them.
+    Sizes and offsets are rounded as in torchvision's `Resize` and `CenterCrop`.
 
     Args:
-      image: an opened image, which is closed.
-      resize: pixels of the shorter side, bicubic with antialiasing.
-      crop: side of the square kept, at most `resize`.
+      image: an opened image; this function closes it.
+      resize: shorter side after resizing (antialiased bicubic), in pixels.
+      crop: side of the central square in pixels, at most `resize`.
       channels: 3 for RGB, 1 for grey.
 
     Returns:
       [crop, crop, C] uint8.
 
     Raises:
-      UnreadableImage: as `decode`, or so long and thin that it cannot be resized.
+      UnreadableImage: as `decode`, or the image is too long and thin to be resized.
     """
     with _unreadable_if_broken(), image:
         picture = _to_mode(image, channels)
@@ -161,24 +161,24 @@ def resize_and_crop(image: Image.Image, resize: int, crop: int, channels: int = 
 
 
 def fit(image: Image.Image, side: int, channels: int = 3) -> np.ndarray:
-    """Shrinks a picture so that it fits into a square, keeping its shape.
+    """Shrinks an image to fit into a square, keeping its aspect ratio.
 
-    As `Image.thumbnail` with the Lanczos filter does it to the whole picture, without a JPEG's
-    reduced scales.
+    Same as `Image.thumbnail` with the Lanczos filter, except that a JPEG is always decoded at full
+    scale.
 
     Args:
-      image: an opened image, which is closed.
-      side: of the square in pixels; a smaller picture stays as it is.
+      image: an opened image; this function closes it.
+      side: side of the square in pixels; a smaller image stays as it is.
       channels: 3 for RGB, 1 for grey.
 
     Returns:
-      [h, w, C] uint8, of `fitted_size`.
+      [h, w, C] uint8, where (h, w) is `fitted_size`.
 
     Raises:
       UnreadableImage: as `decode`.
     """
     with _unreadable_if_broken(), image:
-        # A copy is of no file format, so `thumbnail` has no draft of it.
+        # `thumbnail` decodes a JPEG at a reduced scale, but a copy has no file format.
         picture = _to_mode(image, channels).copy()
         picture.thumbnail((side, side), Image.Resampling.LANCZOS)
     return _pixels(picture)
@@ -186,19 +186,19 @@ def fit(image: Image.Image, side: int, channels: int = 3) -> np.ndarray:
 
 @functools.cache
 def fitted_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """(height, width) that `fit` gives a picture of (width, height); errors likewise."""
+    """(height, width) after `fit` of an image of (width, height); raises the same errors."""
     _check_size(size)
-    blank = Image.new("L", size)  # Pillow's own rounding, by doing it
+    blank = Image.new("L", size)  # lets Pillow itself do the rounding
     blank.thumbnail((side, side), Image.Resampling.NEAREST)
     return blank.height, blank.width
 
 
 def squash(image: Image.Image, side: int, channels: int = 3) -> np.ndarray:
-    """Resizes a picture to a square whatever its shape, bicubic with antialiasing.
+    """Resizes an image of any shape to a square (antialiased bicubic).
 
     Args:
-      image: an opened image, which is closed.
-      side: of the square in pixels.
+      image: an opened image; this function closes it.
+      side: side of the square in pixels.
       channels: 3 for RGB, 1 for grey.
 
     Returns:
@@ -213,11 +213,11 @@ def squash(image: Image.Image, side: int, channels: int = 3) -> np.ndarray:
 
 
 def _check_size(size: tuple[int, int]) -> None:
-    """Refuses what would take the memory of a whole batch, before any pixel is decoded."""
+    """Rejects empty images, and those too large for the memory, before decoding any pixel."""
     width, height = size
     if width < 1 or height < 1:
-        raise UnreadableImage(f"the picture is empty: {width}x{height} pixels")
-    limit = Image.MAX_IMAGE_PIXELS  # None where the user has lifted it
+        raise UnreadableImage(f"the image is empty: {width}x{height} pixels")
+    limit = Image.MAX_IMAGE_PIXELS  # None if the user has removed it
     if limit is not None and width * height > limit:
         raise UnreadableImage(
             f"{width}x{height} is {width * height} pixels, more than Pillow's limit of {limit}"
@@ -225,19 +225,19 @@ def _check_size(size: tuple[int, int]) -> None:
 
 
 def _pixels(picture: Image.Image) -> np.ndarray:
-    """The pixels [h, w, C] uint8 of a grey or RGB picture."""
+    """The pixels [h, w, C] uint8 of a grey or RGB image."""
     pixels = np.asarray(picture)
     return pixels if pixels.ndim == 3 else pixels[..., None]
 
 
 def _to_mode(image: Image.Image, channels: int, max_side: int | None = None) -> Image.Image:
-    """Loads the pixels, in grey or RGB, shrunk to `max_side` where that is smaller."""
+    """Loads the pixels as grey or RGB, shrunk if a side is longer than `max_side`."""
     _check_size(image.size)
     size, box = image.size, None
     if max_side is not None and max(size) > max_side:
         size = tuple(max(1, round(side * max_side / max(image.size))) for side in image.size)
         if draft := image.draft(None, size):
-            _, box = draft  # exact, where the reduced size is rounded up
+            _, box = draft  # the exact box: the reduced size itself is rounded up
     image.load()
     if image.mode.startswith("I;16"):
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -249,10 +249,10 @@ def _to_mode(image: Image.Image, channels: int, max_side: int | None = None) -> 
 
 
 def _stretch(values: np.ndarray) -> np.ndarray:
-    """Smallest finite value to 0, largest to 255; [h, w] float to uint8."""
+    """Maps the smallest finite value to 0 and the largest to 255: [h, w] float -> uint8."""
     finite = values[np.isfinite(values)]
     if finite.size == 0:
-        raise UnreadableImage("no pixel of the picture is a number")
+        raise UnreadableImage("the image has no finite pixel")
     low, high = finite.min(), finite.max()
     values = np.clip(np.nan_to_num(values, nan=low), low, high)
     return np.round((values - low) * (255 / max(high - low, 1e-30))).astype(np.uint8)

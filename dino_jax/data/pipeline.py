@@ -1,9 +1,9 @@
-"""Batches in host memory: which records, in which order, read by threads.
+"""Training and evaluation batches in host memory.
 
-A training batch is a function of the seed and the step alone, so a run resumes without any saved
-iterator, on any number of processes and threads.
+A training batch depends on the seed and the step only, so a run resumes without a saved iterator,
+on any number of processes and threads.
 
-Dims: `B` images of the global batch, `b` of this process's share, `S` side of the canvas, `C`
+Dims: `B` images in the global batch, `b` in this process's share, `S` side of the canvas, `C`
 channels.
 """
 
@@ -20,24 +20,24 @@ from PIL import Image
 
 from dino_jax.data.batches import Batch, counted, in_batches
 from dino_jax.data.decode import UnreadableImage, decode, resize_and_crop
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
 
 T = TypeVar("T")
 
 
 class Records:
-    """Reads the pictures of a source and keeps account of those that cannot be read.
+    """Reads the images of a source, and logs and counts those that are unreadable.
 
-    Each unreadable record is logged once. Safe for many threads.
+    Each unreadable image is logged once. Thread-safe.
     """
 
     def __init__(self, source: Source, *, max_unreadable: float = 0.05, channels: int = 3) -> None:
         """Reads nothing yet.
 
         Args:
-          source: where the pictures come from.
-          max_unreadable: share of the source that may be unreadable (ten records always may).
+          source: the images.
+          max_unreadable: share of the images that may be unreadable; ten are always allowed.
           channels: 3 for RGB, 1 for grey.
         """
         self.source = source
@@ -51,24 +51,24 @@ class Records:
 
     @property
     def num_unreadable(self) -> int:
-        """Distinct records found unreadable so far."""
+        """Number of images found unreadable so far."""
         return len(self._unreadable)
 
     @property
     def unreadable(self) -> frozenset[int]:
-        """Which records these are."""
+        """Indices of the images found unreadable so far."""
         with self._lock:
             return frozenset(self._unreadable)
 
     def read(self, index: int, load: Callable[[Image.Image], T]) -> T | None:
-        """What `load` makes of picture `index`, or None, counted, where it is unreadable.
+        """Loads image `index`; returns None if it is unreadable, and counts it.
 
         Args:
-          index: record in the source.
+          index: index in the source.
           load: decodes the opened image, or raises `UnreadableImage`.
 
         Raises:
-          UsageError: more records are unreadable than may be.
+          UsageError: more images are unreadable than allowed.
         """
         if index in self._unreadable:
             return None
@@ -79,20 +79,21 @@ class Records:
             return None
 
     def read_or_next(self, index: int, load: Callable[[Image.Image], T]) -> tuple[T, int]:
-        """As `read`, but the next readable picture, in index order and around, stands in.
+        """As `read`, but replaces an unreadable image by the next readable one, cyclically.
 
         Returns:
-          What `load` made, and the index of the picture it was made of.
+          The result of `load`, and the index of the image that was loaded.
 
         Raises:
-          UsageError: more records are unreadable than may be, or all are.
+          UsageError: more images are unreadable than allowed, or all are.
         """
         for candidate in itertools.chain(range(index, len(self)), range(index)):
             loaded = self.read(candidate, load)
             if loaded is not None:
                 return loaded, candidate
         raise UsageError(
-            f"none of the {len(self)} images in {self.source.spec} can be read; the log says why"
+            f"none of the {len(self)} images in {self.source.spec} can be read; "
+            "the log gives the reasons"
         )
 
     def _count(self, index: int, reason: str) -> None:
@@ -106,9 +107,9 @@ class Records:
         bound = max(10, int(self._max_unreadable * total))
         if count > bound:
             raise UsageError(
-                f"{count} of the {total} images in {self.source.spec} cannot be read, more than "
-                f"the {bound} that max_unreadable={self._max_unreadable} allows; the last is "
-                f"{name}: {reason}. Repair or remove them (the log names each), or allow more"
+                f"{count} of the {total} images in {self.source.spec} cannot be read, but "
+                f"max_unreadable={self._max_unreadable} allows {bound}; the last is {name}: "
+                f"{reason}. Repair or remove them (the log lists all), or raise max_unreadable"
             )
 
 
@@ -123,37 +124,37 @@ def train_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """Endless training batches from `start_step` on.
+    """Endless training batches, beginning at `start_step`.
 
-    Every epoch is a new permutation of the source; its last `len(records) % batch_size` records
-    are left out. An unreadable record is replaced by the next readable one, under that one's index.
+    Every epoch is a new permutation of the source, without its last `len(records) % batch_size`
+    images. An unreadable image is replaced by the next readable one, including index and label.
 
     Args:
-      records: the pictures; larger ones are shrunk to the canvas, keeping their shape.
+      records: the images; those larger than the canvas are shrunk, keeping their aspect ratio.
       batch_size: B, over all processes.
-      seed: of the order.
-      start_step: step of the first batch; a late one costs nothing.
-      canvas_size: S, pixels.
-      num_threads: that read and decode.
-      process_index: of this process; it gets the records i of a global batch with
+      seed: seed of the permutations.
+      start_step: step of the first batch; a large value costs nothing.
+      canvas_size: S, in pixels.
+      num_threads: number of threads that read and decode.
+      process_index: index of this process; it gets the images i of a global batch with
         `i % process_count == process_index`.
       process_count: processes that share each batch.
 
     Returns:
-      Iterator of `canvas [b, S, S, C]` uint8 (the picture in the top left corner, then zeros),
+      Iterator of `canvas [b, S, S, C]` uint8 (the image in the top left corner, then zeros),
       `size [b, 2]` int32 (height, width), `index [b]` int32, `label [b]` int32 (-1 for none).
 
     Raises:
-      UsageError: the source is smaller than a batch, or processes do not divide the batch.
+      UsageError: the source is smaller than a batch, or `process_count` does not divide the batch.
     """
     local_size = _local_size(batch_size, process_count)
     steps_per_epoch = len(records) // batch_size
     if steps_per_epoch == 0:
         raise UsageError(
             f"batch_size={batch_size} is larger than the {len(records)} images in "
-            f"{records.source.spec}, so an epoch has no step; choose a smaller batch"
+            f"{records.source.spec}, so an epoch has no steps; choose a smaller batch"
         )
-    # `repeat` after the cut, so that batches end with the epoch; grain reshuffles at each repeat.
+    # `repeat` follows the slice so that no batch spans two epochs; grain reshuffles every epoch.
     order = counted(len(records)).seed(seed).shuffle()
     order = order[: steps_per_epoch * batch_size].repeat()
     order = order[process_index::process_count][start_step * local_size :]
@@ -178,34 +179,34 @@ def eval_batches(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Iterator[Batch]:
-    """All pictures once, in order, for the evaluation transform on the device.
+    """All images once, in order, for the evaluation transform on the device.
 
-    A picture that does not fit on the canvas gets the transform here, exactly as Pillow does it,
-    since shrinking it twice would change its features.
+    An image that does not fit on the canvas is transformed here, by Pillow, since shrinking it
+    twice would change its features.
 
     Args:
-      records: the pictures.
+      records: the images.
       batch_size: B, over all processes.
-      canvas_size: S, pixels.
-      resize: the transform's shorter side, pixels.
-      crop: side of the transform's central square, pixels.
-      num_threads: that read and decode.
-      process_index: of this process; its share of a batch is as in `train_batches`.
+      canvas_size: S, in pixels.
+      resize: shorter side after resizing, in pixels.
+      crop: side of the central square, in pixels.
+      num_threads: number of threads that read and decode.
+      process_index: index of this process; its share of a batch is as in `train_batches`.
       process_count: processes that share each batch.
 
     Returns:
-      Iterator of the entries of `train_batches`, and `done [b]` bool, True where the canvas holds
-      the finished crop, and `valid [b]` bool, False for a picture that cannot be read (black) and
-      for the filling of the last batch (black, index -1).
+      Iterator of the entries of `train_batches`, plus `done [b]` bool, True if the canvas contains
+      the finished crop, and `valid [b]` bool, False for an unreadable image (black) and for the
+      padding of the last batch (black, index -1).
 
     Raises:
-      UsageError: the crop does not fit on the canvas or in the resized picture, or processes do
-        not divide the batch.
+      UsageError: the crop does not fit on the canvas or in the resized image, or `process_count`
+        does not divide the batch.
     """
     local_size = _local_size(batch_size, process_count)
     if crop > min(canvas_size, resize):
         raise UsageError(
-            f"crop={crop} must not exceed canvas_size={canvas_size} nor resize={resize}"
+            f"crop={crop} must not exceed canvas_size={canvas_size} or resize={resize}"
         )
     count, source, channels = len(records), records.source, records.channels
     blank = np.zeros((crop, crop, channels), np.uint8), True
@@ -216,13 +217,13 @@ def eval_batches(
         return decode(image, channels=channels), False
 
     def read(index: int) -> dict[str, Any]:
-        filling = index >= count
-        loaded = None if filling else records.read(index, load)
+        padding = index >= count
+        loaded = None if padding else records.read(index, load)
         pixels, done = loaded or blank
         return {
             "pixels": pixels,
-            "index": -1 if filling else index,
-            "label": -1 if filling else source.label(index),
+            "index": -1 if padding else index,
+            "label": -1 if padding else source.label(index),
             "done": done,
             "valid": loaded is not None,
         }

@@ -1,4 +1,4 @@
-"""Ready batches moved to the devices by a thread, ahead of the step that takes them."""
+"""Moves batches to the devices in a thread, ahead of the step that uses them."""
 
 import queue
 import threading
@@ -13,14 +13,14 @@ import numpy as np
 
 
 class DevicePrefetch(Iterator[dict[str, jax.Array]]):
-    """Iterates over batches as global arrays on the devices, made up to `size` ahead.
+    """Iterates over batches as global arrays on the devices, up to `size` batches ahead.
 
-    What the source of batches raises is raised by the `next` that would have had its batch. The
-    thread ends with the batches, or by `close`, the end of a `with` block, or the garbage
-    collection of this object, whichever is first; the batches, if a generator, are closed then.
+    An exception in `batches` is raised by the `next` that would have returned the failed batch. The
+    thread ends after the last batch, at `close`, at the end of a `with` block, or when this object
+    is garbage-collected, whichever comes first; if `batches` is a generator, it is then closed.
 
     Attributes:
-      wait_seconds: total time that `next` waited for a batch: the step's data wait.
+      wait_seconds: total time that `next` has waited for batches.
     """
 
     def __init__(
@@ -29,18 +29,18 @@ class DevicePrefetch(Iterator[dict[str, jax.Array]]):
         sharding: jax.sharding.Sharding,
         size: int = 2,
     ) -> None:
-        """Starts at once.
+        """Starts the thread.
 
         Args:
-          batches: this process's share of each batch, leaves [b, ...].
-          sharding: of every leaf, over its first axis, on all processes' devices.
-          size: batches to hold on the device beside the one in use.
+          batches: this process's share of each batch, arrays [b, ...].
+          sharding: sharding of every array's first axis, over the devices of all processes.
+          size: batches kept on the devices in addition to the one in use.
         """
         self.wait_seconds = 0.0
         self._ready: queue.SimpleQueue = queue.SimpleQueue()
         self._free = threading.Semaphore(size)
         stop = threading.Event()
-        # The thread must not hold `self`, or an abandoned iterator would never be collected.
+        # The thread must not refer to `self`, or an abandoned iterator would never be collected.
         thread = threading.Thread(
             target=_produce,
             args=(batches, sharding, self._ready, self._free, stop),
@@ -63,7 +63,7 @@ class DevicePrefetch(Iterator[dict[str, jax.Array]]):
         return batch
 
     def close(self) -> None:
-        """Ends the thread and waits for it; later `next` calls raise StopIteration."""
+        """Stops the thread and waits for it; later calls of `next` raise StopIteration."""
         self._finalizer()
 
     def __enter__(self) -> Self:
@@ -85,7 +85,7 @@ def _produce(
     free: threading.Semaphore,
     stop: threading.Event,
 ) -> None:
-    """Puts (batch, None) for each batch and at last (None, what ended them)."""
+    """Puts (batch, None) for each batch, and finally (None, the exception that ended them)."""
     try:
         for batch in batches:
             free.acquire()
@@ -104,5 +104,5 @@ def _produce(
 def _shut_down(thread: threading.Thread, free: threading.Semaphore, stop: threading.Event) -> None:
     stop.set()
     free.release()
-    if thread is not threading.current_thread():  # a collection may run in any thread
+    if thread is not threading.current_thread():  # garbage collection may run in any thread
         thread.join()

@@ -1,4 +1,4 @@
-"""The job that packs a source of pictures into a few large files."""
+"""The job that packs an image source into a few large files."""
 
 import itertools
 import json
@@ -15,13 +15,11 @@ from tqdm import tqdm
 from tyro.conf import Positional
 
 from dino_jax.data.decode import UnreadableImage
-from dino_jax.data.sources import records
+from dino_jax.data.sources import EncodedSource, open_source, records
 from dino_jax.data.sources.names import Names
-from dino_jax.data.sources.opening import open_source
-from dino_jax.data.sources.source import EncodedSource
 from dino_jax.errors import UsageError
 
-# A record for each chunk of the file, so that any is read alone; JPEG does not shrink further.
+# One record per chunk, so that each can be read alone. Compression would not shrink a JPEG file.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
@@ -33,18 +31,20 @@ def pack(
 ) -> dict[str, int]:
     """Packs images into a few large files, for file systems that are slow with many small ones.
 
-    Files are kept byte for byte, with labels, class names and names, and read again as records:OUT;
-    a training on that sees the same batches. A source of bare pixels (idx, shapes) gives PNG files.
-    What is no image is kept as well, so that the records have the indices that the images had.
+    Image files are stored byte for byte, with their labels, class names and names. Read them as
+    records:OUT; training on it sees the same batches as on the source. Images that the source has
+    only as pixels (idx, shapes) become PNG files. Broken files are kept, so every image keeps its
+    index.
 
     Args:
       source: The images: folder:/path, tfds:NAME@train, idx:/path@train, ...
-      out: The folder to write, which does not exist yet.
-      shard_size: MiB of images after which a new file begins. All files stay open while they are
-        read: a set with more than about 500 wants a larger size.
-      num_threads: Threads that read.
+      out: The folder to write; it must not exist yet.
+      shard_size: MiB of images per file. Reading keeps all files open, so increase it if there
+        would be more than about 500 files.
+      num_threads: Number of reading threads.
 
-    Returns: number of `images`, of those `missing` (files that could not be read), and of `shards`.
+    Returns: the numbers of `images`, of `missing` ones (their files could not be read), and of
+      `shards`.
     Raises:
       UsageError: the source cannot be opened or read, or OUT exists or cannot be written.
     """
@@ -54,8 +54,8 @@ def pack(
         raise UsageError(f"num_threads={num_threads} must be at least 1")
     part = records.part_of(out)
     if out.exists():
-        raise UsageError(f"out={out} exists: give a folder that does not, or remove it")
-    import grain  # here: it is slow to import, and --help needs none
+        raise UsageError(f"out={out} already exists: remove it, or choose another folder")
+    import grain  # slow to import, and --help does not need it
 
     opened = open_source(source)
     missing: list[int] = []
@@ -68,23 +68,23 @@ def pack(
             missing.append(index)
             return b""
 
-    # Read ahead by threads, written in order.
+    # Threads read ahead; records are written in order.
     contents = grain.MapDataset.source(range(len(opened))).map(read)
     ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     try:
         part.mkdir(parents=True)
     except FileExistsError as error:
         raise UsageError(
-            f"out={out}: {part} is what a packing has left that did not come to its end, or is "
-            "still at work; remove it, or give another folder"
+            f"out={out}: {part} is left over from an interrupted `pack`, or another `pack` is "
+            "writing it; remove it, or choose another folder"
         ) from error
     except OSError as error:
-        raise UsageError(f"out={out} cannot be written: {error}; give another folder") from error
-    try:  # the folder is ours from here on
+        raise UsageError(f"out={out} cannot be written: {error}; choose another folder") from error
+    try:  # this call created the folder, so it may remove it
         with tqdm(total=len(opened), desc=opened.spec, unit=" images") as bar:
             shards = _write_shards(contents.to_iter_dataset(ahead), part, shard_size * 2**20, bar)
         _write_index(opened, part)
-        _write_listing(opened, shards, part)  # last: a folder that has it is whole
+        _write_listing(opened, shards, part)  # last: it marks the folder as complete
         part.rename(out)
     except (OSError, RuntimeError) as error:
         raise UsageError(f"{opened.spec} cannot be packed into {out}: {error}") from error
@@ -92,18 +92,18 @@ def pack(
         shutil.rmtree(part, ignore_errors=True)
     mib = sum(shard["bytes"] for shard in shards) / 2**20
     print(
-        f"{len(opened)} images of {opened.spec}: {mib:,.1f} MiB in {len(shards)} files, written to "
-        f"{out}; read them as records:{out}"
+        f"packed {len(opened)} images of {opened.spec} into {len(shards)} files, {mib:,.1f} MiB; "
+        f"read them as records:{out}"
     )
     if missing:
-        print(f"{len(missing)} of them could not be read and are kept as empty records")
+        print(f"{len(missing)} of them could not be read and are stored as empty records")
     return {"images": len(opened), "missing": len(missing), "shards": len(shards)}
 
 
 def _write_shards(
     contents: Iterable[bytes], folder: Path, shard_bytes: int, bar: tqdm
 ) -> list[dict[str, Any]]:
-    """Writes records into files of about a size; gives their listing."""
+    """Writes records into files of about `shard_bytes` each; returns one entry per file."""
     shards: list[dict[str, Any]] = []
     contents = iter(contents)
     for first in contents:

@@ -11,9 +11,10 @@ from dino_jax.sharding import device_axes
 class BatchNorm(nnx.Module):
     """Batch normalisation over every axis but the last (Ioffe & Szegedy, arXiv 1502.03167).
 
-    Unlike `nnx.BatchNorm` the running variance uses the unbiased estimate, as torch does. Under a
-    sharded batch the statistics are those of the global batch. `train()` normalises with the
-    batch and moves the running statistics; `eval()` normalises with the running statistics.
+    Unlike in `nnx.BatchNorm`, the running variance is the unbiased estimate, as in torch. If the
+    batch is sharded, the statistics are those of the global batch. After `train()` the module
+    normalises with the statistics of the batch and updates the running ones; after `eval()` it
+    normalises with the running statistics.
     """
 
     def __init__(

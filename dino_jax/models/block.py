@@ -1,4 +1,4 @@
-"""The transformer block of a ViT, and the small parts that other networks share.
+"""The transformer block of a ViT.
 
 Dims: B images, N tokens (class token first), M queries, D width, h heads, d = D / h.
 """
@@ -18,16 +18,16 @@ from dino_jax.models.residual import add_branch
 def check_transformer(
     embed_dim: int, depth: int, num_heads: int, mlp_ratio: float, drop_path_rate: float
 ) -> None:
-    """Raises UsageError for sizes of a transformer that do not fit each other."""
+    """Raises UsageError for invalid or inconsistent sizes of a transformer."""
     check_counts(embed_dim=embed_dim, depth=depth, num_heads=num_heads)
     if embed_dim % num_heads:
         raise UsageError(
             f"embed_dim={embed_dim} is not divisible by num_heads={num_heads}: "
-            "change one so that every head has the same width"
+            "change one of them, so that all heads have the same width"
         )
     if not math.isfinite(mlp_ratio) or round(embed_dim * mlp_ratio) < 1:
         raise UsageError(
-            f"mlp_ratio={mlp_ratio} must give the MLP a finite width of at least 1: 4 is usual"
+            f"mlp_ratio={mlp_ratio} must give the MLP a finite width of at least 1; 4 is usual"
         )
     if not 0.0 <= drop_path_rate < 1.0:
         raise UsageError(f"drop_path_rate={drop_path_rate} must be at least 0 and below 1")
@@ -38,9 +38,9 @@ class Block(nnx.Module):
 
     Args:
       dim: width D.
-      num_heads: attention heads; divides D.
-      mlp_ratio: hidden width of the MLP over D.
-      drop_path_rate: share of images that lose a branch.
+      num_heads: attention heads; must divide D.
+      mlp_ratio: hidden width of the MLP / D.
+      drop_path_rate: probability that an image skips a branch.
       attention: a kernel of `dino_jax.models.attention.KERNELS`.
       dtype: compute dtype; None computes in the parameters' dtype.
       rngs: source of the initial weights.
@@ -70,10 +70,9 @@ class Block(nnx.Module):
 
         Args:
           x: [B, N, D].
-          draws: [B, 2] uniform numbers that decide which branches drop, or None for none.
-          class_only: compute the class token's output only, which is exact and cheaper where
-            nothing else is read.
-        Returns: [B, N, D], or [B, 1, D].
+          draws: [B, 2] uniform numbers that decide which branches to drop; None drops none.
+          class_only: compute only the class token's output, which is the same but cheaper.
+        Returns: [B, N, D], or [B, 1, D] with `class_only`.
         """
         draw1, draw2 = (None, None) if draws is None else (draws[:, 0], draws[:, 1])
         attended = self.attn(self.norm1(x), class_only=class_only)

@@ -20,18 +20,18 @@ def conv(
     dtype: Dtype | None,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A convolution with as many zeros on every side as keep the size at stride 1.
+    """A convolution with torch's padding: equal on all sides, so that stride 1 keeps the size.
 
-    XLA's "SAME" pads less at the left and top than torch does when the stride is 2.
+    With stride 2, XLA's "SAME" would pad less at the left and top than torch.
 
     Args:
-      in_features: channels of the input; divided by `groups`.
-      out_features: channels of the output; divided by `groups`.
-      kernel_size: side of the square kernel, odd.
-      stride: in both directions.
-      groups: independent parts that the channels are split into.
+      in_features: channels of the input; a multiple of `groups`.
+      out_features: channels of the output; a multiple of `groups`.
+      kernel_size: side of the square kernel; odd.
+      stride: stride in both directions.
+      groups: number of groups of channels that are convolved separately.
       use_bias: add a bias.
-      kernel_init: torch's default if not given; the bias has torch's default.
+      kernel_init: by default torch's; the bias always has torch's.
       dtype: compute dtype; None computes in the parameters' dtype.
       rngs: source of the initial weights.
     Returns: a module [B, H, W, in] -> [B, ceil(H / stride), ceil(W / stride), out].
@@ -53,7 +53,7 @@ def conv(
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias, then BatchNorm; the arguments are those of `conv`."""
+    """A convolution without bias, followed by BatchNorm; see `conv` for the arguments."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""DINO's projection head. Dims: B features, D their width, K prototypes."""
+"""DINO's projection head. Dims: B images, D width of the features, K prototypes."""
 
 from functools import partial
 from itertools import pairwise
@@ -16,8 +16,8 @@ from dino_jax.models.layers import gelu, normal_init, torch_uniform_init, unit
 class WeightNormLinear(nnx.Module):
     """A bias-free linear layer with weight normalisation (Salimans & Kingma, arXiv 1602.07868).
 
-    Output k is `g_k * <v_k, x> / ||v_k||`, accumulated in float32: rounding these logits to
-    bfloat16 would be a 5 % error at DINO's teacher temperature of 0.04.
+    Output k is `g_k * <v_k, x> / ||v_k||`, accumulated in float32. Rounding these logits to
+    bfloat16 would give errors of 5 % at the teacher temperature of 0.04.
     """
 
     def __init__(
@@ -35,24 +35,26 @@ class WeightNormLinear(nnx.Module):
         dtype = self.dtype or jnp.promote_types(x.dtype, v.dtype)
         accumulator = jnp.promote_types(dtype, jnp.float32)
         products = jnp.matmul(x.astype(dtype), v.astype(dtype), preferred_element_type=accumulator)
-        # The barrier keeps the norms out of the product, in which XLA's CPU back end would compute
-        # them again and again.
+        # Without the barrier XLA's CPU backend would recompute the norms within the product.
         return products * jax.lax.optimization_barrier(scale)
 
 
 class DINOHead(nnx.Module):
-    """MLP, L2 normalisation, weight-normalised prototypes (paper, section 3.1 and appendix C).
+    """MLP, L2 normalisation, weight-normalised prototypes (DINO, section 3.1 and appendix C).
 
     Args:
       in_dim: width D of the backbone's features.
       out_dim: number of prototypes K.
       hidden_dim: width of the MLP's hidden layers.
       bottleneck_dim: width of the MLP's output.
-      num_layers: linear layers of the MLP; 1 means D -> bottleneck alone.
-      use_bn: BatchNorm before each GELU.
-      weight_norm: normalise the prototypes; the released ResNet-50's are not.
+      num_layers: linear layers of the MLP; with 1, a single layer from D to `bottleneck_dim`.
+      use_bn: add BatchNorm before each GELU.
+      weight_norm: normalise the prototypes; the released ResNet-50 does not.
       dtype: compute dtype; None computes in the parameters' dtype.
       rngs: source of the initial weights.
+
+    Raises:
+      UsageError: a size below 1.
     """
 
     def __init__(
@@ -70,8 +72,8 @@ class DINOHead(nnx.Module):
     ) -> None:
         if min(out_dim, hidden_dim, bottleneck_dim, num_layers) < 1:
             raise UsageError(
-                f"head of out_dim={out_dim}, hidden_dim={hidden_dim}, bottleneck_dim="
-                f"{bottleneck_dim}, num_layers={num_layers}: every one must be at least 1"
+                f"head with out_dim={out_dim}, hidden_dim={hidden_dim}, bottleneck_dim="
+                f"{bottleneck_dim}, num_layers={num_layers}: all of them must be at least 1"
             )
         dims = [in_dim, *[hidden_dim] * (num_layers - 1), bottleneck_dim]
         linear = partial(nnx.Linear, kernel_init=normal_init, dtype=dtype, rngs=rngs)

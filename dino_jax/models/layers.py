@@ -13,25 +13,32 @@ from flax.typing import Dtype
 
 from dino_jax.errors import UsageError
 
-# Torch truncates this normal at +-2, a hundred standard deviations: no truncation at all.
+# The reference truncates this normal at +-2, which is a hundred standard deviations: no effect.
 normal_init = nnx.initializers.normal(0.02)
 
 
 def torch_uniform_init(fan_in: int) -> nnx.Initializer:
-    """Torch's default for linear and convolutional layers: uniform in +-1/sqrt(fan_in)."""
+    """Torch's default for linear and convolutional layers: uniform within +-1/sqrt(fan_in)."""
     bound = fan_in**-0.5
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def check_counts(**counts: int) -> None:
-    """Raises UsageError for a count or a size in pixels that is none, named as it is given."""
+    """Raises UsageError, with the argument's name, for a count that is not a positive integer."""
     for name, count in counts.items():
         if not isinstance(count, Integral) or count < 1:
             raise UsageError(f"{name}={count!r} must be a whole number of at least 1")
 
 
 def check_images(images: jax.Array, in_channels: int, least: int, reason: str) -> None:
-    """Raises UsageError for images of other channels, with a side of less than `least`, or none."""
+    """Raises UsageError for images of the wrong shape.
+
+    Args:
+      images: must be [B, H, W, C] with B of at least 1.
+      in_channels: required C.
+      least: smallest H and W, in pixels.
+      reason: what `least` pixels are, for the message.
+    """
     shape = images.shape
     if len(shape) != 4 or shape[3] != in_channels or min(shape[1:3]) < least or shape[0] < 1:
         raise UsageError(
@@ -41,13 +48,13 @@ def check_images(images: jax.Array, in_channels: int, least: int, reason: str) -
 
 
 def image_draws(keys: jax.Array | None, blocks: int, branches: int) -> list[jax.Array | None]:
-    """Uniform numbers for stochastic depth, from each image's own key.
+    """Uniform random numbers for stochastic depth, from each image's own key.
 
     Args:
       keys: [B] typed PRNG keys, or None to drop nothing.
-      blocks: of the network.
-      branches: residual branches of a block.
-    Returns: one [B, branches] or None for every block.
+      blocks: number of blocks of the network.
+      branches: number of residual branches of a block.
+    Returns: for every block [B, branches], or None if `keys` is None.
     """
     if keys is None:
         return [None] * blocks
@@ -61,19 +68,20 @@ def at_least_float32(x: jax.Array) -> jax.Array:
 
 
 def unit(x: jax.Array, axis: int = -1) -> jax.Array:
-    """Scales x to norm 1 along an axis, as torch's `normalize`; float32 or wider."""
+    """Scales x to norm 1 along an axis, like torch's `normalize`; float32 or wider."""
     wide = at_least_float32(x)
     square_norm = jnp.sum(wide * wide, axis=axis, keepdims=True)
     return wide * jax.lax.rsqrt(jnp.maximum(square_norm, 1e-24))
 
 
 def drop_path(branch: jax.Array, draw: jax.Array | None, rate: float) -> jax.Array:
-    """Drops a residual branch for some samples, and scales the rest up (stochastic depth).
+    """Drops a residual branch for some images, and scales up the others (stochastic depth).
 
     Args:
       branch: [B, N, D].
       draw: [B] uniform in [0, 1), or None to keep every branch.
-      rate: share of samples that lose the branch.
+      rate: probability of dropping the branch.
+    Returns: [B, N, D], zero where dropped.
     """
     if draw is None or rate == 0.0:
         return branch
@@ -82,7 +90,7 @@ def drop_path(branch: jax.Array, draw: jax.Array | None, rate: float) -> jax.Arr
 
 
 class LayerNorm(nnx.LayerNorm):
-    """LayerNorm whose backward pass starts from the input, which is kept anyway, and no more."""
+    """LayerNorm whose backward pass saves only the input, which other layers need anyway."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         graphdef, arrays = nnx.split(self)
@@ -92,13 +100,13 @@ class LayerNorm(nnx.LayerNorm):
 
 
 def layer_norm(dim: int, *, dtype: Dtype | None, rngs: nnx.Rngs) -> LayerNorm:
-    """LayerNorm with the reference's epsilon; variance in two passes, as torch computes it."""
+    """LayerNorm with the reference's epsilon, and the variance in two passes, as in torch."""
     return LayerNorm(dim, epsilon=1e-6, use_fast_variance=False, dtype=dtype, rngs=rngs)
 
 
 @jax.checkpoint
 def gelu(x: jax.Array) -> jax.Array:
-    """The exact (erf) GELU; its backward pass starts from the input alone."""
+    """The exact (erf) GELU; its backward pass saves only the input."""
     return jax.nn.gelu(x, approximate=False)
 
 

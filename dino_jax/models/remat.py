@@ -1,4 +1,4 @@
-"""What the backward pass of a block recomputes instead of keeping it (rematerialisation)."""
+"""Rematerialisation: which activations the backward pass recomputes instead of saving them."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +11,7 @@ from dino_jax.models.batch_norm import BatchNorm
 
 
 def _products_saveable(primitive: Any, *args: Any, **params: Any) -> bool:
-    """Those of linear layers and convolutions, and not the attention weights."""
+    """True for outputs of linear layers and convolutions, but not for attention weights."""
     return (
         primitive is jax.lax.conv_general_dilated_p
         or jax.checkpoint_policies.dots_with_no_batch_dims_saveable(primitive, *args, **params)
@@ -19,9 +19,9 @@ def _products_saveable(primitive: Any, *args: Any, **params: Any) -> bool:
 
 
 POLICIES: dict[str, Callable[..., bool] | None] = {
-    "none": None,  # keep every activation
-    "dots": _products_saveable,  # keep the outputs of linear layers and convolutions
-    "full": jax.checkpoint_policies.nothing_saveable,  # keep each block's input only
+    "none": None,  # save all activations
+    "dots": _products_saveable,  # save the outputs of linear layers and convolutions
+    "full": jax.checkpoint_policies.nothing_saveable,  # save only the input of each block
 }
 
 
@@ -32,13 +32,14 @@ def check_remat(name: str) -> None:
 
 
 def run_block(block: nnx.Module, remat: str, *args: jax.Array | None, **static: Any) -> jax.Array:
-    """Calls a block under a policy.
+    """Calls a block with a rematerialisation policy.
 
     Args:
-      block: a part of a network; the running statistics of its BatchNorms move once.
+      block: a part of a network; its BatchNorms' running statistics are updated once.
       remat: a key of `POLICIES`.
-      *args: the block's arrays.
-      **static: its other arguments, which are not traced.
+      *args: the block's array arguments.
+      **static: the block's other arguments, which are not traced.
+    Returns: the block's output.
     """
     if remat == "none":
         return block(*args, **static)
@@ -49,7 +50,8 @@ def run_block(block: nnx.Module, remat: str, *args: jax.Array | None, **static: 
         return block(*args, **static), nnx.state(block, nnx.BatchStat)
 
     output, stats = jax.checkpoint(call, policy=POLICIES[remat])(arrays, *args)
-    # Written back where they moved alone: a model in evaluation may be closed over under jit.
+    # Only in training mode: a model in evaluation mode may be a constant of a jitted function, and
+    # must not be updated there.
     modules = (module for _, module in nnx.iter_modules(block))
     if any(isinstance(m, BatchNorm) and not m.use_running_average for m in modules):
         nnx.update(block, stats)

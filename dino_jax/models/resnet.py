@@ -1,7 +1,7 @@
-"""ResNets as torchvision builds them, without the classifier (He et al., arXiv 1512.03385).
+"""Torchvision's ResNets, without the classifier (He et al., arXiv 1512.03385).
 
-"v1.5": the stride of a bottleneck sits in its 3x3 convolution. ResNeXts are those of Xie et al.
-(arXiv 1611.05431), wide ResNets those of Zagoruyko & Komodakis (arXiv 1605.07146).
+They are "v1.5": the stride of a bottleneck is in its 3x3 convolution. Also ResNeXt (Xie et al.,
+arXiv 1611.05431) and wide ResNets (Zagoruyko & Komodakis, arXiv 1605.07146).
 
 Dims: B images, H and W pixels, C channels, D width of the features.
 """
@@ -20,23 +20,23 @@ from dino_jax.models.layers import at_least_float32, check_counts, check_images
 from dino_jax.models.remat import check_remat, run_block
 
 STAGE_WIDTHS = (64, 128, 256, 512)
-BOTTLENECK_EXPANSION = 4  # a bottleneck's output over its stage's width
+BOTTLENECK_EXPANSION = 4  # output channels of a bottleneck / width of its stage
 
-# Kaiming's normal for ReLU, by the fan-out.
+# Kaiming's normal initializer for ReLU, by the fan-out.
 relu_init = nnx.initializers.variance_scaling(2.0, "fan_out", "normal")
 conv_norm = partial(ConvNorm, kernel_init=relu_init)
 
 
 class ResidualBlock(nnx.Module):
-    """Convolutions beside a shortcut, which is the identity where the shapes agree.
+    """A residual block; its shortcut is the identity if input and output have the same shape.
 
     Args:
       in_features: channels of the input.
-      width: of the stage.
-      stride: of the block.
-      bottleneck: convolutions of 1x1, 3x3 and 1x1 pixels, else two of 3x3.
-      groups: of a bottleneck's 3x3 convolution.
-      width_per_group: channels of each group for a stage 64 wide.
+      width: width of the stage.
+      stride: stride of the block.
+      bottleneck: use three convolutions, 1x1, 3x3 and 1x1, instead of two 3x3 ones.
+      groups: groups of a bottleneck's 3x3 convolution.
+      width_per_group: channels per group, for a stage of width 64.
       dtype: compute dtype; None computes in the parameters' dtype.
       rngs: source of the initial weights.
     """
@@ -81,17 +81,17 @@ class ResNet(nnx.Module):
     """Images to features: the mean over all pixels after the last stage.
 
     Args:
-      depths: blocks of each of the four stages.
-      bottleneck: build the blocks as bottlenecks; the features are 2048 wide, else 512.
-      groups: of each bottleneck's 3x3 convolution; more than 1 is a ResNeXt.
-      width_per_group: channels of each group in the first stage; more than 64 is a wide ResNet.
+      depths: number of blocks of each of the four stages.
+      bottleneck: use bottleneck blocks; the features then have width 2048, else 512.
+      groups: groups of each bottleneck's 3x3 convolution; more than 1 make a ResNeXt.
+      width_per_group: channels per group in the first stage; more than 64 make a wide ResNet.
       in_channels: channels of the images.
       remat: what the backward pass recomputes: "none", "dots" or "full".
       dtype: compute dtype; None computes in the parameters' dtype.
       rngs: source of the initial weights.
 
     Raises:
-      UsageError: groups without bottlenecks, or an unknown `remat`.
+      UsageError: invalid sizes, groups without bottlenecks, or an unknown `remat`.
     """
 
     family: ClassVar[str] = "resnet"
@@ -113,11 +113,11 @@ class ResNet(nnx.Module):
         check_remat(remat)
         if not bottleneck and (groups, width_per_group) != (1, 64):
             raise UsageError(
-                f"groups={groups}, width_per_group={width_per_group}: blocks that are no "
-                "bottlenecks have 1 and 64; set bottleneck=True"
+                f"groups={groups}, width_per_group={width_per_group}: without bottlenecks these "
+                "must be 1 and 64; set bottleneck=True to change them"
             )
         if len(depths) != 4 or min(depths) < 1:
-            raise UsageError(f"depths={depths} must be four numbers of at least 1")
+            raise UsageError(f"depths={depths} must be four whole numbers of at least 1")
         self.in_channels = in_channels
         self.remat = remat
         self.stem = conv_norm(in_channels, 64, 7, stride=2, dtype=dtype, rngs=rngs)
@@ -128,7 +128,7 @@ class ResNet(nnx.Module):
                 block = ResidualBlock(
                     features,
                     width,
-                    stride=2 if stages and i == 0 else 1,  # later stages halve the image
+                    stride=2 if stages and i == 0 else 1,  # every later stage halves the image
                     bottleneck=bottleneck,
                     groups=groups,
                     width_per_group=width_per_group,
@@ -146,7 +146,7 @@ class ResNet(nnx.Module):
 
         Args:
           images: [B, H, W, C] float, normalised; any H and W.
-          keys: as other backbones take them; nothing here is random.
+          keys: ignored, because a ResNet has no stochastic depth.
         Returns: [B, D], float32 (float64 for float64 weights).
         """
         del keys

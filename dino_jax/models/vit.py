@@ -1,4 +1,4 @@
-"""Vision Transformer, as DINO trains it (Caron et al., 2021, arXiv 2104.14294).
+"""DINO's Vision Transformer (Caron et al., 2021, arXiv 2104.14294).
 
 Dims: B images, H and W pixels, C channels, N tokens (class token first), D width, h heads.
 """
@@ -27,14 +27,14 @@ from dino_jax.models.remat import check_remat, run_block
 
 
 def resize_pos_embed(pos_embed: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """Resizes the patch part of a position table as the reference does.
+    """Resizes the patch positions of a position table, exactly as the reference does.
 
-    Torch's bicubic kernel (a = -0.75, no antialiasing), with the scale (side + 0.1) / table side
-    given explicitly, so that the sampling grid is not the one the output size alone would give.
+    It uses torch's bicubic kernel (a = -0.75, no antialiasing). The scale is (n + 0.1) / S instead
+    of n / S for n patches, as in the reference, which shifts the sampling grid slightly.
 
     Args:
       pos_embed: [1, 1 + S*S, D], class token first.
-      grid: wanted rows and columns of patches.
+      grid: rows and columns of patches of the result.
     Returns: [1, 1 + rows*columns, D].
     """
     class_row, patch_rows = pos_embed[:, :1], pos_embed[:, 1:]
@@ -60,19 +60,19 @@ class VisionTransformer(nnx.Module):
       patch_size: side of a patch in pixels.
       embed_dim: width D.
       depth: number of blocks.
-      num_heads: heads of each block; divides embed_dim.
-      image_size: side in pixels of the images that the position table is laid out for; other
-        sizes resize the table.
+      num_heads: heads of each block; must divide `embed_dim`.
+      image_size: side in pixels of the images for which the position table is made; for images of
+        other sizes it is resized.
       in_channels: channels of the images.
-      mlp_ratio: hidden width of the MLP over D.
-      drop_path_rate: stochastic depth of the last block, growing linearly from 0 in the first.
-      attention: kernel of the attention: "xla", or "cudnn" for 16-bit dtypes on a GPU.
+      mlp_ratio: hidden width of the MLP / D.
+      drop_path_rate: stochastic depth of the last block; it increases linearly from 0 in the first.
+      attention: attention kernel: "xla", or "cudnn" for 16-bit dtypes on a GPU.
       remat: what the backward pass recomputes: "none", "dots" or "full".
       dtype: compute dtype; None computes in the parameters' dtype.
       rngs: source of the initial weights.
 
     Raises:
-      UsageError: sizes that do not fit each other, or an unknown `remat`.
+      UsageError: invalid or inconsistent sizes, or an unknown `attention` or `remat`.
     """
 
     family: ClassVar[str] = "vit"
@@ -100,7 +100,7 @@ class VisionTransformer(nnx.Module):
         if image_size % patch_size:
             raise UsageError(
                 f"image_size={image_size} is not a multiple of patch_size={patch_size}: "
-                "the position table needs whole patches; change one of them"
+                "change one of them, because the position table needs whole patches"
             )
         self.patch_size = patch_size
         self.embed_dim = embed_dim
@@ -109,7 +109,7 @@ class VisionTransformer(nnx.Module):
         self.remat = remat
         fan_in = patch_size**2 * in_channels
         uniform = torch_uniform_init(fan_in)
-        # A convolution whose kernel is its stride is a linear layer over the pixels of a patch.
+        # A convolution with stride equal to kernel size is a linear layer on the pixels of a patch.
         self.patch_embed = nnx.Linear(
             fan_in, embed_dim, kernel_init=uniform, bias_init=uniform, dtype=dtype, rngs=rngs
         )
@@ -132,7 +132,7 @@ class VisionTransformer(nnx.Module):
         self.norm = layer_norm(embed_dim, dtype=dtype, rngs=rngs)
 
     def _tokens(self, images: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, 1 + rows*columns, D] with positions; a remainder is cut off."""
+        """[B, H, W, C] -> [B, 1 + rows*columns, D], with positions; incomplete patches are cut."""
         check_images(images, self.in_channels, self.patch_size, "one patch")
         batch, height, width, channels = images.shape
         side = self.patch_size
@@ -152,7 +152,7 @@ class VisionTransformer(nnx.Module):
 
         Args:
           images: [B, H, W, C] float, normalised; any H and W of at least one patch.
-          keys: [B] typed PRNG keys, one an image, for stochastic depth; None for none.
+          keys: [B] typed PRNG keys for stochastic depth; None disables it.
         Returns: [B, D], float32 (float64 for float64 weights).
         """
         x = self._tokens(images)
@@ -163,15 +163,17 @@ class VisionTransformer(nnx.Module):
         return at_least_float32(self.norm(x[:, 0]))
 
     def get_intermediate_layers(self, images: jax.Array, n: int = 1) -> list[jax.Array]:
-        """Tokens after each of the last n blocks, all through the final norm.
+        """Tokens after each of the last n blocks, all normalised by the final norm.
 
         Args:
-          images: [B, H, W, C].
+          images: [B, H, W, C] float, normalised.
           n: number of blocks, at most the depth.
-        Returns: n arrays [B, N, D], class token first, the last block's last.
+        Returns: n arrays [B, N, D], class token first, in the order of the blocks.
+        Raises:
+          UsageError: n is out of range.
         """
         if not 1 <= n <= len(self.blocks):
-            raise UsageError(f"n={n} blocks asked for: choose 1 to {len(self.blocks)} (the depth)")
+            raise UsageError(f"n={n} must be between 1 and the depth, {len(self.blocks)}")
         x, outputs = self._tokens(images), []
         for i, block in enumerate(self.blocks):
             x = block(x, None)
@@ -180,7 +182,7 @@ class VisionTransformer(nnx.Module):
         return outputs
 
     def get_last_selfattention(self, images: jax.Array) -> jax.Array:
-        """Attention of the last block after the softmax: [B, H, W, C] -> [B, h, N, N]."""
+        """Attention weights of the last block: [B, H, W, C] -> [B, h, N, N]."""
         x = self._tokens(images)
         for block in self.blocks[:-1]:
             x = block(x, None)
@@ -201,7 +203,7 @@ ARCHITECTURES = {
     "vit_base": vit_base,
     "vit_large": vit_large,
     "vit_huge": vit_huge,
-    "deit_tiny": vit_tiny,  # the reference's other names
+    "deit_tiny": vit_tiny,  # aliases, as in the reference
     "deit_small": vit_small,
     "deit_base": vit_base,
 }

@@ -1,7 +1,7 @@
 """XCiT, the cross-covariance image transformer (El-Nouby et al., 2021, arXiv 2106.09681).
 
-Attention mixes channels, not tokens, so its cost grows linearly with the number of tokens; 3x3
-convolutions let tokens meet, and two blocks of class attention at the end gather the features.
+Attention mixes channels instead of tokens, so its cost is linear in the number of tokens. 3x3
+convolutions mix neighbouring tokens, and two final blocks of class attention collect the features.
 
 Dims: B images, H and W pixels, C channels, N tokens (class token first), D width, h heads.
 """
@@ -31,17 +31,17 @@ from dino_jax.models.remat import check_remat, run_block
 from dino_jax.models.xcit_block import ClassAttentionBlock, XCABlock
 
 CLASS_BLOCKS = 2
-POSITION_DIM = 32  # of either direction
+POSITION_DIM = 32  # per direction
 POSITION_TEMPERATURE = 10000.0
 
 
 def fourier_positions(grid: tuple[int, int]) -> jax.Array:
-    """Sines and cosines of the places in a grid, whose last row and column lie at 2 pi.
+    """Sines and cosines of the positions in a grid, whose last row and column are at 2 pi.
 
     Args:
       grid: rows and columns.
-    Returns: [rows, columns, 2 * POSITION_DIM] float32: first of the row, then of the column; each
-      with sine and cosine of one frequency side by side.
+    Returns: [rows, columns, 2 * POSITION_DIM] float32: first those of the row, then those of the
+      column, each as pairs of sine and cosine per frequency.
     """
     exponents = jnp.arange(0, POSITION_DIM, 2, dtype=jnp.float32) / POSITION_DIM
 
@@ -58,7 +58,7 @@ def fourier_positions(grid: tuple[int, int]) -> jax.Array:
 
 
 class PatchEmbed(nnx.Module):
-    """3x3 convolutions of stride 2, as many as halve a patch to a single token."""
+    """3x3 convolutions of stride 2, as many as reduce a patch to a single token."""
 
     def __init__(
         self, patch_size: int, in_channels: int, dim: int, *, dtype: Dtype | None, rngs: nnx.Rngs
@@ -71,7 +71,7 @@ class PatchEmbed(nnx.Module):
         )
 
     def __call__(self, images: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, rows, columns, D]; a side that is no multiple is rounded up."""
+        """[B, H, W, C] -> [B, rows, columns, D]; incomplete patches count as patches."""
         x = self.layers[0](images)
         for layer in self.layers[1:]:
             x = layer(jax.nn.gelu(x, approximate=False))
@@ -82,22 +82,22 @@ class XCiT(nnx.Module):
     """Images to features: the class token after the last norm.
 
     Args:
-      patch_size: side in pixels of what one token stands for, 16 or 8.
+      patch_size: side of a patch in pixels, 16 or 8.
       embed_dim: width D; a multiple of half the patch size.
-      depth: number of XCA blocks; two blocks of class attention follow them.
-      num_heads: heads of each block; divides embed_dim.
+      depth: number of XCA blocks, which are followed by two blocks of class attention.
+      num_heads: heads of each block; must divide `embed_dim`.
       layer_scale: initial value of LayerScale.
-      tokens_norm: the second norm of class attention runs over all tokens, else over the class
-        token alone.
+      tokens_norm: apply the second norm of class attention to all tokens, instead of the class
+        token only.
       in_channels: channels of the images.
-      mlp_ratio: hidden width of the MLP over D.
+      mlp_ratio: hidden width of the MLP / D.
       drop_path_rate: stochastic depth of every XCA block; class attention has none.
       remat: what the backward pass recomputes: "none", "dots" or "full".
       dtype: compute dtype; None computes in the parameters' dtype.
       rngs: source of the initial weights.
 
     Raises:
-      UsageError: sizes that do not fit each other, or an unknown `remat`.
+      UsageError: invalid or inconsistent sizes, or an unknown `remat`.
     """
 
     family: ClassVar[str] = "xcit"
@@ -122,11 +122,11 @@ class XCiT(nnx.Module):
         check_counts(in_channels=in_channels)
         check_remat(remat)
         if patch_size not in (8, 16):
-            raise UsageError(f"patch_size={patch_size}: an XCiT has patches of 8 or 16 pixels")
+            raise UsageError(f"patch_size={patch_size} must be 8 or 16 for an XCiT")
         if embed_dim % (patch_size // 2):
             raise UsageError(
-                f"embed_dim={embed_dim} is not a multiple of {patch_size // 2}, as the patch "
-                f"embedding of patch_size={patch_size} needs: change one"
+                f"embed_dim={embed_dim} must be a multiple of {patch_size // 2}, half of "
+                f"patch_size={patch_size}: change one of them"
             )
         self.patch_size = patch_size
         self.embed_dim = embed_dim
@@ -147,7 +147,7 @@ class XCiT(nnx.Module):
         self.norm = layer_norm(embed_dim, dtype=dtype, rngs=rngs)
 
     def _tokens(self, images: jax.Array, keys: jax.Array | None) -> jax.Array:
-        """[B, H, W, C] -> [B, N, D] after the XCA blocks, the class token joined."""
+        """[B, H, W, C] -> [B, N, D]: the class token, and the patches after the XCA blocks."""
         check_images(images, self.in_channels, 1, "one pixel")
         x = self.patch_embed(images)
         batch, rows, columns, dim = x.shape
@@ -165,7 +165,7 @@ class XCiT(nnx.Module):
 
         Args:
           images: [B, H, W, C] float, normalised; any H and W.
-          keys: [B] typed PRNG keys, one an image, for stochastic depth; None for none.
+          keys: [B] typed PRNG keys for stochastic depth; None disables it.
         Returns: [B, D], float32 (float64 for float64 weights).
         """
         x = self._tokens(images, keys)
@@ -174,9 +174,9 @@ class XCiT(nnx.Module):
         return at_least_float32(self.norm(x[:, 0]))
 
     def get_last_selfattention(self, images: jax.Array) -> jax.Array:
-        """Class attention of the last block after the softmax: [B, H, W, C] -> [B, h, 1, N].
+        """Attention weights of the last block: [B, H, W, C] -> [B, h, 1, N].
 
-        A ViT's has N rows, one a query; here only the class token, the first, is one.
+        Unlike in a ViT, where each of the N tokens is a query, only the class token is one.
         """
         x = self._tokens(images, None)
         for block in self.class_blocks[:-1]:

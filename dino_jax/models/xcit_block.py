@@ -1,7 +1,7 @@
 """The blocks of an XCiT (El-Nouby et al., 2021, arXiv 2106.09681).
 
-Dims: B images, N tokens (patches in rows; the class token first where there is one), D width, h
-heads, d = D / h.
+Dims: B images, N tokens (the class token first if there is one, then the patches row by row), D
+width, h heads, d = D / h.
 """
 
 from functools import partial
@@ -23,7 +23,7 @@ def _layer_scale(gamma: nnx.Param, branch: jax.Array) -> jax.Array:
 
 
 class CrossCovarianceAttention(Attention):
-    """Self-attention among the channels of each head, over all tokens (paper, section 3.2)."""
+    """Attention between the channels of each head instead of between tokens (section 3.2)."""
 
     def __init__(self, dim: int, num_heads: int, *, dtype: Dtype | None, rngs: nnx.Rngs) -> None:
         super().__init__(dim, num_heads, dtype=dtype, rngs=rngs)
@@ -43,7 +43,7 @@ class CrossCovarianceAttention(Attention):
 
 
 class LocalPatchInteraction(nnx.Module):
-    """Two depthwise 3x3 convolutions over the grid of tokens (paper, section 3.3)."""
+    """Two depthwise 3x3 convolutions over the grid of tokens (section 3.3)."""
 
     def __init__(self, dim: int, *, dtype: Dtype | None, rngs: nnx.Rngs) -> None:
         depthwise = partial(conv, dim, dim, 3, groups=dim, dtype=dtype, rngs=rngs)
@@ -58,9 +58,10 @@ class LocalPatchInteraction(nnx.Module):
 
 
 class XCABlock(nnx.Module):
-    """Cross-covariance attention, local interaction, MLP; LayerScale and stochastic depth on each.
+    """Cross-covariance attention, local interaction, MLP, each with LayerScale and drop path.
 
-    As the reference numbers them: 1 attention, 2 MLP, 3 local interaction, which runs before 2.
+    Numbered as in the reference: 1 is attention, 2 the MLP, and 3 the local interaction, which
+    runs before 2.
     """
 
     def __init__(
@@ -88,7 +89,10 @@ class XCABlock(nnx.Module):
     def __call__(
         self, x: jax.Array, draws: jax.Array | None, *, grid: tuple[int, int]
     ) -> jax.Array:
-        """[B, N, D] patches -> [B, N, D]; draws [B, 3] decide which branches drop, None none."""
+        """[B, N, D] -> [B, N, D], without class token.
+
+        `draws` are [B, 3] uniform numbers that decide which branches to drop; None drops none.
+        """
         draw1, draw2, draw3 = (None, None, None) if draws is None else draws.T
         rate = self.drop_path_rate
         attended = self.attn(self.norm1(x))
@@ -100,10 +104,10 @@ class XCABlock(nnx.Module):
 
 
 class ClassAttentionBlock(nnx.Module):
-    """The class token gathers from the patches (Touvron et al., CaiT, arXiv 2103.17239).
+    """Class attention: the class token attends to all tokens (Touvron et al., arXiv 2103.17239).
 
-    Only the class token is attended and passes the MLP. Yet the patches change too, as in the
-    reference: either branch adds to them their own normed values.
+    Only the class token passes through attention and MLP. As in the reference, the patches change
+    too: each branch adds their own values to them.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""DINO's loss and its center (Caron et al., 2021, section 3.1).
+"""The DINO loss and center (Caron et al., 2021, section 3.1).
 
 Dims: B images, V views of which the first two are the global crops, K prototypes.
 """
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 
 class LossOutput(NamedTuple):
-    """What one batch says; all but `teacher_mean` are scalars in nats."""
+    """Loss and statistics of one batch; all but `teacher_mean` are scalars in nats."""
 
     loss: jax.Array
     teacher_entropy: jax.Array  # mean entropy of the teacher's distributions
@@ -26,16 +26,17 @@ def dino_loss(
     student_temp: float | jax.Array,
     teacher_temp: float | jax.Array,
 ) -> LossOutput:
-    """Cross-entropy between the teacher's global views and every other view of the student.
+    """Cross-entropy between the teacher's global views and the student's other views (eq. 3).
 
-    With q_i = softmax((t_i - center) / teacher_temp) it is the mean over pairs (i, v), v != i, of
-    -<q_i, log_softmax(s_v / student_temp)>. Since q sums to one, that is
-    logsumexp(s_v) - <q_i, s_v>: one logsumexp a view, however many pairs share it.
+    With q_i = softmax((t_i - center) / teacher_temp) and s_v the student's logits divided by
+    student_temp, it is the mean over all pairs (i, v), v != i, of -<q_i, log_softmax(s_v)>. Since
+    q_i sums to one, this equals logsumexp(s_v) - <q_i, s_v>, which needs one logsumexp per view
+    instead of one per pair.
 
     Args:
       student_logits: [B, V, K] float32, V >= 2, global views first.
-      teacher_logits: [B, 2, K] float32, before centering and temperature; no gradient reaches it.
-      center: [1, K] float32, as it was before this batch.
+      teacher_logits: [B, 2, K] float32, before centering and temperature; receives no gradient.
+      center: [1, K] float32, before its update with this batch.
       student_temp: the student's temperature, 0.1 in the paper.
       teacher_temp: the teacher's temperature, 0.04 to 0.07 in the paper.
     """
@@ -45,7 +46,8 @@ def dino_loss(
     q = jnp.exp(log_q)
     s = student_logits / student_temp
     lse = jax.nn.logsumexp(s, axis=-1)  # [B, V]
-    # A global view meets the other global's target, a local view both: their targets are added.
+    # A global view is paired with the other global view's target, a local view with both targets,
+    # which are therefore summed.
     dots = jnp.sum(q[:, ::-1] * s[:, :2], axis=(1, 2))
     dots += jnp.sum(q.sum(1) * s[:, 2:].sum(1), axis=-1)  # [B]
     pairs = 2 * (views - 1)
@@ -64,6 +66,6 @@ def update_center(
       center: [1, K] float32, the center used by this step's loss.
       mean_teacher_logits: [K], mean over both global crops and the global batch.
       momentum: share of the old center that is kept, 0.9 in the paper.
-    Returns: [1, K] float32, for the next step.
+    Returns: [1, K] float32, the center for the next step.
     """
     return center * momentum + mean_teacher_logits[None] * (1 - momentum)

@@ -1,7 +1,8 @@
-"""The optimizers of DINO as one gradient transformation.
+"""DINO's optimizers, each as a single gradient transformation.
 
-Learning rate, weight decay and the freeze of the last layer follow the global step, so they are
-arguments of `update`; the optimizer's own state counts the steps that a parameter took part in.
+Learning rate, weight decay and the freezing of the last layer depend on the global step, so they
+are arguments of `update`. The optimizer's own state counts only the steps in which a parameter was
+not frozen.
 """
 
 from collections.abc import Callable
@@ -18,14 +19,14 @@ Transformation = optax.GradientTransformationExtraArgs
 
 
 def decay_mask(params: PyTree) -> PyTree:
-    """True for every parameter that weight decay applies to: neither a bias nor 1-D."""
+    """True for every parameter with weight decay: those with more than one axis, so no biases."""
     return jax.tree.map(lambda p: p.ndim > 1, params)
 
 
 def clip_by_parameter_norm(max_norm: float) -> Transformation:
     """Scales each parameter's gradient by min(1, max_norm / (its norm + 1e-6)).
 
-    This is the reference's clipping, and not that by the global norm.
+    As in the reference, and unlike clipping by the global norm.
     """
 
     def clip(g: jax.Array) -> jax.Array:
@@ -37,7 +38,7 @@ def clip_by_parameter_norm(max_norm: float) -> Transformation:
 
 
 def add_weight_decay() -> Transformation:
-    """Adds `weight_decay` (an argument of `update`) times the parameter, where the mask holds."""
+    """Adds `weight_decay` (an argument of `update`) times the parameter, given `decay_mask`."""
 
     def update(
         updates: PyTree,
@@ -60,7 +61,7 @@ def add_weight_decay() -> Transformation:
 
 
 def scale_by_learning_rate() -> Transformation:
-    """Multiplies by minus the `learning_rate` given to `update`."""
+    """Multiplies by the negative `learning_rate` (an argument of `update`)."""
 
     def update(
         updates: PyTree,
@@ -77,9 +78,10 @@ def scale_by_learning_rate() -> Transformation:
 
 
 def hold_while_frozen(inner: Transformation) -> Transformation:
-    """Stands still, state included, while the `frozen` given to `update` is true.
+    """Makes no update and keeps the state while `frozen` (an argument of `update`) is true.
 
-    Zeroed gradients are another thing: they would decay moments and weights and count as steps.
+    Setting the gradients to zero would not be enough: moments and weights would still decay, and
+    the step would be counted.
     """
 
     def update(
@@ -106,12 +108,12 @@ def adamw() -> Transformation:
 
 
 def sgd() -> Transformation:
-    """SGD with momentum 0.9; the decay joins the gradient before the momentum."""
+    """SGD with momentum 0.9; weight decay is added to the gradient before the momentum."""
     return optax.chain(add_weight_decay(), optax.trace(0.9), scale_by_learning_rate())
 
 
 def lars() -> Transformation:
-    """LARS (You et al., arXiv 1708.03888), momentum 0.9, eta 0.001; not on 1-D tensors."""
+    """LARS (You et al., arXiv 1708.03888), momentum 0.9, eta 0.001; 1-D parameters use SGD."""
     scale = optax.scale_by_trust_ratio(trust_coefficient=0.001)
     return optax.chain(
         add_weight_decay(),
@@ -125,7 +127,7 @@ OPTIMIZERS: dict[str, Callable[[], Transformation]] = {"adamw": adamw, "sgd": sg
 
 
 def parameter_labels(params: PyTree, *, norm_last_layer: bool) -> PyTree:
-    """Names the group of each parameter: "fixed", "last_layer" or "body"."""
+    """The group of each parameter: "fixed", "last_layer" or "body"."""
 
     def label(path: tuple[Any, ...], _: jax.Array) -> str:
         names = [str(getattr(key, "key", key)) for key in path]
@@ -137,15 +139,17 @@ def parameter_labels(params: PyTree, *, norm_last_layer: bool) -> PyTree:
 
 
 def make_optimizer(name: str, *, clip_grad: float, norm_last_layer: bool) -> Transformation:
-    """Clipping, the optimizer proper, and the freeze of the last layer.
+    """Gradient clipping, the optimizer, and the freezing of the last layer.
 
-    `update(grads, state, params, learning_rate=, weight_decay=, frozen=)` takes this step's values
-    of the schedules; `frozen` is true while the last layer takes no part in the step.
+    Call it as `update(grads, state, params, learning_rate=, weight_decay=, frozen=)`, with the
+    schedules' values for this step; while `frozen` is true, the last layer does not change.
 
     Args:
       name: a key of `OPTIMIZERS`.
-      clip_grad: largest norm of one parameter's gradient; 0 for no clipping.
+      clip_grad: largest norm of each parameter's gradient; 0 disables clipping.
       norm_last_layer: keep the norms g of the prototypes at their initial value.
+    Raises:
+      UsageError: unknown optimizer.
     """
     if name not in OPTIMIZERS:
         raise UsageError(f"unknown optimizer {name!r}: choose one of {', '.join(OPTIMIZERS)}")

@@ -11,20 +11,21 @@ Schedule = Callable[[jax.Array], jax.Array]
 def cosine(base: float, final: float, *, total_steps: int, warmup_steps: int = 0) -> Schedule:
     """Linear warm-up from 0 to `base`, then half a cosine to `final`.
 
-    The warm-up includes both its ends, so its last step and the first of the cosine are both
-    `base`; the last step lies one short of `final`. With less than two warm-up steps nothing
-    rises: one warm-up step is 0.
+    The last warm-up step and the first step of the cosine both have the value `base`. The cosine
+    would reach `final` at step `total_steps`, one after the last. A warm-up of a single step has
+    the value 0.
 
     Args:
       base: value after the warm-up.
       final: value that the cosine approaches.
-      total_steps: length of the whole schedule, warm-up included.
+      total_steps: length of the whole schedule, including the warm-up.
       warmup_steps: length of the warm-up, at most `total_steps`.
+    Returns: a function of the step, an integer array of any shape.
     """
     cosine_steps = max(total_steps - warmup_steps, 1)
 
     def schedule(step: jax.Array) -> jax.Array:
-        step = jnp.asarray(step, float)  # as wide as the run computes
+        step = jnp.asarray(step, float)  # float64 if x64 is enabled
         rising = base * step / max(warmup_steps - 1, 1)
         progress = (step - warmup_steps) / cosine_steps
         falling = final + 0.5 * (base - final) * (1 + jnp.cos(jnp.pi * progress))
@@ -36,9 +37,9 @@ def cosine(base: float, final: float, *, total_steps: int, warmup_steps: int = 0
 def teacher_temperature(
     warmup: float, final: float, *, warmup_epochs: int, steps_per_epoch: int
 ) -> Schedule:
-    """The teacher's temperature: constant in an epoch, linear from `warmup` to `final`.
+    """The teacher's temperature: linear from `warmup` to `final`, constant within each epoch.
 
-    The `warmup_epochs` points of the line include both its ends.
+    The first warm-up epoch has the value `warmup` and the last has `final`, as do all later ones.
     """
 
     def schedule(step: jax.Array) -> jax.Array:

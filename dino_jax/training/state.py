@@ -1,4 +1,4 @@
-"""Everything a run carries from step to step, and nothing else.
+"""The state of a run: everything that is passed from one step to the next.
 
 Dims: K prototypes.
 """
@@ -20,18 +20,18 @@ PyTree = Any
 class Meters:
     """Sums over the finite steps of the current log interval and of the current epoch.
 
-    They live in the state so that a resumed run logs what an uninterrupted one would.
+    They are part of the state so that a resumed run logs the same values as an uninterrupted one.
     """
 
-    interval: dict[str, jax.Array]  # scalars, but for teacher_mean [K]
+    interval: dict[str, jax.Array]  # scalars, except teacher_mean [K]
     epoch: dict[str, jax.Array]
 
 
 @struct.dataclass
 class TrainState:
-    """A run between two steps, as a pytree of pure dicts and arrays."""
+    """The state of a run between two steps, as a pytree of plain dicts and arrays."""
 
-    step: jax.Array  # int32 [], steps finished; the position in the data follows from it
+    step: jax.Array  # int32 [], finished steps; determines the position in the data
     params: PyTree  # the student's
     batch_stats: PyTree
     teacher_params: PyTree
@@ -39,14 +39,14 @@ class TrainState:
     center: jax.Array  # [1, K]
     opt_state: optax.OptState
     meters: Meters
-    skipped_steps: jax.Array  # int32 [], steps that were not finite and changed nothing
+    skipped_steps: jax.Array  # int32 [], steps without effect, since loss or gradient not finite
     skipped_in_a_row: jax.Array  # int32 []
 
 
 def init_meters(num_prototypes: int) -> Meters:
-    """Empty sums."""
+    """Sums of zero."""
     scalars = ("steps", "loss", "teacher_entropy", "kl", "grad_norm", "center_change")
-    # An array each: one that stands in two places cannot be donated.
+    # A separate array for each, because an array that occurs twice cannot be donated.
     return Meters(
         interval={name: jnp.zeros(()) for name in scalars}
         | {"teacher_mean": jnp.zeros(num_prototypes)},
@@ -83,10 +83,10 @@ def initializer(
     *,
     num_prototypes: int,
 ) -> tuple[Network, Callable[[jax.Array], TrainState]]:
-    """The network of a model, and the function that makes its first state from a key.
+    """The network of a model, and a function that creates the initial state from a key.
 
-    No array is made here: `jax.eval_shape` of the function gives the shapes, from them follow the
-    shardings, and `jax.jit(function, out_shardings=...)` makes each array where it belongs.
+    No arrays are created here. `jax.eval_shape` of the function gives the shapes, which determine
+    the shardings; `jax.jit(function, out_shardings=...)` then creates each array on its devices.
     """
     graphdef, _, _ = abstract(build)
 

@@ -20,7 +20,7 @@ from dino_jax.training.state import Meters, TrainState
 
 PyTree = Any
 Batch = dict[str, jax.Array]
-# (batch, epoch) -> (global views [B, 2, ...], local views [B, L, ...]), one PRNG key an image
+# (batch, epoch) -> (global views [B, 2, ...], local views [B, L, ...]), PRNG keys [B]
 MakeViews = Callable[[Batch, jax.Array], tuple[tuple[jax.Array, ...], jax.Array | None]]
 
 MAX_SKIPPED_IN_A_ROW = 3
@@ -28,17 +28,17 @@ MAX_SKIPPED_IN_A_ROW = 3
 
 @dataclasses.dataclass(frozen=True)
 class StepSettings:
-    """What a step needs to know besides its state and batch."""
+    """What a step needs in addition to its state and batch."""
 
     network: Network
     tx: optax.GradientTransformationExtraArgs
     make_views: MakeViews
     lr: Schedule
     weight_decay: Schedule
-    momentum: Schedule  # of the teacher
+    momentum: Schedule  # of the teacher's moving average
     teacher_temp: Schedule
     steps_per_epoch: int
-    freeze_steps: int  # the last layer takes no part in the steps before this one
+    freeze_steps: int  # the last layer is frozen in the first `freeze_steps` steps
     student_temp: float = 0.1
     center_momentum: float = 0.9
     accumulation_steps: int = 1
@@ -47,7 +47,7 @@ class StepSettings:
 
 
 class _Means(NamedTuple):
-    """What passes find out besides gradients; means over images."""
+    """What a pass returns in addition to gradients, as means over images."""
 
     loss: LossOutput
     teacher_logits: jax.Array  # [K]
@@ -65,13 +65,17 @@ def compile_step(
 
 
 def train_step(state: TrainState, batch: Batch, *, settings: StepSettings) -> TrainState:
-    """Moves student, teacher and center by one batch; a step that is not finite changes nothing.
+    """Updates student, teacher and center with one batch.
+
+    A step whose loss or gradient is not finite is skipped: it is counted, but parameters, batch
+    statistics, teacher, center and optimizer state stay as they are. Once `MAX_SKIPPED_IN_A_ROW`
+    steps in a row have been skipped, all later ones are skipped too.
 
     Args:
       state: the state before the step.
-      batch: arrays with leading axis B, as `settings.make_views` takes them.
-      settings: networks, optimizer, schedules.
-    Returns: the state after the step, its step counted whether it was finite or not.
+      batch: arrays with leading axis B, the input of `settings.make_views`.
+      settings: network, optimizer, schedules.
+    Returns: the state after the step.
     """
     step = state.step
     grads, means, stats = _forward_backward(state, batch, settings)
@@ -119,7 +123,7 @@ def train_step(state: TrainState, batch: Batch, *, settings: StepSettings) -> Tr
         ),
     )
     before = state.replace(meters=meters)
-    # A run that is about to be stopped stays as its last good step left it.
+    # After too many skipped steps the run will be stopped; until then its state must not change.
     accept = finite & (state.skipped_in_a_row < MAX_SKIPPED_IN_A_ROW)
     return optax.tree.where(accept, after, before).replace(
         step=step + 1,
@@ -131,7 +135,7 @@ def train_step(state: TrainState, batch: Batch, *, settings: StepSettings) -> Tr
 def _forward_backward(
     state: TrainState, batch: Batch, settings: StepSettings
 ) -> tuple[PyTree, _Means, tuple[PyTree, PyTree]]:
-    """The student's gradients, means over the batch, and both networks' new running statistics."""
+    """The student's gradients, means over the batch, and both networks' new batch statistics."""
     run = partial(_passes, settings=settings)
     if settings.layout:
         run = spread_pass(run, settings.layout)
@@ -151,7 +155,7 @@ def _passes(
     *,
     settings: StepSettings,
 ) -> tuple[PyTree, _Means, tuple[PyTree, PyTree]]:
-    """Forward and backward pass over some images, at once or accumulated over several passes."""
+    """Forward and backward pass over some images, in one go or accumulated over micro-batches."""
     params, teacher_params = weights
 
     def one_pass(
@@ -192,7 +196,7 @@ def _passes(
         stats, result = one_pass(stats, micro_batch)
         return (stats, jax.tree.map(lambda t, r: t + r / steps, total, result)), None
 
-    # Every steps-th image: a micro-batch holds the same ones on any number of devices.
+    # A micro-batch takes every steps-th image, so that it has the same ones on all device counts.
     micro_batches = jax.tree.map(lambda x: x.reshape(-1, steps, *x.shape[1:]).swapaxes(0, 1), batch)
     first = jax.tree.map(lambda x: x[0], micro_batches)
     shapes = jax.eval_shape(lambda stats, batch: one_pass(stats, batch)[1], shared["stats"], first)
@@ -202,7 +206,7 @@ def _passes(
 
 
 def _reset(meters: Meters, step: jax.Array, settings: StepSettings) -> Meters:
-    """Empties the sums whose interval or epoch begins with this step."""
+    """Sets sums to zero if their interval or epoch begins with this step."""
 
     def clear(sums: PyTree, length: int) -> PyTree:
         begins = step % length == 0

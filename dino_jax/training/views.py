@@ -1,4 +1,4 @@
-"""Crops of a batch, a function of the seed, the epoch and each image's index."""
+"""The views of a batch, as a function of the seed, the epoch and each image's index."""
 
 import jax
 
@@ -9,17 +9,18 @@ from dino_jax.training.step import Batch
 def make_views(
     batch: Batch, epoch: jax.Array, *, seed: int, crops: CropSettings
 ) -> tuple[tuple[jax.Array, ...], jax.Array]:
-    """All crops of a batch, and a key an image for stochastic depth.
+    """All views of a batch, and the PRNG keys for stochastic depth.
 
-    What is random about an image follows from the seed, the epoch and its index in the data; so it
-    depends neither on the batch's layout nor on devices, threads or accumulation.
+    All randomness for an image is derived from the seed, the epoch and its index in the data. It
+    does not depend on its place in the batch, nor on devices, threads or accumulation.
 
     Args:
-      batch: `canvas [B, S, S, C]`, `size [B, 2]` and `index [B]`.
+      batch: `canvas [B, S, S, C]` uint8, `size [B, 2]` int32 and `index [B]` int32.
       epoch: int32 [].
-      seed: of the run.
-      crops: sizes, scales and probabilities.
-    Returns: ([B, 2, H, W, C], [B, L, h, w, C]) without the latter where L is 0, and [B] keys.
+      seed: the seed of the run.
+      crops: the multi-crop settings.
+    Returns: the global views [B, 2, H, W, C] and, if L > 0, the local views [B, L, h, w, C]; and
+      typed PRNG keys [B].
     """
     key = jax.random.fold_in(jax.random.key(seed), epoch)
     keys = jax.vmap(lambda index: jax.random.split(jax.random.fold_in(key, index)))(batch["index"])

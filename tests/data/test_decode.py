@@ -1,4 +1,4 @@
-"""Every kind of image becomes the same uint8 pixels."""
+"""Images of all formats and modes are decoded to the pixels that Pillow gives."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from PIL import Image
 from dino_jax.data.decode import UnreadableImage, decode
 from tests.support.encoded import encoded
 
-# pytest turns warnings into errors again after `decode` has silenced Pillow's.
+# `decode` silences Pillow's warnings, but pytest turns them into errors again.
 pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL")
 
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.filterwarnings(r"ignore:::PIL")
     ],
 )
 @pytest.mark.parametrize("channels", [1, 3])
-def test_is_what_pillow_converts_to(
+def test_equals_pillows_conversion(
     photo: Image.Image, format_: str, mode: str, channels: int
 ) -> None:
     image = encoded(photo.convert(mode), format_)
@@ -65,7 +65,7 @@ def test_float_with_holes() -> None:
     values = np.array([[0.0, 1.0, np.nan], [np.inf, -np.inf, 0.5]], np.float32)
     pixels = decode(encoded(Image.fromarray(values), "TIFF"), channels=1)[..., 0]
     np.testing.assert_array_equal(pixels, [[0, 255, 0], [255, 0, 128]])
-    with pytest.raises(UnreadableImage, match="no pixel"):
+    with pytest.raises(UnreadableImage, match="no finite pixel"):
         decode(Image.fromarray(np.full((2, 2), np.nan, np.float32)))
 
 
@@ -77,7 +77,7 @@ def test_integers_of_32_bits_are_stretched() -> None:
 
 def test_exif_orientation_is_ignored(photo: Image.Image) -> None:
     exif = Image.Exif()
-    exif[0x0112] = 6  # turned by 90 degrees
+    exif[0x0112] = 6  # rotated by 90 degrees
     assert decode(encoded(photo, "JPEG", exif=exif)).shape == (60, 90, 3)
 
 
@@ -89,7 +89,7 @@ def test_first_frame(photo: Image.Image, format_: str) -> None:
     np.testing.assert_array_equal(decode(image), np.asarray(photo))
 
 
-def test_shrinks_to_fit_and_keeps_the_shape(photo: Image.Image) -> None:
+def test_shrinks_to_fit_and_keeps_the_aspect_ratio(photo: Image.Image) -> None:
     assert decode(encoded(photo, "PNG"), max_side=90).shape == (60, 90, 3)
     pixels = decode(encoded(photo, "PNG"), max_side=45)
     expected = np.asarray(photo.resize((45, 30), Image.Resampling.BICUBIC))
@@ -112,6 +112,6 @@ def test_jpeg_at_reduced_scale(
     target = tuple(round(side * max_side / max(size)) for side in size)
     assert pixels.shape == (target[1], target[0], 3)
     assert all(read >= wanted for read, wanted in zip(loaded[0], target, strict=True))
-    assert (loaded[0] < size) == (max(size) >= 2 * max_side)  # reduced where it can be
+    assert (loaded[0] < size) == (max(size) >= 2 * max_side)  # reduced if possible
     exact = np.asarray(large.resize(target, Image.Resampling.BICUBIC)).astype(int)
     assert np.abs(pixels - exact).mean() < 1.5  # JPEG's own error is 0.5

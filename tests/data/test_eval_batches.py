@@ -1,4 +1,4 @@
-"""Batches of an evaluation: every picture once, in order."""
+"""Evaluation batches contain every image once, in order."""
 
 import threading
 from collections.abc import Callable, Iterator
@@ -10,9 +10,9 @@ from PIL import Image
 
 from dino_jax.data.decode import resize_and_crop
 from dino_jax.data.pipeline import Batch, Records, eval_batches
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
-from tests.support.numbered_pictures import Numbers, assert_no_threads_left, train
+from tests.support.numbered_images import Numbers, assert_no_threads_left, train
 
 
 def evaluate(source: Numbers | Records, **settings: object) -> Iterator[Batch]:
@@ -37,13 +37,13 @@ def test_eval_is_in_order_and_padded() -> None:
 
 
 @pytest.mark.parametrize("count", [16, 1])
-def test_eval_of_few_or_full_batches(count: int) -> None:
+def test_eval_of_full_and_of_incomplete_batches(count: int) -> None:
     batches = list(evaluate(Numbers(count)))
     assert len(batches) == -(-count // 8)
     assert sum(batch["valid"].sum() for batch in batches) == count
 
 
-def test_eval_drops_what_cannot_be_read() -> None:
+def test_eval_marks_unreadable_images_as_invalid() -> None:
     records = Records(Numbers(20, frozenset({0, 7, 19})))
     batches = list(evaluate(records))
     valid = np.concatenate([batch["valid"] for batch in batches])
@@ -54,7 +54,7 @@ def test_eval_drops_what_cannot_be_read() -> None:
     assert (batches[0]["size"] > 0).all()
 
 
-def test_eval_resizes_large_pictures_on_the_host(tmp_path: Path) -> None:
+def test_eval_resizes_large_images_on_the_host(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     sizes = [(40, 30), (33, 20), (32, 32), (20, 90)]
     for number, size in enumerate(sizes):
@@ -85,11 +85,11 @@ def test_eval_processes_share_the_batches(processes: int) -> None:
     ("settings", "message"),
     [
         ({"crop": 6, "resize": 8}, "crop=6 must not exceed canvas_size=5"),
-        ({"crop": 5, "resize": 4}, "nor resize=4"),
+        ({"crop": 5, "resize": 4}, "or resize=4"),
         ({"process_count": 3}, "not divisible"),
     ],
 )
-def test_eval_refusals(settings: dict[str, int], message: str) -> None:
+def test_eval_rejects_invalid_sizes(settings: dict[str, int], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         evaluate(Numbers(10), **settings)
 

@@ -1,4 +1,4 @@
-"""Batches are a function of the seed and the step, whatever reads them."""
+"""Training batches depend on the seed and the step only, not on threads or processes."""
 
 import itertools
 import threading
@@ -10,7 +10,7 @@ from PIL import Image
 
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.errors import UsageError
-from tests.support.numbered_pictures import Numbers, assert_no_threads_left, indices, train
+from tests.support.numbered_images import Numbers, assert_no_threads_left, indices, train
 
 
 def test_batch_entries() -> None:
@@ -34,7 +34,7 @@ def test_grey() -> None:
     np.testing.assert_array_equal(batch["canvas"][:, 0, 0, 0], batch["index"])
 
 
-def test_larger_pictures_are_shrunk_to_the_canvas() -> None:
+def test_larger_images_are_shrunk_to_the_canvas() -> None:
     batch = next(train(Numbers(100), canvas_size=2))
     assert batch["canvas"].shape == (8, 2, 2, 3)
     np.testing.assert_array_equal(batch["size"].max(axis=1), 2)
@@ -49,11 +49,11 @@ def test_every_epoch_is_a_new_permutation() -> None:
     assert (epochs == np.arange(48)).mean() < 0.2
 
 
-def test_a_batch_never_holds_two_epochs() -> None:
-    """52 records make 6 batches of 8; the other 4 are left out, not always the same."""
+def test_a_batch_never_contains_two_epochs() -> None:
+    """52 images make 6 batches of 8; the 4 images that are left out vary."""
     epochs = indices(train(Numbers(52)), 6 * 20).reshape(20, 48)
     left_out = [set(range(52)) - set(epoch) for epoch in epochs.tolist()]
-    assert {len(left) for left in left_out} == {4}  # so no index came twice in an epoch
+    assert {len(left) for left in left_out} == {4}  # so no index occurs twice in an epoch
     assert len(set.union(*left_out)) > 30
 
 
@@ -65,7 +65,7 @@ def test_seeds_differ() -> None:
 
 
 @pytest.mark.parametrize("start", [1, 5, 6, 7, 20])
-def test_starts_where_an_uninterrupted_run_would_be(start: int) -> None:
+def test_a_start_at_a_later_step_gives_the_same_batches(start: int) -> None:
     whole = list(itertools.islice(train(Numbers(50)), 26))
     resumed = train(Numbers(50), start_step=start, num_threads=1)
     for expected, batch in zip(whole[start:], resumed, strict=False):
@@ -79,7 +79,7 @@ def test_a_late_start_reads_no_earlier_batch(monkeypatch: pytest.MonkeyPatch) ->
     batches = train(Numbers(1_300_000), batch_size=512, start_step=10**6)
     late = next(batches)["index"]
     assert len(set(late.tolist())) == 512
-    assert len(read) <= 4 * 512  # this batch, and those that are under way
+    assert len(read) <= 4 * 512  # this batch, and those read ahead
     step = 10**6 % (1_300_000 // 512)
     first_of_epoch = indices(train(Numbers(1_300_000), batch_size=512, start_step=10**6 - step), 1)
     assert (first_of_epoch != late).any()
@@ -88,7 +88,7 @@ def test_a_late_start_reads_no_earlier_batch(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("num_threads", [0, 1, 3, 16])
 def test_threads_do_not_change_the_order(num_threads: int) -> None:
     def slow(index: int) -> Image.Image:
-        time.sleep(0.0005 * (index % 3))  # some records take longer than others
+        time.sleep(0.0005 * (index % 3))  # some images take longer than others
         return Image.new("L", (2, 2), index)
 
     source = Numbers(64)
@@ -117,7 +117,9 @@ def test_processes_share_the_same_batches(processes: int) -> None:
         ({"process_count": 3}, "batch_size=8 is not divisible by the 3 processes"),
     ],
 )
-def test_refusals_come_at_once(settings: dict[str, int], message: str) -> None:
+def test_invalid_settings_are_rejected_before_the_first_batch(
+    settings: dict[str, int], message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
         train(Numbers(100), **settings)
 
@@ -131,10 +133,10 @@ def test_closing_ends_the_threads() -> None:
     assert_no_threads_left(before)
 
 
-def test_a_batch_that_the_host_has_no_memory_for() -> None:
+def test_a_batch_larger_than_the_hosts_memory() -> None:
     records = Records(Numbers(16))
     batches = train_batches(
         records, batch_size=16, seed=0, start_step=0, canvas_size=10**7, num_threads=1
     )
-    with pytest.raises(UsageError, match=r"shape \(16, 10000000, .* GiB, .* lower the canvas_size"):
+    with pytest.raises(UsageError, match=r"shape \(16, 10000000, .* GiB, .* lower canvas_size"):
         next(batches)

@@ -1,25 +1,23 @@
-"""Batches reach the devices ahead of time, and no thread outlives its use."""
+"""Batches are moved to the devices ahead of time, and no thread is left running."""
 
 import gc
 import itertools
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Iterator
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import AxisType, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding
 
 from dino_jax.data.prefetch import DevicePrefetch
+from dino_jax.sharding import batch_sharded, make_mesh
+from tests.support.scripts import run_script
 
 
 @pytest.fixture
 def sharding() -> NamedSharding:
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    return NamedSharding(mesh, PartitionSpec("data"))
+    return batch_sharded(make_mesh())
 
 
 @pytest.fixture(autouse=True)
@@ -51,7 +49,7 @@ def test_batches_arrive_in_order_on_all_devices(sharding: NamedSharding) -> None
     assert len(arrived) == 5
 
 
-def test_ends_for_good(sharding: NamedSharding) -> None:
+def test_raises_stop_iteration_repeatedly_at_the_end(sharding: NamedSharding) -> None:
     batches = DevicePrefetch(numbered(1), sharding)
     next(batches)
     for _ in range(3):
@@ -67,7 +65,7 @@ def test_runs_ahead_but_not_further(sharding: NamedSharding) -> None:
         while len(made) < 5 and time.monotonic() < deadline:
             time.sleep(0.01)
         time.sleep(0.1)
-        assert len(made) == 5  # one taken, three on the device, one about to go there
+        assert len(made) == 5  # one returned, three on the devices, one waiting for its place
 
 
 def test_waiting_is_measured(sharding: NamedSharding) -> None:
@@ -86,7 +84,7 @@ def test_waiting_is_measured(sharding: NamedSharding) -> None:
         assert batches.wait_seconds < 0.2
 
 
-def test_errors_arrive_in_their_turn(sharding: NamedSharding) -> None:
+def test_an_error_is_raised_after_the_batches_before_it(sharding: NamedSharding) -> None:
     def failing() -> Iterator[dict]:
         yield from numbered(2)
         raise OSError("the disk is gone")
@@ -117,7 +115,7 @@ def test_leaving_early_ends_thread_and_source(sharding: NamedSharding, taken: in
     with pytest.raises(StopIteration):
         next(batches)
     with pytest.raises(StopIteration):
-        next(source)  # closed, and with it what it holds
+        next(source)  # it has been closed
     batches.close()
 
 
@@ -134,10 +132,10 @@ def test_an_error_in_the_loop_ends_the_thread(sharding: NamedSharding) -> None:
 def test_an_abandoned_iterator_ends_its_thread(sharding: NamedSharding) -> None:
     batches = DevicePrefetch(numbered(), sharding)
     next(batches)
-    del batches  # the fixture sees to the thread
+    del batches  # the fixture checks that the thread ends
 
 
-def test_the_interpreter_exits_with_batches_under_way() -> None:
+def test_the_interpreter_can_exit_while_batches_are_read() -> None:
     script = """
 import itertools, jax, numpy as np
 from dino_jax.data.pipeline import Records, train_batches
@@ -150,6 +148,4 @@ batches = DevicePrefetch(
 )
 print(next(batches)["canvas"].shape)
 """
-    command = [sys.executable, "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "(32, 64, 64, 3)\n", "")
+    assert run_script(script) == (0, "(32, 64, 64, 3)\n", "")

@@ -174,7 +174,7 @@ def test_the_rate_may_be_chosen_on_held_out_images(
         ({"epochs": 0}, "epochs=0 and train_batch_size=32 must be at least 1"),
         ({"train_batch_size": 96}, "train_batch_size=96 is more than the 80 images"),
         ({"train_batch_size": 36}, "train_batch_size=36 is no multiple of the 8 devices"),
-        ({"n_last_blocks": 9}, "n=9 blocks asked for: choose 1 to 2"),
+        ({"n_last_blocks": 9}, "n=9 must be between 1 and the depth, 2"),
         ({"evaluate": "/nowhere.npz", "train": None}, "evaluate=/nowhere.npz: there is no such"),
         ({"evaluate": "WEIGHTS", "train": None}, "is a backbone, not a linear classifier"),
     ],

@@ -1,4 +1,4 @@
-"""What is packed reads as what it was packed from; what is not whole is refused."""
+"""A packed source reads like the original; an incomplete or damaged one is rejected."""
 
 import itertools
 import json
@@ -19,19 +19,19 @@ from PIL import Image
 from dino_jax import cli
 from dino_jax.data.decode import UnreadableImage, decode
 from dino_jax.data.pipeline import Records, train_batches
+from dino_jax.data.sources import EncodedSource, open_source
 from dino_jax.data.sources.folder import FolderSource
-from dino_jax.data.sources.opening import open_source
-from dino_jax.data.sources.source import EncodedSource
 from dino_jax.errors import UsageError
 from dino_jax.jobs.pack import pack
+from tests.support.damage import edit
 
 NUMBER = 30  # images in the folder
-NO_IMAGE, GONE = 4, 5  # of these, an HTML page, and a link that leads nowhere
+NO_IMAGE, GONE = 4, 5  # indices of an HTML page and of a broken link
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two classes of JPEG and PNG files, one of them no image, one missing, one oddly named."""
+    """Two classes of JPEG and PNG files; one is not an image, one missing, one oddly named."""
     root = tmp_path_factory.mktemp("folder")
     rng = np.random.default_rng(0)
     for i in range(NUMBER):
@@ -58,7 +58,7 @@ def packed(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pixels_of(source: EncodedSource, index: int) -> np.ndarray | None:
-    """Decoded, or None where that cannot be."""
+    """The pixels, or None if the image is unreadable."""
     try:
         return decode(source.image(index))
     except UnreadableImage:
@@ -73,7 +73,7 @@ def assert_same(ours: EncodedSource, theirs: EncodedSource) -> None:
         np.testing.assert_array_equal(pixels_of(ours, i), pixels_of(theirs, i))
 
 
-def test_reads_as_the_folder_does(folder: Path, packed: Path) -> None:
+def test_reads_like_the_folder(folder: Path, packed: Path) -> None:
     ours, theirs = open_source(f"records:{packed}"), open_source(f"folder:{folder}")
     assert_same(ours, theirs)
     assert ours.class_names == ("ant", "bee")
@@ -100,7 +100,7 @@ def test_gives_the_same_training_batches(folder: Path, packed: Path) -> None:
 def test_many_threads_read_any_record(packed: Path) -> None:
     one = open_source(f"records:{packed}")
     expected = [one.encoded(i) for i in range(NUMBER)]
-    source = open_source(f"records:{packed}")  # whose files no thread has opened yet
+    source = open_source(f"records:{packed}")  # no thread has opened its files yet
     indices = list(range(NUMBER)) * 20
     random.Random(0).shuffle(indices)
     with ThreadPoolExecutor(16) as threads:
@@ -109,7 +109,7 @@ def test_many_threads_read_any_record(packed: Path) -> None:
 
 
 @pytest.mark.parametrize("spec", ["shapes:12@val", "shapes:40[5:25]"])
-def test_bare_pixels_become_png(spec: str, tmp_path: Path) -> None:
+def test_pixels_without_files_become_png(spec: str, tmp_path: Path) -> None:
     pack(spec, tmp_path / "out")
     source = open_source(f"records:{tmp_path}@out")
     assert_same(source, open_source(spec))
@@ -131,7 +131,7 @@ def test_grey_pixels_without_class_names(tmp_path: Path) -> None:
 
 
 def test_packing_again_gives_the_same_bytes(folder: Path, packed: Path, tmp_path: Path) -> None:
-    """Whatever the number of threads; and what is packed can be packed again."""
+    """For any number of threads, and also if a packed source is packed."""
     pack(f"folder:{folder}", tmp_path / "again", shard_size=1, num_threads=1)
     pack(f"records:{packed}", tmp_path / "twice", shard_size=1)
     files = sorted(path.name for path in packed.iterdir())
@@ -145,17 +145,17 @@ def test_packing_again_gives_the_same_bytes(folder: Path, packed: Path, tmp_path
 def test_command(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli.main(["pack", str(folder), f"{tmp_path}/out", "--num-threads", "2"])
     shown = capsys.readouterr().out.splitlines()
-    assert shown[0].startswith(f"{NUMBER} images of folder:{folder}: 2.4 MiB in 1 files, written")
-    assert shown[1] == "1 of them could not be read and are kept as empty records"
+    assert shown[0].startswith(f"packed {NUMBER} images of folder:{folder} into 1 files, 2.4 MiB; ")
+    assert shown[1] == "1 of them could not be read and are stored as empty records"
     with pytest.raises(SystemExit) as stop:
         cli.main(["pack", str(folder), f"{tmp_path}/out"])
     assert stop.value.code == 2
     assert capsys.readouterr().err == (
-        f"error: out={tmp_path}/out exists: give a folder that does not, or remove it\n"
+        f"error: out={tmp_path}/out already exists: remove it, or choose another folder\n"
     )
 
 
-def test_what_is_missing_is_named(
+def test_missing_files_are_logged(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
@@ -165,22 +165,22 @@ def test_what_is_missing_is_named(
     assert "No such file" in message
 
 
-def test_shards_of_no_size_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_shard_size_of_zero_is_rejected(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="shard_size=0 must be at least 1 MiB"):
         pack(f"folder:{folder}", tmp_path / "out", shard_size=0)
     assert not list(tmp_path.iterdir())
 
 
-def test_no_threads_are_refused(folder: Path, tmp_path: Path) -> None:
+def test_a_negative_number_of_threads_is_rejected(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="num_threads=-3 must be at least 1"):
         pack(f"folder:{folder}", tmp_path / "out", num_threads=-3)
     assert not list(tmp_path.iterdir())
 
 
-def test_the_folder_of_another_packing_is_left_alone(
+def test_the_folder_of_another_pack_is_not_touched(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may begin while the source is being opened."""
+    """Even if that one starts while this one opens the source."""
     theirs = tmp_path / "out.part" / "00000.array_record"
 
     def open_meanwhile(spec: str) -> EncodedSource:
@@ -189,19 +189,19 @@ def test_the_folder_of_another_packing_is_left_alone(
         return open_source(spec)
 
     monkeypatch.setattr("dino_jax.jobs.pack.open_source", open_meanwhile)
-    with pytest.raises(UsageError, match=r"out\.part is what a packing has left"):
+    with pytest.raises(UsageError, match=r"out\.part is left over from an interrupted `pack`"):
         pack(f"folder:{folder}", tmp_path / "out")
     assert theirs.exists()
 
 
-def test_a_place_that_cannot_be_written_is_named(folder: Path, tmp_path: Path) -> None:
+def test_an_unwritable_folder_is_rejected(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match=r"out=.*/file/out cannot be written: .*Not a directory"):
         pack(f"folder:{folder}", tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), OSError(5, "Input/output error")])
-def test_a_packing_that_is_stopped_leaves_nothing(
+def test_a_stopped_pack_leaves_no_files(
     error: BaseException, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = FolderSource.encoded
@@ -218,24 +218,18 @@ def test_a_packing_that_is_stopped_leaves_nothing(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_packing_that_was_killed_is_recognised(
-    folder: Path, packed: Path, tmp_path: Path
-) -> None:
+def test_a_killed_pack_is_recognised(folder: Path, packed: Path, tmp_path: Path) -> None:
     shutil.copytree(packed, tmp_path / "out.part")
     (tmp_path / "out.part" / "records.json").unlink()
     for spec in (f"records:{tmp_path}/out", f"records:{tmp_path}/out.part"):
-        with pytest.raises(UsageError, match=r"packing did not come to its end, .*out\.part is"):
+        with pytest.raises(UsageError, match=r"packing was interrupted: remove .*out\.part, which"):
             open_source(spec)
-    with pytest.raises(UsageError, match=r"out\.part is what a packing has left"):
+    with pytest.raises(UsageError, match=r"out\.part is left over from an interrupted `pack`"):
         pack(f"folder:{folder}", tmp_path / "out")
 
 
-def damage(name: str, change: Callable[[bytes], bytes]) -> Callable[[Path], None]:
-    return lambda root: (root / name).write_bytes(change((root / name).read_bytes())) and None
-
-
-def listing(**changes: object) -> Callable[[Path], None]:
-    return damage("records.json", lambda text: json.dumps(json.loads(text) | changes).encode())
+def listing(**changes: object) -> Callable[[Path], object]:
+    return edit("records.json", lambda text: json.dumps(json.loads(text) | changes).encode())
 
 
 def other_count(root: Path) -> None:
@@ -251,20 +245,20 @@ def other_count(root: Path) -> None:
     ("change", "message"),
     [
         (lambda root: (root / "00001.array_record").unlink(), "00001.array_record is missing"),
-        (damage("00001.array_record", lambda b: b[:-9]), r"has \d+ bytes instead of \d+; copy"),
-        (damage("00001.array_record", lambda b: bytes(len(b))), "a file in .* is damaged"),
-        (other_count, f"{NUMBER} records are promised, but there are .* with {NUMBER} labels"),
+        (edit("00001.array_record", lambda b: b[:-9]), r"has \d+ bytes instead of \d+; copy"),
+        (edit("00001.array_record", lambda b: bytes(len(b))), "a file in .* is damaged"),
+        (other_count, f"lists {NUMBER} records, but .* contains .*, {NUMBER} labels"),
         (lambda root: (root / "index.npz").unlink(), "index.npz cannot be read"),
-        (damage("index.npz", lambda b: b[: len(b) // 2]), "index.npz cannot be read"),
-        (damage("records.json", lambda b: b[: len(b) // 2]), "records.json is damaged"),
-        (lambda root: (root / "records.json").unlink(), "there is no .*records.json: give a"),
-        (listing(format="recipes"), "records.json does not say 'dino_jax records'"),
-        (damage("records.json", lambda _: b"[]"), "records.json does not say"),
-        (listing(version=2), "is of format version 2, and version 1 is read here: use the dino"),
+        (edit("index.npz", lambda b: b[: len(b) // 2]), "index.npz cannot be read"),
+        (edit("records.json", lambda b: b[: len(b) // 2]), "records.json is damaged"),
+        (lambda root: (root / "records.json").unlink(), "records.json does not exist: give a"),
+        (listing(format="recipes"), "records.json does not have the format 'dino_jax records'"),
+        (edit("records.json", lambda _: b"[]"), "records.json does not have the format"),
+        (listing(version=2), "format version 2, but this dino_jax reads version 1: use the dino"),
     ],
 )
-def test_what_is_not_whole_is_refused(
-    change: Callable[[Path], None], message: str, packed: Path, tmp_path: Path
+def test_a_damaged_folder_is_rejected(
+    change: Callable[[Path], object], message: str, packed: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(packed, tmp_path / "copy")
     change(tmp_path / "copy")
@@ -274,14 +268,14 @@ def test_what_is_not_whole_is_refused(
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_record_is_named(packed: Path, tmp_path: Path) -> None:
+def test_a_damaged_record_is_reported(packed: Path, tmp_path: Path) -> None:
     shutil.copytree(packed, tmp_path / "copy")
 
     def flip(content: bytes) -> bytes:
         middle = len(content) // 2
         return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
 
-    damage("00000.array_record", flip)(tmp_path / "copy")
+    edit("00000.array_record", flip)(tmp_path / "copy")
     source = open_source(f"records:{tmp_path}/copy")
     with pytest.raises(UsageError, match=r"record \d+ of records:.* cannot be read .*copy the"):
         [source.encoded(index) for index in range(NUMBER)]

@@ -129,7 +129,7 @@ def test_a_network_is_the_same_with_either_kernel(monkeypatch: pytest.MonkeyPatc
 def test_refuses_what_a_network_cannot_have() -> None:
     with pytest.raises(UsageError, match="attention='flash' is unknown"):
         create_model("vit_tiny", attention="flash")
-    with pytest.raises(UsageError, match="computes in 16 bits: give dtype"):
+    with pytest.raises(UsageError, match="needs a 16-bit dtype: set dtype"):
         create_model("vit_tiny", attention="cudnn")
 
 

@@ -1,4 +1,4 @@
-"""Batch normalisation against its formula, and against torch where that is installed."""
+"""Batch normalisation, compared with its formula and, if it is installed, with torch."""
 
 from functools import partial
 from typing import Any
@@ -23,7 +23,7 @@ def random_inputs(*shape: int) -> np.ndarray:
 
 
 def norm(**settings: object) -> BatchNorm:
-    """A norm whose every variable differs from its initial value."""
+    """A BatchNorm with all variables different from their initial values."""
     module = BatchNorm(FEATURES, rngs=nnx.Rngs(0), **settings)
     for variable, start in [(module.scale, 1.0), (module.bias, -2.0), (module.mean, 0.3)]:
         variable[...] = start + 0.1 * jnp.arange(FEATURES)
@@ -31,7 +31,7 @@ def norm(**settings: object) -> BatchNorm:
     return module
 
 
-def test_training_normalises_with_the_batch_and_moves_the_statistics() -> None:
+def test_training_normalises_with_the_batch_and_updates_the_statistics() -> None:
     module, x = norm(), random_inputs(4, 6)
     scale, bias, mean, var = map(np.asarray, (module.scale, module.bias, module.mean, module.var))
     y = module(jnp.asarray(x))
@@ -43,7 +43,7 @@ def test_training_normalises_with_the_batch_and_moves_the_statistics() -> None:
     np.testing.assert_allclose(module.var, 0.9 * var + 0.1 * unbiased, rtol=1e-6)
 
 
-def test_evaluation_uses_the_running_statistics_and_leaves_them() -> None:
+def test_evaluation_uses_the_running_statistics_without_updating_them() -> None:
     module, x = norm(), random_inputs(8)
     module.eval()
     scale, bias, mean, var = map(np.asarray, (module.scale, module.bias, module.mean, module.var))
@@ -78,9 +78,9 @@ def test_equals_torch() -> None:
         )
 
 
-def test_a_sharded_batch_has_the_statistics_of_the_whole() -> None:
+def test_a_sharded_batch_has_global_statistics() -> None:
     mesh, x = sharding.make_mesh(), random_inputs(16)
-    x *= np.linspace(0.1, 3, 16, dtype=np.float32)[:, None]  # every device's share differs
+    x *= np.linspace(0.1, 3, 16, dtype=np.float32)[:, None]  # different on every device
     graphdef, params, stats = split(norm())
 
     @jax.jit
@@ -93,8 +93,8 @@ def test_a_sharded_batch_has_the_statistics_of_the_whole() -> None:
         np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_devices_that_run_on_their_own_shares_have_the_statistics_of_the_whole() -> None:
-    """Gradients as well, which pass through the statistics to what comes before."""
+def test_spread_pass_has_global_statistics() -> None:
+    """And the right gradients, which pass through the statistics to earlier layers."""
     mesh, x = sharding.make_mesh(), random_inputs(16)
     x *= np.linspace(0.1, 3, 16, dtype=np.float32)[:, None]
     graphdef, norm_params, stats = split(norm())
@@ -119,7 +119,7 @@ def test_devices_that_run_on_their_own_shares_have_the_statistics_of_the_whole()
 
 def test_half_precision_keeps_float32_statistics() -> None:
     module = norm(dtype=jnp.bfloat16)
-    # Far from zero, where statistics in bfloat16 would have no digit left.
+    # Far from zero, where bfloat16 is too coarse for the statistics.
     x = (1000 + 8 * random_inputs(64)).astype(jnp.bfloat16)
     y = module(jnp.asarray(x))
     assert y.dtype == jnp.bfloat16

@@ -1,4 +1,4 @@
-"""What XCiT and ResNet promise alike: BatchNorm over whole batches, remat, half precision."""
+"""Properties of both XCiT and ResNet: BatchNorm over global batches, remat, half precision."""
 
 import functools
 from collections.abc import Callable
@@ -59,15 +59,15 @@ def run(
 
 
 def images(side: int = 32) -> np.ndarray:
-    pictures = np.random.default_rng(0).standard_normal((B, side, side, 3)).astype(np.float32)
-    return pictures * np.linspace(0.2, 2, B, dtype=np.float32)[:, None, None, None]
+    noise = np.random.default_rng(0).standard_normal((B, side, side, 3)).astype(np.float32)
+    return noise * np.linspace(0.2, 2, B, dtype=np.float32)[:, None, None, None]
 
 
 def assert_close(found: PyTree, expected: PyTree, **tolerance: float) -> None:
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, **tolerance), found, expected)
 
 
-def test_eight_devices_have_the_statistics_of_the_whole_batch(build: Callable) -> None:
+def test_eight_devices_use_the_statistics_of_the_global_batch(build: Callable) -> None:
     graphdef, (params, stats) = structure(build, train=True), weights(build)
     expected = run(graphdef, params, stats, images())
     mesh = sharding.make_mesh()
@@ -79,7 +79,7 @@ def test_eight_devices_have_the_statistics_of_the_whole_batch(build: Callable) -
     assert all(jax.tree.leaves(moved))
 
 
-def test_statistics_move_with_the_global_crops_and_then_with_the_local_ones(
+def test_statistics_are_updated_with_global_crops_and_then_with_local_ones(
     build: Callable,
 ) -> None:
     (params, stats), one_crop = weights(build), structure(build, train=True)
@@ -96,7 +96,7 @@ def test_statistics_move_with_the_global_crops_and_then_with_the_local_ones(
     assert any(jax.tree.leaves(differ))
 
 
-def test_evaluation_leaves_the_statistics_and_each_image_to_itself(build: Callable) -> None:
+def test_in_evaluation_mode_statistics_are_fixed_and_images_independent(build: Callable) -> None:
     graphdef, (params, stats) = structure(build, train=False), weights(build)
     features, after = run(graphdef, params, stats, images())
     assert_close(after, stats, rtol=0)
@@ -104,6 +104,7 @@ def test_evaluation_leaves_the_statistics_and_each_image_to_itself(build: Callab
     np.testing.assert_allclose(features[:1], alone, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.compiler
 def test_remat_recomputes_and_changes_no_number(build: Callable) -> None:
     params, stats = weights(build)
     results, work = {}, {}
@@ -118,12 +119,12 @@ def test_remat_recomputes_and_changes_no_number(build: Callable) -> None:
         work[policy] = step.cost_analysis()["flops"]
         results[policy] = jax.device_get(step.compile()(params))
     assert work["none"] < work["dots"] < work["full"]
-    for policy in ("dots", "full"):  # statistics moved once, too
+    for policy in ("dots", "full"):  # this includes statistics, which are updated only once
         assert_close(results[policy], results["none"], rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_a_model_can_be_closed_over(build: Callable, remat: str) -> None:
+def test_a_model_can_be_a_constant_of_a_jitted_function(build: Callable, remat: str) -> None:
     params, stats = weights(build)
     model = nnx.merge(structure(build, train=False, remat=remat), params, stats)
     expected, _ = run(structure(build, train=False), params, stats, images())

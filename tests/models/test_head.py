@@ -1,4 +1,4 @@
-"""The projection head against the reference's numbers, and against its own promises."""
+"""The projection head: the reference's numbers, and properties of its own."""
 
 import json
 import zlib
@@ -42,7 +42,7 @@ def test_logits_equal_the_reference(path: Path) -> None:
     shape = (4, settings["in_dim"])
     features = np.random.default_rng(zlib.crc32(tag.encode())).standard_normal(shape)
     settings["num_layers"] = settings.pop("nlayers", 3)
-    settings.pop("norm_last_layer", None)  # says what is trained, not what is computed
+    settings.pop("norm_last_layer", None)  # affects training, but not the logits
 
     with jax.default_matmul_precision("highest"):
         logits = recipe_head(seed, **settings)(jnp.asarray(features, jnp.float32))
@@ -71,7 +71,7 @@ def test_layers(settings: dict[str, Any], layers: list[tuple[int, int]], norms: 
     assert head.last_layer.g.shape == (1, 40)
 
 
-def test_batch_norm_stands_before_each_gelu() -> None:
+def test_batch_norm_precedes_each_gelu() -> None:
     head, features = recipe_head(use_bn=True, num_layers=2, **TINY), random_features(64, 12)
     head.train()
     found = head(features)
@@ -84,9 +84,9 @@ def test_batch_norm_stands_before_each_gelu() -> None:
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_length_of_features_and_of_prototypes_does_not_matter() -> None:
+def test_norms_of_features_and_prototypes_have_no_effect() -> None:
     head = recipe_head(**TINY)
-    # A last linear layer without bias hands the features' length on to the normalisation.
+    # Without a bias, scaling the MLP's last layer scales only the norm of its output.
     head.layers[-1].bias[...] = jnp.zeros(16)
     logits = head(features := random_features(5, 12))
     assert jnp.abs(logits).max() <= jnp.abs(head.last_layer.g[...]).max()  # cosines, times g
@@ -115,7 +115,7 @@ def test_without_weight_norm_the_prototypes_are_a_linear_layer(dtype: jnp.dtype 
 
 @pytest.mark.parametrize("num_layers", [1, 3])
 def test_zero_features_have_finite_logits_and_gradients(num_layers: int) -> None:
-    # With zero biases, as at the start, the vector to normalise is exactly zero.
+    # With zero biases, which are the initial values, the vector to normalise is exactly zero.
     graphdef, params, _ = split(recipe_head(**TINY, num_layers=num_layers))
     for layer in params["layers"].values():
         layer["bias"] *= 0
@@ -128,7 +128,7 @@ def test_zero_features_have_finite_logits_and_gradients(num_layers: int) -> None
     assert all(jnp.isfinite(g).all() for g in jax.tree.leaves(grads))
 
 
-def test_bfloat16_logits_are_float32_and_near() -> None:
+def test_bfloat16_logits_are_float32_and_accurate() -> None:
     settings = {"in_dim": 64, "out_dim": 512, "hidden_dim": 128, "bottleneck_dim": 64}
     features = random_features(16, 64)
     expected = recipe_head(**settings)(features)
@@ -136,8 +136,8 @@ def test_bfloat16_logits_are_float32_and_near() -> None:
     assert half.last_layer.v.dtype == jnp.float32
     logits = half(features)
     assert logits.dtype == jnp.float32
-    # Logits are g times a cosine. What remains is the rounding of operands to 8 bits; sums
-    # rounded to bfloat16 too would show as repeated values.
+    # Logits are g times a cosine. Only the operands are rounded to 8 bits; if the sums were rounded
+    # to bfloat16 too, there would be repeated values.
     assert 1e-5 < jnp.abs(logits - expected).max() < 0.02
     assert len(jnp.unique(logits)) > 0.99 * logits.size
 
@@ -155,6 +155,6 @@ def test_initial_weights() -> None:
 
 
 @pytest.mark.parametrize("name", ["out_dim", "hidden_dim", "bottleneck_dim", "num_layers"])
-def test_sizes_below_one_are_refused(name: str) -> None:
-    with pytest.raises(UsageError, match=rf"{name}=0.*every one must be at least 1"):
+def test_sizes_below_one_are_rejected(name: str) -> None:
+    with pytest.raises(UsageError, match=rf"{name}=0.*all of them must be at least 1"):
         DINOHead(rngs=nnx.Rngs(0), **TINY | {name: 0})

@@ -1,7 +1,6 @@
 """Multi-crop forward passes as pure functions, on one device and on eight."""
 
 import functools
-import re
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from flax import nnx
 from dino_jax import sharding
 from dino_jax.models import DINOHead, VisionTransformer
 from dino_jax.models.network import MultiCropModel, Network, abstract, split
+from tests.support.collectives import moved
 
 PyTree = Any
 B, D, K = 8, 16, 24
@@ -27,7 +27,7 @@ def build(rngs: nnx.Rngs) -> MultiCropModel:
 
 
 def make() -> tuple[nnx.GraphDef, PyTree]:
-    """A model whose weights are large enough for every part of it to matter."""
+    """A model with weights large enough that all its parts affect the output."""
     graphdef, params, _ = abstract(build)
     rng = np.random.default_rng(0)
     return graphdef, jax.tree.map(
@@ -64,7 +64,7 @@ def test_logits_equal_those_of_one_crop_at_a_time(views: tuple[np.ndarray, ...])
         np.testing.assert_allclose(logits[:, v], one_crop(params, group[:, i]), atol=1e-5)
 
 
-def test_an_image_drops_by_its_own_key_and_each_view_on_its_own(
+def test_drops_depend_on_the_images_key_and_differ_between_views(
     views: tuple[np.ndarray, ...], keys: jax.Array
 ) -> None:
     graphdef, params = make()
@@ -73,7 +73,7 @@ def test_an_image_drops_by_its_own_key_and_each_view_on_its_own(
     order = np.random.default_rng(0).permutation(B)
     shuffled = logits_of(graphdef, params, tuple(group[order] for group in same), keys[order])
     np.testing.assert_allclose(shuffled, logits[order], atol=1e-5)
-    # Two global views of the same pixels, and three local ones: equal unless a branch dropped.
+    # The two global views are equal, and so are the three local ones, except for dropped branches.
     for first, number in [(0, 2), (2, 3)]:
         pairs = [(v, w) for v in range(first, first + number) for w in range(first, v)]
         assert all(np.abs(logits[:, v] - logits[:, w]).max() > 1e-3 for v, w in pairs)
@@ -87,7 +87,7 @@ def pixel_means(images: jax.Array, keys: jax.Array | None) -> jax.Array:
     return images.mean((1, 2))
 
 
-def test_statistics_move_once_a_pass_over_all_views(views: tuple[np.ndarray, ...]) -> None:
+def test_statistics_are_updated_once_with_all_views(views: tuple[np.ndarray, ...]) -> None:
     head = DINOHead(3, K, hidden_dim=4, num_layers=2, use_bn=True, rngs=nnx.Rngs(0))
     model = MultiCropModel(pixel_means, head)
     model.train()
@@ -96,7 +96,7 @@ def test_statistics_move_once_a_pass_over_all_views(views: tuple[np.ndarray, ...
     _, after = Network(graphdef)(params, stats, tuple(jnp.asarray(group) for group in views))
     jax.tree.map(np.testing.assert_array_equal, jax.device_get(stats), before)
     assert jax.tree.structure(after) == jax.tree.structure(stats)
-    # The head meets the features of all views as one batch, and so does its BatchNorm.
+    # The head, including its BatchNorm, gets the features of all views as one batch.
     features = np.concatenate([group.mean((2, 3)).reshape(-1, 3) for group in views])
     hidden = features @ np.asarray(params["head"]["layers"][0]["kernel"])
     after = after["head"]["norms"][0]
@@ -104,7 +104,7 @@ def test_statistics_move_once_a_pass_over_all_views(views: tuple[np.ndarray, ...
     np.testing.assert_allclose(after["var"], 0.9 + 0.1 * hidden.var(0, ddof=1), rtol=1e-6)
 
 
-def test_abstract_is_split_in_shapes_alone() -> None:
+def test_abstract_equals_split_but_has_only_shapes() -> None:
     def head(rngs: nnx.Rngs) -> DINOHead:
         return DINOHead(3, K, hidden_dim=4, num_layers=2, use_bn=True, rngs=rngs)
 
@@ -118,7 +118,8 @@ def test_abstract_is_split_in_shapes_alone() -> None:
     assert shapes == built_shapes
 
 
-def test_forward_pass_on_eight_devices_moves_nothing_between_them(
+@pytest.mark.compiler
+def test_a_forward_pass_on_eight_devices_needs_no_communication(
     views: tuple[np.ndarray, ...], keys: jax.Array
 ) -> None:
     graphdef, params = make()
@@ -127,8 +128,7 @@ def test_forward_pass_on_eight_devices_moves_nothing_between_them(
     spread = jax.device_put((views, keys), sharding.batch_sharded(mesh))
     everywhere = jax.device_put(params, sharding.replicated(mesh))
     compiled = logits_of.lower(graphdef, everywhere, *spread).compile()
-    collective = r"all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    assert not re.findall(rf"(?:{collective})[\w.-]*\(", compiled.as_text())
+    assert not moved(compiled.as_text())
     logits = compiled(everywhere, *spread)
     assert logits.sharding.is_equivalent_to(sharding.batch_sharded(mesh), logits.ndim)
     np.testing.assert_allclose(logits, logits_of(graphdef, params, views, keys), atol=1e-5)

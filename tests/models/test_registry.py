@@ -1,4 +1,4 @@
-"""Every architecture by name, in shapes alone."""
+"""The registry of architectures, tested by shapes only."""
 
 from typing import Any
 
@@ -51,14 +51,14 @@ def shapes(name: str, **settings: Any) -> nnx.Module:
 
 
 def with_classifier(name: str, **settings: Any) -> int:
-    """Parameters of an architecture and of 1000 classes."""
+    """Number of parameters of an architecture, including a classifier of 1000 classes."""
     model = shapes(name, **settings)
     return sum(p.size for p in jax.tree.leaves(split(model)[1])) + 1000 * (model.embed_dim + 1)
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_every_architecture_has_its_number_of_parameters(name: str) -> None:
-    if depth := MODELS[name].keywords.get("depth"):  # of blocks that are all alike
+    if depth := MODELS[name].keywords.get("depth"):  # all its blocks are equal
         one, two = (with_classifier(name, depth=n) for n in (1, 2))
         number = one + (depth - 1) * (two - one)
     else:
@@ -66,11 +66,11 @@ def test_every_architecture_has_its_number_of_parameters(name: str) -> None:
     assert round(number / 1e6, 2) == PUBLISHED[name]
 
 
-def test_every_published_size_is_there() -> None:
+def test_every_published_architecture_is_registered() -> None:
     assert PUBLISHED.keys() == MODELS.keys()
 
 
-def test_models_come_in_evaluation_mode() -> None:
+def test_models_are_created_in_evaluation_mode() -> None:
     assert shapes("resnet18").stem.norm.use_running_average
     assert shapes("xcit_nano_12_p8", depth=1).blocks[0].local.norm.use_running_average
 
@@ -99,7 +99,7 @@ def test_patch_size() -> None:
         ("vit_tiny", {"groups": 2}, r"vit_tiny has no groups: .* settings are attention, depth, "),
     ],
 )
-def test_settings_that_there_are_not_are_refused(
+def test_unknown_names_and_settings_are_rejected(
     name: str, settings: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UsageError, match=message):

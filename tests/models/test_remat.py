@@ -1,4 +1,4 @@
-"""A Vision Transformer that computes again what it did not keep."""
+"""Rematerialisation in a Vision Transformer."""
 
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +17,7 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 PyTree = Any
 
 
+@pytest.mark.compiler
 def test_remat_policies_recompute_and_change_no_number() -> None:
     images, keys = random_images(2, 16, 16, 3), image_keys(2)
     _, params, _ = split(tiny())
@@ -28,7 +29,7 @@ def test_remat_policies_recompute_and_change_no_number() -> None:
     attention, hidden, block_input = (2, 4, 17, 17), (2, 17, 128), (2, 17, 32)
     results, work, kept = {}, {}, {}
     for policy in ("none", "dots", "full"):
-        # What the forward pass leaves for the backward pass.
+        # What the forward pass saves for the backward pass.
         pullback = jax.eval_shape(lambda p, policy=policy: jax.vjp(loss(policy), p)[1], params)
         kept[policy] = {leaf.shape for leaf in jax.tree.leaves(pullback)}
         step = jax.jit(jax.value_and_grad(loss(policy))).lower(params)
@@ -49,7 +50,7 @@ def test_remat_policies_recompute_and_change_no_number() -> None:
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "full"])
-def test_a_model_can_be_closed_over(remat: str) -> None:
+def test_a_model_can_be_a_constant_of_a_jitted_function(remat: str) -> None:
     model, images = tiny(remat=remat), random_images(2, 16, 16, 3)
     expected = features(tiny(), images)
     np.testing.assert_allclose(jax.jit(lambda x: model(x))(images), expected, atol=1e-5)

@@ -25,6 +25,7 @@ def most_operands(depth: int, options: dict[str, str]) -> int:
     return max(len(call.split(",")) for call in re.findall(r"fusion\(([^)]*)\)", program))
 
 
+@pytest.mark.compiler
 def test_no_operation_sums_over_all_later_layers() -> None:
     assert (
         most_operands(12, compiler_options("cpu")) <= most_operands(4, compiler_options("cpu")) + 1
@@ -32,6 +33,7 @@ def test_no_operation_sums_over_all_later_layers() -> None:
 
 
 @pytest.mark.skipif(jax.__version_info__ >= (0, 11), reason="from JAX 0.11 on barriers last")
+@pytest.mark.compiler
 def test_without_the_options_it_would() -> None:
     """Else the options are not needed, or not known to this version of XLA."""
     assert most_operands(12, {}) > most_operands(4, {}) + 4

@@ -1,4 +1,4 @@
-"""Branches of a Vision Transformer that are dropped in training."""
+"""Stochastic depth in a Vision Transformer."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +11,7 @@ from tests.support.tiny_vit import features, tiny
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def test_rates_of_stochastic_depth_rise_linearly() -> None:
+def test_rates_increase_linearly_with_depth() -> None:
     rates = [block.drop_path_rate for block in tiny(depth=5, drop_path_rate=0.2).blocks]
     np.testing.assert_allclose(rates, np.linspace(0, 0.2, 5), rtol=1e-12)
 
@@ -24,15 +24,15 @@ def test_a_branch_is_dropped_at_its_rate_and_keeps_its_mean() -> None:
     assert abs(dropped.mean() - 1) < 0.015
 
 
-def test_each_branch_of_each_block_drops_on_its_own() -> None:
-    # Rates 0, 1/4, 1/2: four branches that may drop, so one image has sixteen outcomes.
+def test_branches_are_dropped_independently() -> None:
+    # Rates 0, 1/4, 1/2: four branches can be dropped, so one image has sixteen outcomes.
     model = tiny(depth=3, drop_path_rate=0.5)
     images = np.broadcast_to(random_images(1, 4, 4, 3), (600, 4, 4, 3))
     outcomes = features(model, images, image_keys(600))
     assert len(np.unique(outcomes.round(4), axis=0)) == 16
 
 
-def test_an_image_drops_by_its_own_key_alone() -> None:
+def test_drops_depend_on_the_images_own_key_only() -> None:
     model = tiny(drop_path_rate=0.5)
     images, keys = random_images(8, 16, 16, 3), image_keys(8)
     dropped = features(model, images, keys)

@@ -1,4 +1,4 @@
-"""XCiT against the reference's numbers, and against its own promises."""
+"""XCiT: the reference's numbers, and properties of its own."""
 
 from functools import partial
 from pathlib import Path
@@ -68,7 +68,7 @@ def test_images_of_any_size(arch: str, size: tuple[int, int], patches: int) -> N
     np.testing.assert_allclose(attention.sum(-1), 1, rtol=1e-5)
 
 
-def test_attention_is_what_the_last_block_mixes_its_values_with() -> None:
+def test_attention_weights_are_those_of_the_last_block() -> None:
     def both(model: XCiT, images: jax.Array) -> tuple[jax.Array, jax.Array]:
         first, last = model.class_blocks
         tokens = last.norm1(first(model._tokens(images, None)))
@@ -84,13 +84,13 @@ def test_attention_is_what_the_last_block_mixes_its_values_with() -> None:
 # Stochastic depth
 
 
-def test_every_xca_block_drops_at_the_same_rate_and_class_attention_never() -> None:
+def test_all_xca_blocks_have_the_same_drop_rate_and_class_attention_none() -> None:
     model = nnx.eval_shape(lambda: create_model("xcit_tiny_12_p16", drop_path_rate=0.2, **TINY))
     assert [block.drop_path_rate for block in model.blocks] == [0.2, 0.2]
     assert not any(hasattr(block, "drop_path_rate") for block in model.class_blocks)
 
 
-def test_each_of_three_branches_drops_on_its_own() -> None:
+def test_the_three_branches_are_dropped_independently() -> None:
     # One block, so one image has eight outcomes.
     model = tiny(depth=1, drop_path_rate=0.5)
     images = np.broadcast_to(random_images(1, 32, 32, 3), (200, 32, 32, 3))
@@ -98,7 +98,7 @@ def test_each_of_three_branches_drops_on_its_own() -> None:
     assert len(np.unique(outcomes.round(4), axis=0)) == 8
 
 
-def test_an_image_drops_by_its_own_key_alone_and_without_keys_not_at_all() -> None:
+def test_drops_depend_on_the_images_own_key_only() -> None:
     model, images, keys = tiny(drop_path_rate=0.5), random_images(8, 32, 32, 3), image_keys(8)
     dropped, without = features(model, images, keys), features(model, images)
     assert (np.abs(dropped - without).max(1) > 1e-3).any()
@@ -145,18 +145,18 @@ def test_initial_weights(arch: str, scale: float) -> None:
         ({"depth": 0}, "depth=0 must be a whole number of at least 1"),
         ({"in_channels": 0}, "in_channels=0 must be a whole number of at least 1"),
         ({"drop_path_rate": 1.0}, "drop_path_rate=1.0 must be at least 0 and below 1"),
-        ({"patch_size": 4}, "patch_size=4: an XCiT has patches of 8 or 16 pixels"),
-        ({"embed_dim": 36}, "embed_dim=36 is not a multiple of 8, as .* patch_size=16 needs"),
+        ({"patch_size": 4}, "patch_size=4 must be 8 or 16 for an XCiT"),
+        ({"embed_dim": 36}, "embed_dim=36 must be a multiple of 8, half of patch_size=16"),
         ({"remat": "some"}, "remat='some' is unknown: choose one of none, dots, full"),
     ],
     ids=str,
 )
-def test_sizes_that_do_not_fit_are_refused(overrides: dict[str, Any], message: str) -> None:
+def test_invalid_sizes_are_rejected(overrides: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         XCiT(rngs=nnx.Rngs(0), layer_scale=1.0, **{"patch_size": 16} | TINY | overrides)
 
 
 @pytest.mark.parametrize("shape", [(1, 16, 16, 1), (1, 0, 16, 3), (16, 16, 3), (0, 16, 16, 3)])
-def test_images_that_do_not_fit_are_refused(shape: tuple[int, ...]) -> None:
+def test_images_of_the_wrong_shape_are_rejected(shape: tuple[int, ...]) -> None:
     with pytest.raises(UsageError, match=r"takes \[B, H, W, 3\] .* at least 1 \(one pixel\)"):
         tiny()(jnp.zeros(shape))

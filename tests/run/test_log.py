@@ -143,9 +143,8 @@ def test_a_new_run_sets_the_logs_of_another_aside(
     for stop_step in (8, 10, 20, 40):
         train(tmp_path, stop_step=stop_step)
     # The first one finished no epoch.
-    said = (
-        f"renamed the logs of an earlier run to {tmp_path}/log.txt.1 and {tmp_path}/metrics.jsonl.1"
-    )
+    renamed = f"{tmp_path}/log.txt.1 and {tmp_path}/metrics.jsonl.1"
+    said = f"renamed the logs of an earlier run to {renamed}"
     assert said in capfd.readouterr().err
     for suffix, stop_step in (("", 40), (".1", 10), (".2", 20)):
         assert len(records(tmp_path / f"log.txt{suffix}")) == stop_step // 10

@@ -1,4 +1,4 @@
-"""Pictures in a folder for each class."""
+"""A folder of images per class."""
 
 from pathlib import Path
 
@@ -6,9 +6,9 @@ from PIL import Image
 
 
 def class_folders(root: Path, names: str, images: int = 3) -> str:
-    """Writes so many pictures for each letter, which depend on letter and number alone.
+    """Writes images for each letter of `names`; an image depends on its letter and number only.
 
-    Returns: the folder, a source.
+    Returns: the folder, as a source.
     """
     for name in names:
         (root / name).mkdir(parents=True)

@@ -1,25 +1,20 @@
-"""What the devices of a compiled program exchange."""
+"""What a compiled program moves between devices."""
 
 import math
 import re
 from collections import Counter
 
-COLLECTIVE = re.compile(
-    r"= (.*?) (all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter"
-    r"|collective-broadcast)(?:-start)?\("
-)
-WORDS = ("f32", "s32", "u32")  # of 4 bytes; a step exchanges no other dtypes
+KINDS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|collective-broadcast"
 
 
-def moved_words(program: str) -> Counter[str]:
-    """Words of 4 bytes that each kind of collective returns on one device.
+def moved(program: str) -> Counter[str]:
+    """Elements in the results of each kind of collective, on one device.
 
     Args:
-      program: optimised HLO, as `jax.stages.Compiled.as_text` returns it.
+      program: optimised HLO, from `jax.stages.Compiled.as_text`.
     """
     total: Counter[str] = Counter()
-    for results, kind in COLLECTIVE.findall(program):
-        for dtype, dims in re.findall(r"(\w+)\[([\d,]*)\]", results):
-            assert dtype in WORDS, f"{kind} of {dtype}"
-            total[kind] += math.prod(int(n) for n in dims.split(",") if n)
+    for result, kind in re.findall(rf"= (.*?) ({KINDS})(?:-start)?\(", program):
+        for shape in re.findall(r"\w+\[([\d,]*)\]", result):
+            total[kind] += math.prod(int(n) for n in shape.split(",") if n)
     return total

@@ -1,4 +1,4 @@
-"""Plans of small crops."""
+"""Plans for small crops."""
 
 import jax
 

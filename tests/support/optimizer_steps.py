@@ -1,4 +1,4 @@
-"""Steps of our optimizers, and of their formulas in NumPy."""
+"""Steps of our optimizers, and of their NumPy formulas."""
 
 import functools
 from collections.abc import Callable
@@ -30,7 +30,7 @@ LAST_LAYER = {"head/last_layer/v", "head/last_layer/g"}
 
 
 def nested(flat: Arrays) -> PyTree:
-    """A tree of arrays whose names are paths."""
+    """A tree from arrays named by their paths."""
     tree: PyTree = {}
     for name, array in flat.items():
         *sections, last = name.split("/")
@@ -41,19 +41,19 @@ def nested(flat: Arrays) -> PyTree:
 
 
 def flattened(tree: PyTree) -> Arrays:
-    """The tree's arrays by path."""
+    """The arrays of a tree, named by their paths."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {"/".join(p.key for p in path): np.asarray(leaf) for path, leaf in flat}
 
 
 def random_arrays(seed: int, scale: float = 1.0) -> Arrays:
-    """Parameters of all kinds, the same for each seed."""
+    """Random arrays with the shapes of all kinds of parameters."""
     rng = np.random.default_rng(seed)
     return {name: scale * rng.standard_normal(shape) for name, shape in SHAPES.items()}
 
 
 def gradients(step: int) -> Arrays:
-    """Those of a step, whatever the parameters are."""
+    """The gradients of a step; they do not depend on the parameters."""
     return random_arrays(100 + step, scale=0.3)
 
 
@@ -64,7 +64,7 @@ def run(
     norm_last_layer: bool = False,
     frozen_steps: int = 0,
 ) -> list[tuple[Arrays, PyTree]]:
-    """Parameters and optimizer state after each number of steps, from 0 on, in float64."""
+    """Parameters and optimizer state after 0, 1, ... steps, in float64."""
     with jax.enable_x64(True):
         tx = optim.make_optimizer(name, clip_grad=clip_grad, norm_last_layer=norm_last_layer)
 
@@ -91,7 +91,7 @@ def run(
     return history
 
 
-# The formulas, for one tensor: (p, g, memory, count from 1, lr, decay) -> p; memory is changed.
+# Formulas for one tensor: (p, g, memory, count from 1, lr, decay) -> p; they change `memory`.
 
 
 def adamw(p: Any, g: Any, memory: dict, count: int, lr: float, decay: float) -> Any:
@@ -119,7 +119,7 @@ FORMULAS: dict[str, Callable] = {"adamw": adamw, "sgd": sgd, "lars": lars}
 
 
 def expected_params(name: str, frozen_steps: int = 0) -> Arrays:
-    """The parameters after all steps, by the formula."""
+    """The parameters after all steps, according to the formula."""
     params, memories = random_arrays(0), {key: {} for key in SHAPES}
     for step in range(STEPS):
         grads = gradients(step)
@@ -139,7 +139,7 @@ def expected_params(name: str, frozen_steps: int = 0) -> Arrays:
 
 
 def assert_equal_params(found: Arrays, expected: Arrays) -> None:
-    """The same names and, but for rounding in float64, the same values."""
+    """Asserts equal names, and equal values up to rounding in float64."""
     assert found.keys() == expected.keys()
     for key, array in found.items():
         np.testing.assert_allclose(array, expected[key], rtol=1e-10, atol=1e-14, err_msg=key)

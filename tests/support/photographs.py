@@ -1,4 +1,4 @@
-"""Real photographs that come inside packages of the `test` extra."""
+"""Photographs from packages of the `test` extra."""
 
 import functools
 from importlib.util import find_spec
@@ -14,12 +14,12 @@ FILES = {
     ),
     "sklearn": ("datasets/images", ("china.jpg", "flower.jpg")),
 }
-LONGER_SIDE = 240  # pixels, as large as the tests need
+LONGER_SIDE = 240  # pixels, large enough for the tests
 
 
 @functools.cache
 def photographs() -> dict[str, Image.Image]:
-    """Eight photographs by name, shrunk; skips the test where a package is missing."""
+    """Eight photographs by name, shrunk; skips the test if a package is missing."""
     found = {}
     for package, (folder, names) in FILES.items():
         spec = find_spec(package)

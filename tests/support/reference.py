@@ -1,4 +1,4 @@
-"""Weights and images of the goldens' recipe, as `tests/goldens/README.md` describes it."""
+"""Weights and images made by the goldens' recipe; see `tests/goldens/README.md`."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ PyTree = Any
 
 
 def recipe_tensor(seed: int, key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """The tensor that torch calls `key`, in torch's layout."""
+    """The tensor with torch's name `key`, in torch's layout."""
     rng = np.random.default_rng(zlib.crc32(f"{seed}:{key}".encode()))
     leaf = key.rsplit(".", 1)[-1]
 
@@ -48,7 +48,7 @@ def recipe_tensor(seed: int, key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def recipe_images(tag: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Images [B, H, W, 3] of a tag; `shape` is the recipe's [B, 3, H, W]."""
+    """The images [B, H, W, 3] for a tag; `shape` is [B, 3, H, W], as in the recipe."""
     rng = np.random.default_rng(zlib.crc32(tag.encode()))
     return rng.standard_normal(shape).astype(np.float32).transpose(0, 2, 3, 1)
 
@@ -56,14 +56,14 @@ def recipe_images(tag: str, shape: tuple[int, ...]) -> np.ndarray:
 def recipe_trees(
     seed: int, params: PyTree, batch_stats: PyTree, family: str, *, prefix: str = ""
 ) -> tuple[PyTree, PyTree]:
-    """The recipe's weights in trees of the same shapes as those given.
+    """The recipe's weights, in trees with the given shapes.
 
     Args:
-      seed: of the recipe.
-      params: abstract or not.
+      seed: seed of the recipe.
+      params: gives the shapes; may be abstract.
       batch_stats: likewise.
-      family: a key of `weights.tables.FAMILIES`.
-      prefix: of torch's names.
+      family: a key of `dino_jax.weights.layouts.tables.FAMILIES`.
+      prefix: prefix of torch's names.
     """
     tensors = {
         name: recipe_tensor(seed, prefix + name, empty.shape)
@@ -86,27 +86,27 @@ def recipe_model(arch: str, seed: int = 0, **overrides: Any) -> nnx.Module:
 def traced(
     method: Callable, graphdef: nnx.GraphDef, params: PyTree, stats: PyTree, *args: Any
 ) -> Any:
-    """A method of the model that structure and arrays make."""
+    """Calls a method of the model made from a graphdef and arrays."""
     return method(nnx.merge(graphdef, params, stats), *args)
 
 
 def call(method: Callable, model: nnx.Module, *args: Any) -> Any:
-    """A method's result as NumPy arrays, compiled once for every structure and shape."""
+    """A method's result as NumPy arrays; compiled once per structure and shape."""
     return jax.device_get(traced(method, *split(model), *args))
 
 
 def random_images(*shape: int) -> np.ndarray:
-    """Images [B, H, W, C] of noise, the same each time."""
+    """Noise images [B, H, W, C], always the same."""
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 
 def image_keys(number: int) -> jax.Array:
-    """Keys [B] of so many images, for stochastic depth."""
+    """Keys [B] for stochastic depth."""
     return jax.random.split(jax.random.key(1), number)
 
 
 def assert_forward_equals(path: Path, tolerance: float) -> None:
-    """Compares an XCiT or a ResNet with its golden, parameter count included."""
+    """Compares the features and parameter count of an XCiT or ResNet with its golden."""
     golden = np.load(path)
     meta = json.loads(str(golden["meta"]))
     arch, size = meta["arch"], tuple(meta["size"])
@@ -119,7 +119,7 @@ def assert_forward_equals(path: Path, tolerance: float) -> None:
 
 
 def assert_full_precision(lowered: str) -> None:
-    """No matrix product of a lowered function may be rounded by an accelerator."""
+    """Asserts that all matrix products of a lowered function have full precision."""
     products = [line for line in lowered.splitlines() if "stablehlo.dot_general" in line]
     assert products
     assert [line for line in products if "precision = [HIGHEST, HIGHEST]" not in line] == []

@@ -1,4 +1,4 @@
-"""The last layer while it is frozen and after, and its norms that stay fixed."""
+"""The last layer during and after its freeze, and its norms, which may be fixed."""
 
 import jax
 import jax.numpy as jnp
@@ -22,12 +22,12 @@ from tests.support.optimizer_steps import (
 
 
 def state_of(history: list[tuple[Arrays, PyTree]], steps: int, group: str) -> list[np.ndarray]:
-    groups = history[steps][1][1].inner_states  # behind the clipping
+    groups = history[steps][1][1].inner_states  # [1] skips the clipping
     return [np.asarray(leaf) for leaf in jax.tree.leaves(groups[group])]
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
-def test_a_frozen_last_layer_stands_still_with_its_state(name: str) -> None:
+def test_a_frozen_last_layer_and_its_state_do_not_change(name: str) -> None:
     history = run(name, frozen_steps=3)
     start = history[0][0]
     for steps in (1, 2, 3):
@@ -44,7 +44,7 @@ def test_a_frozen_last_layer_stands_still_with_its_state(name: str) -> None:
     assert all((history[4][0][key] != start[key]).any() for key in LAST_LAYER)
 
 
-def test_bias_correction_of_the_last_layer_starts_when_it_thaws() -> None:
+def test_bias_correction_of_the_last_layer_starts_after_the_freeze() -> None:
     history = run("adamw", frozen_steps=3)
     counts = {
         group: [
@@ -59,10 +59,10 @@ def test_bias_correction_of_the_last_layer_starts_when_it_thaws() -> None:
     change = history[4][0]["head/last_layer/v"] - history[3][0]["head/last_layer/v"]
     decay = LEARNING_RATES[3] * WEIGHT_DECAYS[3] * history[3][0]["head/last_layer/v"]
     expected = -LEARNING_RATES[3] * np.sign(gradients(3)["head/last_layer/v"])
-    np.testing.assert_allclose(change + decay, expected, rtol=1e-5)  # eps is not nothing
+    np.testing.assert_allclose(change + decay, expected, rtol=1e-5)  # because of eps
 
 
-def test_moments_survive_a_freeze_bit_for_bit() -> None:
+def test_a_freeze_does_not_change_the_moments() -> None:
     tx = optim.hold_while_frozen(optim.adamw())
     params, grads = jnp.ones((2, 3)), jnp.full((2, 3), 0.1)
     now = {"learning_rate": 0.1, "weight_decay": 0.1}
@@ -73,12 +73,12 @@ def test_moments_survive_a_freeze_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("name", optim.OPTIMIZERS)
-def test_fixed_norms_never_move_and_have_no_state(name: str) -> None:
+def test_fixed_norms_do_not_change_and_have_no_state(name: str) -> None:
     history = run(name, norm_last_layer=True)
     np.testing.assert_array_equal(
         history[-1][0]["head/last_layer/g"], history[0][0]["head/last_layer/g"]
     )
     assert (1, 8) not in {x.shape for x in jax.tree.leaves(history[-1][1])}
-    free = expected_params(name)  # the others do not notice
+    free = expected_params(name)  # all other parameters are the same as without fixed norms
     free["head/last_layer/g"] = history[0][0]["head/last_layer/g"]
     assert_equal_params(history[-1][0], free)

@@ -1,4 +1,4 @@
-"""The verdict on runs that must collapse, and on one that must not."""
+"""The diagnosis of runs that must collapse, and of one that must learn."""
 
 import dataclasses
 import itertools
@@ -26,9 +26,9 @@ Run = Callable[..., list[health.Verdict]]
 
 @pytest.fixture(scope="module")
 def run() -> Run:
-    """Trains a tiny network under given settings: the verdict of every interval.
+    """A function that trains a tiny network and returns the verdict on every interval.
 
-    The settings are arguments of one compiled step.
+    Its settings are arguments of a single compiled step.
     """
     config = default.get_config("debug")
     config.optim.lr, config.train.batch_size = 0.004, 32
@@ -81,11 +81,11 @@ def run() -> Run:
     return train
 
 
-def test_a_sound_run_is_called_learning(run: Run) -> None:
+def test_a_healthy_run_is_learning(run: Run) -> None:
     assert [v.kind for v in run()] == ["starting"] * 2 + ["learning"] * 4
 
 
-def test_a_center_that_does_not_follow_collapses_to_few_prototypes(run: Run) -> None:
+def test_a_slow_center_collapses_to_one_prototype(run: Run) -> None:
     last = run(center_momentum=0.999)[-1]
     assert last.kind == "one prototype"
     assert "loss.center_momentum" in last.text
@@ -97,7 +97,7 @@ def test_a_hot_teacher_collapses_to_the_uniform_distribution(run: Run) -> None:
     assert "loss.teacher_temp" in last.text
 
 
-def test_a_teacher_that_copies_the_student_is_seen_collapsing(run: Run) -> None:
+def test_a_teacher_that_copies_the_student_is_collapsing(run: Run) -> None:
     verdicts = run(momentum_teacher=0.0, lr=0.002)
     assert [v.kind for v in verdicts[2:]] == ["unstable"] * 4
     assert "optim.momentum_teacher" in verdicts[-1].text

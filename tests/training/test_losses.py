@@ -1,11 +1,10 @@
-"""The loss against its definition, written out over the pairs of views in NumPy."""
+"""The loss, compared with its definition as a NumPy loop over pairs of views."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from dino_jax.training.losses import LossOutput, dino_loss, update_center
+from dino_jax.training.losses import LossOutput, dino_loss
 
 B, K = 4, 7
 STUDENT_TEMP, TEACHER_TEMP = 0.1, 0.04
@@ -33,7 +32,7 @@ def log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def definition(student: np.ndarray, teacher: np.ndarray, center: np.ndarray) -> dict[str, float]:
-    """Loss, KL and entropy as means over the pairs, one pair at a time."""
+    """Loss, KL divergence and entropy as means over the pairs, one pair at a time."""
     losses, kls, entropies = [], [], []
     for i in range(2):
         log_q = log_softmax((teacher[:, i] - center) / TEACHER_TEMP)
@@ -59,17 +58,17 @@ def test_loss_equals_the_definition(views: int) -> None:
     np.testing.assert_allclose(output.teacher_mean, q.mean((0, 1)), rtol=1e-12)
 
 
-def test_loss_in_float32_is_as_exact_as_float32() -> None:
+def test_loss_in_float32_has_the_precision_of_float32() -> None:
     logits = [x.astype(np.float32) for x in random_logits(10, scale=1.0)]
     output, expected = loss_of(*logits), definition(*[x.astype(np.float64) for x in logits])
     np.testing.assert_allclose(output.loss, expected["loss"], rtol=1e-6)
     np.testing.assert_allclose(output.kl, expected["kl"], rtol=1e-5)
 
 
-def test_no_pair_joins_a_view_with_itself() -> None:
+def test_no_view_is_paired_with_itself() -> None:
     student, teacher, center = random_logits(2)
     loss = loss_of(student, teacher, center).loss
-    # One crop's student and the other's teacher form a pair; each pair is there in the mean.
+    # With two crops, each crop's student is paired with the other crop's teacher.
     swapped = loss_of(student[:, ::-1], teacher[:, ::-1], center).loss
     np.testing.assert_allclose(swapped, loss, rtol=1e-6)
     assert abs(loss_of(student[:, ::-1], teacher, center).loss - loss) > 1e-3
@@ -84,10 +83,10 @@ def test_large_logits_stay_finite(scale: float) -> None:
     output = loss_of(student, teacher, np.zeros((1, K)))
     for name, value in output._asdict().items():
         assert np.isfinite(value).all(), name
-    np.testing.assert_allclose(output.loss, 0, atol=1e-6)  # both say prototype 0
+    np.testing.assert_allclose(output.loss, 0, atol=1e-6)  # both choose prototype 0
     np.testing.assert_allclose(output.teacher_entropy, 0, atol=1e-6)
     opposed = loss_of(-student, teacher, np.zeros((1, K)))
-    expected = scale / STUDENT_TEMP + np.log(K - 1)  # the student spreads over all others
+    expected = scale / STUDENT_TEMP + np.log(K - 1)  # the student is uniform over all others
     np.testing.assert_allclose(opposed.loss, expected, rtol=1e-6)
 
 
@@ -99,7 +98,7 @@ def test_uniform_logits_give_ln_k() -> None:
     np.testing.assert_allclose(output.teacher_mean, np.full(K, 1 / K), rtol=1e-6)
 
 
-def test_gradients_reach_the_student_alone() -> None:
+def test_gradients_reach_only_the_student() -> None:
     student, teacher, center = random_logits(4)
 
     def loss(student: jax.Array, teacher: jax.Array) -> jax.Array:
@@ -117,11 +116,3 @@ def test_gradients_reach_the_student_alone() -> None:
             if v != i:
                 expected[:, v] += (p[:, v] - q[:, i]) / (STUDENT_TEMP * 6 * B)
     np.testing.assert_allclose(to_student, expected, atol=1e-13)
-
-
-def test_center_moves_towards_the_mean() -> None:
-    center, mean = np.arange(6.0, dtype=np.float32)[None], np.full(6, 10.0, np.float32)
-    new = update_center(jnp.asarray(center), jnp.asarray(mean), 0.9)
-    np.testing.assert_allclose(new, 0.9 * center + 0.1 * mean, rtol=1e-6)
-    assert new.shape == center.shape
-    np.testing.assert_array_equal(update_center(jnp.asarray(center), mean, 1.0), center)

@@ -1,4 +1,4 @@
-"""Schedules against the reference's numbers and against NumPy."""
+"""Schedules, compared with the reference's numbers and with NumPy."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ CASES = [
 
 
 def evaluate(schedule: Schedule, steps: int) -> np.ndarray:
-    """A schedule's values at every step, in the precision of the moment."""
+    """A schedule's values at every step, in the current precision."""
     return np.asarray(jax.vmap(schedule)(np.arange(steps, dtype=np.int32)))
 
 
@@ -37,7 +37,7 @@ def test_cosine_equals_the_reference(path: Path, name: str) -> None:
     np.testing.assert_allclose(single, golden[name], rtol=2e-4, atol=1e-6 * base)
 
 
-def test_warmup_includes_both_ends() -> None:
+def test_the_warmup_starts_at_zero_and_ends_at_the_base() -> None:
     values = evaluate(schedules.cosine(0.5, 0.1, total_steps=30, warmup_steps=5), 30)
     np.testing.assert_allclose(values[:5], np.linspace(0, 0.5, 5), rtol=1e-6)
     assert values[5] == values[4] == 0.5
@@ -53,12 +53,12 @@ def test_short_warmups(warmup: int) -> None:
 
 
 @pytest.mark.parametrize("warmup", [10, 25])
-def test_a_warmup_as_long_as_the_run_or_longer_rises_to_the_end(warmup: int) -> None:
+def test_a_warmup_of_at_least_the_whole_run_rises_until_the_end(warmup: int) -> None:
     values = evaluate(schedules.cosine(0.5, 0.1, total_steps=10, warmup_steps=warmup), 10)
     np.testing.assert_allclose(values, np.linspace(0, 0.5, warmup)[:10], rtol=1e-6)
 
 
-def test_a_constant_is_a_schedule() -> None:
+def test_a_constant_schedule() -> None:
     values = evaluate(schedules.cosine(0.04, 0.04, total_steps=10), 10)
     np.testing.assert_allclose(values, 0.04, rtol=1e-7)
 
@@ -66,9 +66,7 @@ def test_a_constant_is_a_schedule() -> None:
 @pytest.mark.parametrize(
     ("warmup_epochs", "epochs"), [(0, 5), (1, 5), (2, 5), (5, 9), (5, 5), (30, 6)]
 )
-def test_teacher_temperature_is_the_reference_table_by_epoch(
-    warmup_epochs: int, epochs: int
-) -> None:
+def test_teacher_temperature_equals_the_references_table(warmup_epochs: int, epochs: int) -> None:
     schedule = schedules.teacher_temperature(
         0.04, 0.07, warmup_epochs=warmup_epochs, steps_per_epoch=3
     )

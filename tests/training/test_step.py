@@ -1,4 +1,4 @@
-"""What the training step promises besides the reference's numbers (see test_train_parity)."""
+"""Properties of the training step; test_train_parity compares it with the reference."""
 
 from functools import partial
 from typing import Any
@@ -45,11 +45,11 @@ def random_tree(shapes: PyTree, dtype: type = np.float32) -> PyTree:
     return jax.tree.map(lambda p: (0.3 * rng.standard_normal(p.shape)).astype(dtype), shapes)
 
 
-# Gradient accumulation, with a transformer block, stochastic depth and real crops
+# Gradient accumulation, with a transformer block, stochastic depth and augmented crops
 
 
 class OneBlock(nnx.Module):
-    """The smallest backbone that drops branches: a block over runs of four pixels, and a mean."""
+    """The smallest backbone with stochastic depth: a block on runs of four pixels, and a mean."""
 
     def __init__(self, rngs: nnx.Rngs) -> None:
         self.block = Block(12, 2, 1.0, drop_path_rate=0.5, dtype=None, rngs=rngs)
@@ -75,7 +75,7 @@ def image_batch(number: int) -> Batch:
 
 
 def test_gradient_accumulation_equals_the_whole_batch() -> None:
-    # Pixels in 0..1: the usual mean and std would let compilers differ in a float32's last digit.
+    # Pixels in 0..1: with the usual mean and std, compilers may round float32 values differently.
     crops = CropSettings(
         global_size=8, local_size=4, local_number=2, mean=(0.0,) * 3, std=(1.0,) * 3
     )
@@ -97,7 +97,7 @@ def test_gradient_accumulation_equals_the_whole_batch() -> None:
     assert whole.skipped_steps == 0
     assert np.abs(whole.center).max() > 1e-3
     moved = jax.tree.map(lambda new, old: np.abs(new - old).max() > 1e-6, whole.params, params)
-    moved["head"]["last_layer"]["g"] = True  # held by norm_last_layer
+    moved["head"]["last_layer"]["g"] = True  # fixed by norm_last_layer
     assert all(jax.tree.leaves(moved))
     for accumulation_steps in (2, 4):
         jax.tree_util.tree_map_with_path(
@@ -109,7 +109,7 @@ def test_gradient_accumulation_equals_the_whole_batch() -> None:
         )
 
 
-# Everything else, with a network that compiles at once
+# Everything else, with a network that compiles quickly
 
 K, C = 6, 3
 
@@ -117,18 +117,18 @@ K, C = 6, 3
 def mean_color_network(
     params: PyTree, stats: PyTree, views: tuple[jax.Array, ...], keys: jax.Array | None = None
 ) -> tuple[jax.Array, PyTree]:
-    """As `Network`: the logits are linear in a view's mean colour, and black spoils gradients."""
+    """Same as `Network`; logits are linear in a view's mean colour, gradients are NaN for black."""
     del keys
     colors = jnp.concatenate([group.mean((2, 3)) for group in views], axis=1)  # [B, V, C]
     kernel = params["body"]["kernel"]
     logits = colors @ kernel * params["last_layer"]["g"] @ params["last_layer"]["v"]
-    # Shifts all logits alike, so it changes no loss; its gradient is NaN where all is black.
+    # Equal for all logits, so the loss is unchanged; its gradient is NaN if all pixels are black.
     logits += jnp.sqrt(jnp.square(colors.mean()) * jnp.square(kernel).sum())
     return logits, {"mean": 0.9 * stats["mean"] + 0.1 * colors.mean((0, 1))}
 
 
 class Run:
-    """A compiled step, and what it was compiled for."""
+    """A compiled step and its settings."""
 
     def __init__(self) -> None:
         self.settings = step_settings(
@@ -157,7 +157,7 @@ class Run:
         }
 
     def after(self, state: TrainState, *batches: Batch) -> TrainState:
-        """The state after these batches; the one given is kept."""
+        """The state after these batches; the given state is not donated."""
         state = copied(state)
         for batch in batches:
             state = self.step(state, batch)
@@ -183,13 +183,13 @@ def run() -> Run:
 
 
 def infinite(run: Run) -> Batch:
-    """Images of which one has an infinite pixel."""
+    """Images with one infinite pixel."""
     batch = run.batch(7)
     return batch | {"local": batch["local"].at[1, 0, 0, 0, 0].set(jnp.inf)}
 
 
 def black(run: Run) -> Batch:
-    """Images that leave the loss finite, but no gradient."""
+    """Images with a finite loss, but no finite gradient."""
     batch = run.batch(0, scale=0.0)
     state = run.start()
     logits, _ = mean_color_network(state.params, state.batch_stats, tuple(batch.values()))
@@ -199,7 +199,7 @@ def black(run: Run) -> Batch:
 
 
 @pytest.mark.parametrize("poison", [infinite, black])
-def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(run: Run, poison: Any) -> None:
+def test_a_step_that_is_not_finite_is_skipped_and_counted(run: Run, poison: Any) -> None:
     before = run.after(run.start(), run.batch(0))
     after = run.after(before, poison(run))
     assert_same(after, before.replace(step=2, skipped_steps=1, skipped_in_a_row=1))
@@ -218,16 +218,16 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(run: Run, pois
         assert all(jax.tree.leaves(changed))
 
 
-def test_after_too_many_in_a_row_even_a_good_step_changes_nothing(run: Run) -> None:
-    assert MAX_SKIPPED_IN_A_ROW == 3
+def test_after_too_many_skipped_steps_a_good_step_is_skipped_too(run: Run) -> None:
     start = run.after(run.start(), run.batch(0), run.batch(1), run.batch(2))
-    poisoned = run.after(start, *[infinite(run)] * 3)
+    poisoned = run.after(start, *[infinite(run)] * MAX_SKIPPED_IN_A_ROW)
     stopped = run.after(poisoned, run.batch(3))
-    counters = {"step": 7, "skipped_steps": 4, "skipped_in_a_row": 4}
+    skipped = MAX_SKIPPED_IN_A_ROW + 1
+    counters = {"step": 3 + skipped, "skipped_steps": skipped, "skipped_in_a_row": skipped}
     assert_same(stopped, start.replace(**counters, meters=stopped.meters))
 
 
-def test_meters_add_up_over_an_interval_and_an_epoch(run: Run) -> None:
+def test_meters_sum_over_an_interval_and_an_epoch(run: Run) -> None:
     state = run.start()
     interval = epoch = jax.device_get(init_meters(K))
     interval, epoch = interval.interval, epoch.epoch
@@ -244,7 +244,7 @@ def test_meters_add_up_over_an_interval_and_an_epoch(run: Run) -> None:
         close = partial(np.testing.assert_allclose, rtol=1e-6, err_msg=f"step {step}")
         jax.tree.map(close, state.meters.interval, interval)
         jax.tree.map(close, state.meters.epoch, epoch)
-    # Steps 9 to 11, and 10 and 11, counted from 0.
+    # The interval has steps 9 to 11, the epoch steps 10 and 11, counted from 0.
     assert state.meters.interval["steps"] == 3
     assert state.meters.epoch["steps"] == 2
     assert state.meters.interval["teacher_mean"].sum() == pytest.approx(3)
@@ -252,7 +252,7 @@ def test_meters_add_up_over_an_interval_and_an_epoch(run: Run) -> None:
     assert state.meters.interval["grad_norm"] > 0
 
 
-def test_a_batch_of_another_shape_is_refused_and_not_traced(run: Run) -> None:
+def test_a_batch_of_another_shape_is_rejected_and_not_traced(run: Run) -> None:
     smaller = jax.tree.map(lambda x: x[:2], run.batch(0))
     with pytest.raises(TypeError, match="compiled"):
         run.after(run.start(), smaller)

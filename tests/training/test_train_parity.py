@@ -1,4 +1,4 @@
-"""Whole training runs against the reference's, step by step."""
+"""Whole training runs, compared with the reference step by step."""
 
 import json
 from pathlib import Path
@@ -54,7 +54,7 @@ def build(meta: dict[str, Any]) -> MultiCropModel:
 def weights(
     meta: dict[str, Any], params: PyTree, stats: PyTree, family: str
 ) -> tuple[PyTree, PyTree]:
-    """The recipe's parameters and running statistics of backbone and head."""
+    """Parameters and running statistics of backbone and head, made by the goldens' recipe."""
     for part, kind in (("backbone", family), ("head", "head")):
         params[part], part_stats = recipe_trees(
             meta["seed"], params[part], stats.get(part, {}), kind, prefix=f"{part}."
@@ -65,7 +65,7 @@ def weights(
 
 
 def sum_of_norms(*, norm_last_layer: bool) -> optax.GradientTransformation:
-    """Leaves the gradients alone; its state is the sum of their norms, but for fixed parameters."""
+    """Returns the gradients unchanged; its state is the sum of the norms of all trained ones."""
 
     def update(
         grads: PyTree, state: jax.Array, params: PyTree | None = None
@@ -124,7 +124,7 @@ def views(meta: dict[str, Any], step: int, dtype: np.dtype) -> dict[str, jax.Arr
 
 
 def trained(params: PyTree, stats: PyTree, family: str) -> dict[str, np.ndarray]:
-    """Parameters and running statistics by torch's names, in its layout."""
+    """Parameters and running statistics with torch's names and layout."""
     return {
         f"{part}.{name}": array
         for part, kind in (("backbone", family), ("head", "head"))
@@ -139,7 +139,7 @@ def fingerprint(array: np.ndarray) -> np.ndarray:
 
 
 def assert_schedules(settings: StepSettings, golden: dict[str, np.ndarray]) -> None:
-    """Every step's and epoch's values; all are near one or tiny beside their greatest."""
+    """Compares the values of all steps and epochs, relative to each schedule's maximum."""
     steps = jnp.arange(len(golden["lr"]))
     for name, schedule, moments in (
         ("lr", settings.lr, steps),
@@ -155,12 +155,12 @@ def assert_schedules(settings: StepSettings, golden: dict[str, np.ndarray]) -> N
 def final_tolerance(
     key: str, expected: np.ndarray, *, double: bool, full: bool
 ) -> dict[str, float]:
-    """What a final tensor or fingerprint may differ by."""
+    """The tolerance for a final tensor or fingerprint."""
     if double:
         return {"rtol": 1e-5, "atol": 1e-9}
     norm = np.linalg.norm(expected) if full else expected[1]
-    # A softmax is blind to the bias of the keys, so its gradient is rounding noise, of which
-    # AdamW makes steps of full size. Elsewhere single precision keeps 3e-5 of a tensor's norm.
+    # The bias of the keys has no effect on a softmax, so its gradient is rounding noise, which
+    # AdamW scales to steps of full size. All else is within 3e-5 of a tensor's norm in float32.
     return {"rtol": 0, "atol": norm * (3e-3 if key.endswith("attn.qkv.bias") else 3e-5)}
 
 
@@ -191,7 +191,7 @@ def test_run_equals_the_reference(path: Path) -> None:
                 state.opt_state[0], golden["grad_norms_sum"][step], rtol=tolerance
             )
             expected = golden["center"][step]
-            # Elements near zero are sums of larger ones, whose rounding they keep.
+            # Elements near zero are sums of larger values, and have their rounding errors.
             atol = 1e-9 if double else tolerance * np.abs(expected).max()
             np.testing.assert_allclose(state.center[0], expected, rtol=tolerance, atol=atol)
         assert int(state.skipped_steps) == 0
@@ -205,7 +205,7 @@ def test_run_equals_the_reference(path: Path) -> None:
     for side, arrays in sides.items():
         for key, array in arrays.items():
             if key.endswith("num_batches_tracked"):
-                continue  # kept by torch alone
+                continue  # only torch has it
             if meta["kind"] == "full":
                 found, expected = array, golden[f"{side}/{key}"]
             else:

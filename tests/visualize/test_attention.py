@@ -45,6 +45,7 @@ def test_mask_holds_the_mass_with_the_fewest_patches(threshold: float) -> None:
 
 
 @pytest.mark.parametrize("model_name", ["vit_tiny", "xcit_nano_12_p8"])
+@pytest.mark.compiler
 def test_maps_are_the_class_tokens_row(model_name: str) -> None:
     """On all eight devices, and with matmuls in full precision wherever it runs."""
     overrides: dict[str, Any] = {"depth": 1, "embed_dim": 16, "num_heads": 2}

@@ -94,6 +94,7 @@ def test_job_shares_the_components(goldens: Path, tmp_path: Path) -> None:
     assert 0.05 < parts.mean() < 0.95  # the photograph and the shapes are told apart
 
 
+@pytest.mark.compiler
 def test_tokens_are_computed_in_full_precision(goldens: Path) -> None:
     model, info = dino_jax.load(goldens / "pth" / "backbone.pth")
     graphdef, *arrays = split(model)

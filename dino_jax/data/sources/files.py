@@ -1,4 +1,4 @@
-"""Image files by their paths, in a given order and without classes, as a source."""
+"""A list of image files, in a given order and without classes, as a source."""
 
 import os
 import re
@@ -11,7 +11,7 @@ from dino_jax.data.decode import open_image
 
 
 class Files:
-    """The files of a list; `spec` is what messages call it."""
+    """Image files without classes; `spec` is their name in messages."""
 
     class_names = None
     labels = None
@@ -37,16 +37,16 @@ class Files:
 
 
 def natural_order(name: str) -> list[str | int]:
-    """A key that sorts names by the numbers in them: frame 10 behind frame 9."""
-    # Texts and numbers in turns; "²" is a digit to `isdigit`, but no number to `int`.
+    """Sort key that compares numbers in names by value: frame 9 comes before frame 10."""
+    # Text and numbers alternate. `isdigit` would accept "²", which `int` rejects.
     return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
 
 
 def file_stamp(path: str | Path) -> str:
-    """A file's absolute path, size and time of change: as long as it is the same, so are they."""
+    """A file's absolute path, size and modification time: it changes when the file changes."""
     path = os.path.abspath(path)
     try:
         status = os.stat(path)
-    except OSError:  # a picture that cannot be read, as the log will say
+    except OSError:  # an unreadable image; reading it logs the reason
         return path
     return f"{path} {status.st_size} {status.st_mtime_ns}"

@@ -19,8 +19,8 @@ EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 class FolderSource:
     """Image files below a folder, in an order that does not depend on the file system.
 
-    There are classes where every image lies under a sub-folder: the class is the first-level
-    sub-folder, numbered in sorted order.
+    An image's class is its first-level sub-folder; classes are numbered in sorted order. If any
+    image is outside a sub-folder, the source has no classes.
     """
 
     def __init__(self, root: Path, spec: str) -> None:
@@ -29,8 +29,8 @@ class FolderSource:
         self._paths = Names.of(map(os.fsencode, image_paths(str(root))))
         if not self._paths:
             raise UsageError(
-                f"source {spec!r}: no image in {root} or its sub-folders; "
-                f"looked for files named *{', *'.join(EXTENSIONS)} in any case"
+                f"source {spec!r}: no images in {root} or its sub-folders; "
+                f"file names must end in {', '.join(EXTENSIONS)} (lower or upper case)"
             )
         self.class_names, self.labels = _classes(self._paths)
 
@@ -63,17 +63,17 @@ def open_folder(location: str, split: str | None) -> FolderSource:
         if not (root / split).is_dir():
             present = ", ".join(sorted(p.name for p in root.iterdir() if p.is_dir())) or "none"
             raise UsageError(
-                f"source {spec!r}: there is no sub-folder {split!r}; those present: {present}"
+                f"source {spec!r}: no sub-folder {split!r}; available sub-folders: {present}"
             )
         root = root / split
     return FolderSource(root, spec)
 
 
 def image_paths(root: str) -> Iterator[str]:
-    """Paths relative to `root`: a folder's files in sorted order, then its sub-folders.
+    """Yields paths relative to `root`: a folder's files in sorted order, then its sub-folders.
 
-    No file is looked at beyond its directory entry. Links to folders are followed, but not back
-    into a folder that contains them.
+    Only directory entries are read, not the files. Links to folders are followed, except into a
+    folder that contains the link.
     """
     pending = [("", frozenset())]
     while pending:
@@ -95,12 +95,12 @@ def image_paths(root: str) -> Iterator[str]:
 
 
 def _sorted_names(entries: Iterable[os.DirEntry]) -> tuple[list[str], list[str]]:
-    """Folders and image files; names alone, since a million entries would take more memory."""
+    """Names of sub-folders and of image files; a million `DirEntry` would take more memory."""
     folders, files = [], []
     for entry in entries:
         if entry.name.startswith("."):
             continue
-        # `is_dir` of a link that leads to itself raises; `isdir` says no.
+        # For a link to itself `is_dir` raises, while `isdir` returns False.
         if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
             folders.append(entry.name)
         elif entry.name.lower().endswith(EXTENSIONS):
@@ -109,7 +109,7 @@ def _sorted_names(entries: Iterable[os.DirEntry]) -> tuple[list[str], list[str]]
 
 
 def _classes(paths: Names) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
-    """Class names, and [len] int32 classes, by first-level sub-folder; None, None without."""
+    """Class names and [len] int32 classes by first-level sub-folder, or (None, None)."""
     number: dict[bytes, int] = {}
     classes = array("i")
     for path in paths:

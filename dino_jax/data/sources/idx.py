@@ -1,6 +1,6 @@
-"""`idx:/path@train`: the four files of MNIST and of the sets that share its format.
+"""`idx:/path@train`: the four files of MNIST, or of another dataset in the same format.
 
-Format: http://yann.lecun.com/exdb/mnist/ (as archived): big-endian magic number, one 32-bit length
+Format (http://yann.lecun.com/exdb/mnist/, archived): a big-endian magic number, one 32-bit length
 per axis, then the bytes.
 """
 
@@ -16,11 +16,11 @@ from PIL import Image
 from dino_jax.data.decode import to_png
 from dino_jax.errors import UsageError
 
-_PREFIX = {"train": "train", "test": "t10k"}  # split: how its files begin
+_PREFIX = {"train": "train", "test": "t10k"}  # split: prefix of its file names
 
 
 class IdxSource:
-    """Grey pictures held in memory as one array."""
+    """Grey images, kept in memory as one array."""
 
     class_names = None
 
@@ -52,7 +52,7 @@ def open_idx(location: str, split: str | None) -> IdxSource:
     """Opens `idx:location@split`; see `open_source`."""
     spec = f"idx:{location}" + (f"@{split}" if split else "")
     if split not in _PREFIX:
-        raise UsageError(f"source {spec!r}: the splits of an idx source are @train and @test")
+        raise UsageError(f"source {spec!r}: an idx source needs the split @train or @test")
     root = Path(os.path.expanduser(location))
     if not root.is_dir():
         raise UsageError(f"source {spec!r}: {root} is not a folder; check the path")
@@ -61,35 +61,35 @@ def open_idx(location: str, split: str | None) -> IdxSource:
     if images.size == 0 or len(images) != len(labels):
         raise UsageError(
             f"source {spec!r}: {len(images)} images of {images.shape[1]}x{images.shape[2]} pixels "
-            f"but {len(labels)} labels; fetch the files again"
+            f"but {len(labels)} labels; download the files again"
         )
     return IdxSource(images, labels, spec)
 
 
 def _read_idx(root: Path, name: str, dims: int) -> np.ndarray:
-    """The uint8 array with `dims` axes in `root/name` or `root/name.gz`."""
+    """Reads the uint8 array with `dims` axes in `root/name` or `root/name.gz`."""
     path = root / name
     if not path.exists():
         path = root / f"{name}.gz"
     if not path.exists():
-        raise UsageError(f"neither {name} nor {name}.gz is in {root}; put the four files there")
+        raise UsageError(f"{root} has neither {name} nor {name}.gz; put the four files there")
     try:
         content = path.read_bytes()
         if path.suffix == ".gz":
             content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
-        raise UsageError(f"{path} cannot be read: {error}; fetch it again") from error
+        raise UsageError(f"{path} cannot be read: {error}; download it again") from error
     header = 4 * (1 + dims)
     magic = bytes((0, 0, 8, dims))  # 8: unsigned bytes
     if content[:4] != magic or len(content) < header:
         raise UsageError(
-            f"{path} begins with {content[:4].hex()}, not with {magic.hex()} as idx files of "
-            f"bytes with {dims} axes do; fetch it again"
+            f"{path} is not an idx file of bytes with {dims} axes: it starts with "
+            f"{content[:4].hex()} instead of {magic.hex()}; download it again"
         )
     shape = tuple(int(n) for n in np.frombuffer(content, ">u4", dims, 4))
     if len(content) - header != math.prod(shape):
         raise UsageError(
-            f"{path} promises {shape} = {math.prod(shape)} bytes but holds "
-            f"{len(content) - header}; fetch it again"
+            f"{path} has {len(content) - header} bytes of data, but its header gives {shape} = "
+            f"{math.prod(shape)} bytes; download it again"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)

@@ -1,4 +1,4 @@
-"""Where pictures come from: `KIND:LOCATION[@SPLIT]` names a source, `open_source` opens it."""
+"""Opens the image source that a text `KIND:LOCATION[@SPLIT]` names."""
 
 import re
 from collections.abc import Callable
@@ -24,20 +24,19 @@ _KINDS: dict[str, Callable[[str, str | None], EncodedSource]] = {
 
 
 def open_source(spec: str) -> EncodedSource:
-    """Opens a source of pictures.
+    """Opens an image source.
 
     Args:
       spec: `folder:/path`, `records:/path`, `idx:/path@train`, `tfds:name@train`,
-        `shapes:4000@train`; a bare path is a folder. For folder and records the split is a
-        sub-folder of that name. `[a:b]` at the end takes the images from a, or the first, to b, or
-        the last, of any source.
+        `shapes:4000@train`; a bare path is a folder. The split of a folder or of records is a
+        sub-folder. A final `[a:b]` slices any source as Python slices a list, without negative
+        numbers.
 
     Returns:
-      The source. No picture has been decoded.
+      The source; no image has been decoded yet.
 
     Raises:
-      UsageError: unknown kind, missing or empty location, split that does not exist, or no right
-        to read it.
+      UsageError: unknown kind, missing or empty location, unknown split, or no permission to read.
     """
     try:
         return _open(spec)
@@ -46,24 +45,27 @@ def open_source(spec: str) -> EncodedSource:
 
 
 def _open(spec: str) -> EncodedSource:
-    # tfds slices by itself, and in more ways.
+    # tfds has slices of its own, which can do more.
     if (part := _SLICE.fullmatch(spec)) and not spec.startswith("tfds:"):
         source = _open(part["spec"])
         records = range(len(source))[slice(*(int(n) if n else None for n in part.group(2, 3)))]
         if not records:
-            raise UsageError(f"source {spec!r} is empty: {part['spec']} has {len(source)} records")
+            raise UsageError(
+                f"source {spec!r} is empty: choose a slice of the {len(source)} images in "
+                f"{part['spec']}"
+            )
         return Subset(source, records, f"{records.start}:{records.stop}")
     kind, colon, location = spec.partition(":")
     if not colon or not re.fullmatch(r"\w+", kind) or Path(spec).exists():
         kind, location = "folder", spec
     if kind not in _KINDS:
         raise UsageError(
-            f"source {spec!r}: unknown kind {kind!r}; the kinds are {', '.join(_KINDS)} "
-            "(a path that contains a colon is written folder:PATH)"
+            f"source {spec!r}: unknown kind {kind!r}; choose one of {', '.join(_KINDS)} "
+            "(write a path that contains a colon as folder:PATH)"
         )
     split = None
     if "@" in location and not Path(location).exists():
         location, _, split = location.rpartition("@")
     if not location:
-        raise UsageError(f"source {spec!r} names no location; write KIND:LOCATION[@SPLIT]")
+        raise UsageError(f"source {spec!r} has no location; write KIND:LOCATION[@SPLIT]")
     return _KINDS[kind](location, split)

@@ -1,8 +1,8 @@
-"""`records:/path[@SPLIT]`: a folder that `python -m dino_jax pack` has written.
+"""`records:/path[@SPLIT]`: a folder written by `python -m dino_jax pack`.
 
-It holds ArrayRecord files, whose records are the encoded pictures in order and nothing else;
-`index.npz` with what is not in them, `labels` [N] int32 (-1 for none) and the names as one block of
-bytes (`names`) with the end of each (`name_ends`); and `records.json`, which lists the files.
+It contains ArrayRecord files, whose records are the encoded images in order; `index.npz` with
+`labels` [N] int32 (-1 for none), all names as one block of bytes (`names`) and the end of each name
+in it (`name_ends`); and `records.json`, which lists the files and the class names.
 """
 
 import io
@@ -30,7 +30,7 @@ _AGAIN = "copy the folder again, or pack the source again"
 
 
 class RecordsSource:
-    """Encoded pictures in ArrayRecord files, with labels and names in memory."""
+    """Encoded images in ArrayRecord files, with labels and names in memory."""
 
     def __init__(self, root: Path, spec: str) -> None:
         listing = _read_listing(root)
@@ -44,8 +44,8 @@ class RecordsSource:
         found = len(self._records), len(classes), len(self._names)
         if found != 3 * (promised,):
             raise UsageError(
-                f"{promised} records are promised, but there are {found[0]}, with {found[1]} "
-                f"labels and {found[2]} names; {_AGAIN}"
+                f"{LISTING} lists {promised} records, but the folder contains {found[0]} records, "
+                f"{found[1]} labels and {found[2]} names; {_AGAIN}"
             )
 
     def __len__(self) -> int:
@@ -82,7 +82,7 @@ def open_records(location: str, split: str | None) -> RecordsSource:
 
 
 def part_of(folder: Path) -> Path:
-    """Where a folder is written until it is whole."""
+    """The path under which a folder is written until it is complete."""
     return folder.with_name(folder.name + ".part")
 
 
@@ -92,28 +92,31 @@ def _read_listing(root: Path) -> dict[str, Any]:
         unfinished = root if root.suffix == ".part" else part_of(root)
         if unfinished.is_dir():
             raise UsageError(
-                f"packing did not come to its end, {unfinished} is what it left: remove that and "
-                "pack the source again"
+                f"packing was interrupted: remove {unfinished}, which it left behind, and pack "
+                "the source again"
             )
         raise UsageError(
-            f"there is no {path}: give a folder that `python -m dino_jax pack SRC OUT` has written"
+            f"{path} does not exist: give a folder written by `python -m dino_jax pack SRC OUT`"
         )
     try:
         listing = json.loads(path.read_bytes())
     except ValueError as error:
         raise UsageError(f"{path} is damaged ({error}); {_AGAIN}") from error
     if not isinstance(listing, dict) or listing.get("format") != FORMAT:
-        raise UsageError(f"{path} does not say {FORMAT!r}: something else has written it")
+        raise UsageError(
+            f"{path} does not have the format {FORMAT!r}: give a folder written by "
+            "`python -m dino_jax pack SRC OUT`"
+        )
     if listing["version"] != VERSION:
         raise UsageError(
-            f"{path} is of format version {listing['version']}, and version {VERSION} is read "
-            "here: use the dino_jax that packed it, or pack the source again"
+            f"{path} has format version {listing['version']}, but this dino_jax reads version "
+            f"{VERSION}: use the dino_jax version that packed it, or pack the source again"
         )
     return listing
 
 
 def _read_index(path: Path) -> tuple[np.ndarray, Names]:
-    """Labels and names."""
+    """Reads the labels [N] int32 and the names."""
     try:
         with path.open("rb") as file, np.load(file) as arrays:
             return arrays["labels"], Names(arrays["names"].tobytes(), arrays["name_ends"])

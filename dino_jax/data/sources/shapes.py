@@ -1,8 +1,8 @@
-"""`shapes:N[@SPLIT]`: generated pictures of a shape before a background.
+"""`shapes:N[@SPLIT]`: generated images of a shape on a background.
 
 The class is the shape. Colours, textures, position, size and rotation vary in the same way in all
-classes, so that comparing pixels says less about the class than the outline does. `mask` tells
-where the shape is.
+classes, so the outline predicts the class better than the pixel values do. `mask` marks the pixels
+of the shape.
 """
 
 import cmath
@@ -15,19 +15,19 @@ from PIL import Image, ImageDraw
 from dino_jax.data.decode import to_png
 from dino_jax.errors import UsageError
 
-SIDE = 64  # pixels of a picture
+SIDE = 64  # pixels, of every image
 _FINE = 4  # outlines are drawn this many times larger, for smooth edges
 _SPLITS = ("train", "val", "test")
 
 
 def _polar(radii: np.ndarray, start: float = 0.0, stop: float = 1.0) -> np.ndarray:
-    """Points at [n] radii and even angles from `start` up to but without `stop`, in turns."""
+    """Points at [n] radii and evenly spaced angles in [start, stop), in turns."""
     return radii * np.exp(2j * np.pi * np.linspace(start, stop, len(radii), endpoint=False))
 
 
 _CIRCLE = _polar(np.ones(40))
 
-# Class: its outline within the unit circle, [n] points x + iy. Holes are reached by a cut.
+# Outline of each class within the unit circle, [n] points x + iy. A cut connects the ring's hole.
 _OUTLINES: dict[str, np.ndarray] = {
     "circle": _CIRCLE,
     "triangle": _polar(np.ones(3)),
@@ -47,7 +47,7 @@ _Y, _X = (np.mgrid[:SIDE, :SIDE].astype(np.float32) + 0.5) / SIDE - 0.5  # [SIDE
 
 
 class ShapesSource:
-    """Pictures that are each a pure function of the split and the index."""
+    """Images, each a pure function of the split and the index."""
 
     class_names = tuple(_OUTLINES)
 
@@ -77,14 +77,17 @@ class ShapesSource:
     def name(self, index: int) -> str:
         return f"{self.spec} picture {index}"
 
-    stamp = name  # a picture is a function of it
+    stamp = name  # an image is a function of its name
 
     def mask(self, index: int) -> np.ndarray:
-        """[SIDE, SIDE] bool: where the shape is in picture `index`."""
+        """The pixels of image `index` that show the shape: [SIDE, SIDE] bool."""
         return self._cover(np.random.default_rng((self._seed, index)), index) >= 0.5
 
     def _cover(self, rng: np.random.Generator, index: int) -> np.ndarray:
-        """[SIDE, SIDE] float32 in 0..1, how far each pixel lies in the shape; draws first."""
+        """Share of each pixel that the shape covers: [SIDE, SIDE] float32 in 0..1.
+
+        `image` and `mask` agree because both make these the first draws from `rng`.
+        """
         radius = rng.uniform(0.32, 0.47)
         x, y = rng.uniform(0.42, 0.58, 2)
         angle = rng.uniform(-0.35, 0.35)
@@ -95,24 +98,24 @@ class ShapesSource:
 
 
 def open_shapes(location: str, split: str | None) -> ShapesSource:
-    """Opens `shapes:count[@split]`, split train by default; see `open_source`."""
+    """Opens `shapes:count[@split]`, by default the split train; see `open_source`."""
     split = split or "train"
     spec = f"shapes:{location}@{split}"
     if not location.isdecimal() or int(location) == 0:
-        raise UsageError(f"source {spec!r}: the location is the number of pictures, as shapes:4000")
+        raise UsageError(f"source {spec!r}: give the number of images, as in shapes:4000")
     if split not in _SPLITS:
-        raise UsageError(f"source {spec!r}: no split {split!r}; there are {', '.join(_SPLITS)}")
+        raise UsageError(f"source {spec!r}: no split {split!r}; choose one of {', '.join(_SPLITS)}")
     return ShapesSource(int(location), split, spec)
 
 
 def _surface(rng: np.random.Generator, *, level: float, contrast: float) -> np.ndarray:
-    """[3, SIDE, SIDE] float32: a tinted grey level with a texture of some contrast."""
+    """A tinted grey level with a random texture: [3, SIDE, SIDE] float32."""
     tint = rng.uniform(-25, 25, (3, 1, 1)).astype(np.float32)
     return np.float32(level) + tint + np.float32(contrast) * _texture(rng)
 
 
 def _texture(rng: np.random.Generator) -> np.ndarray:
-    """[SIDE, SIDE] float32 in 0..1."""
+    """Plain, noise, gradient, stripes or checks: [SIDE, SIDE] float32 in 0..1."""
     kind = rng.integers(5)
     if kind == 0:
         return np.zeros_like(_X)

@@ -1,4 +1,4 @@
-"""What every source of images offers."""
+"""The interface of an image source."""
 
 from typing import Protocol
 
@@ -7,12 +7,12 @@ from PIL import Image
 
 
 class Source(Protocol):
-    """Pictures by index, with a class each or none; reading is safe from many threads.
+    """Images by index, with or without classes; many threads may read at once.
 
     Attributes:
       spec: the text that opens this source.
-      class_names: by class, or None where the source has no names.
-      labels: [len] int32 classes; None where there are none, or only the records tell them.
+      class_names: the name of each class, or None.
+      labels: [len] int32 classes; None if there are none, or if they are stored with the images.
     """
 
     spec: str
@@ -22,28 +22,28 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def image(self, index: int) -> Image.Image:
-        """Opens picture `index`; raises `UnreadableImage` where the file is none."""
+        """Opens image `index`; raises `UnreadableImage` if its file is missing or not an image."""
         ...
 
     def label(self, index: int) -> int:
-        """The class of picture `index`, or -1."""
+        """The class of image `index`, or -1."""
         ...
 
     def name(self, index: int) -> str:
-        """What to call picture `index` in a message."""
+        """The name of image `index` in messages."""
         ...
 
     def stamp(self, index: int) -> str:
-        """What differs for another picture, and for picture `index` once it is replaced."""
+        """Identifies image `index`, and changes when the image is replaced."""
         ...
 
 
 class EncodedSource(Source, Protocol):
-    """A source that can give its pictures as files; `open_source` opens no other."""
+    """A source that can return its images as encoded files, as every opened source can."""
 
     def encoded(self, index: int) -> bytes:
-        """The file of picture `index`, whatever it holds; a PNG where there are bare pixels.
+        """The content of image `index`'s file, unchecked; a PNG if the source has only pixels.
 
-        Raises `UnreadableImage` where there is no such file.
+        Raises `UnreadableImage` if the file cannot be read.
         """
         ...

@@ -1,20 +1,24 @@
-"""Some of the records of any source, such as `SOURCE[a:b]`."""
+"""Some of the images of a source, such as `SOURCE[a:b]`."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-if TYPE_CHECKING:
-    from dino_jax.data.sources.source import Source
+from dino_jax.data.sources.source import Source
 
 
 class Subset:
-    """Chosen records of a source under new indices from 0."""
+    """Some images of a source, renumbered from 0."""
 
-    def __init__(self, source: "Source", records: Sequence[int], name: str) -> None:
-        """Args: the source, indices of it, and what the choice is called."""
+    def __init__(self, source: Source, records: Sequence[int], name: str) -> None:
+        """Reads nothing yet.
+
+        Args:
+          source: the source to choose from.
+          records: indices into it.
+          name: describes the choice; the spec becomes `SOURCE[name]`.
+        """
         self.class_names = source.class_names
         self.spec = f"{source.spec}[{name}]"
         self._source = source

@@ -1,4 +1,4 @@
-"""`tfds:name[/config][:version]@split`: a prepared TensorFlow Datasets set, without TensorFlow."""
+"""`tfds:name[/config][:version]@split`: a prepared TFDS dataset, read without TensorFlow."""
 
 import io
 import os
@@ -17,9 +17,9 @@ _UNKNOWN = -2  # a label that has not been read yet
 
 
 class TfdsSource:
-    """Encoded pictures in array_record files.
+    """Encoded images in array_record files.
 
-    A label lies in the same record as its picture, so it is remembered when the picture is read.
+    A label is stored in the same record as its image, so reading an image caches its label.
     """
 
     labels = None
@@ -31,10 +31,11 @@ class TfdsSource:
         pictures = [k for k, f in features.items() if isinstance(f, tfds.features.Image)]
         if len(pictures) != 1:
             raise UsageError(
-                f"source {spec!r}: one Image feature is needed, this set has {pictures or 'none'}"
+                f"source {spec!r}: the dataset must have exactly one Image feature, but has "
+                f"{', '.join(pictures) or 'none'}; choose another dataset"
             )
         self.spec = spec
-        self._folder = builder.data_dir  # of one version of the set
+        self._folder = builder.data_dir  # of one version of the dataset
         self._picture = pictures[0]
         has_label = isinstance(features.get("label"), tfds.features.ClassLabel)
         try:
@@ -44,7 +45,7 @@ class TfdsSource:
         except ValueError as error:
             raise UsageError(
                 f"source {spec!r}: {' '.join(str(error).split())} "
-                f"The splits are {', '.join(builder.info.splits)}, and slices of them"
+                f"Choose one of the splits {', '.join(builder.info.splits)}, or a slice of one"
             ) from error
         self._labels = np.full(len(self._records), _UNKNOWN, np.int32) if has_label else None
         self.class_names = tuple(features["label"].names) if has_label else None
@@ -58,13 +59,13 @@ class TfdsSource:
     def encoded(self, index: int) -> bytes:
         try:
             record = self._records[int(index)]
-            if record[self._picture] is None:  # so tfds reads what has been cut off
+            if record[self._picture] is None:  # as tfds reads truncated files
                 raise ValueError("it is empty")
         except (OSError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise UsageError(
-                f"{self.name(index)} cannot be read ({reason}); {self._folder} is damaged: copy or "
-                "prepare it again"
+                f"{self.name(index)} cannot be read ({reason}): {self._folder} is damaged; copy or "
+                "prepare the dataset again"
             ) from error
         if self._labels is not None:
             self._labels[index] = record["label"]
@@ -85,38 +86,38 @@ class TfdsSource:
 
 
 def open_tfds(location: str, split: str | None) -> TfdsSource:
-    """Opens `tfds:location@split`, prepared below TFDS_DATA_DIR; see `open_source`."""
-    import tensorflow_datasets as tfds  # half a second, which other kinds need not pay
-    from google.protobuf.json_format import ParseError  # tfds brings it
+    """Opens `tfds:location@split`, prepared in TFDS_DATA_DIR; see `open_source`."""
+    import tensorflow_datasets as tfds  # takes half a second, and other kinds do not need it
+    from google.protobuf.json_format import ParseError  # a dependency of tfds
 
     spec = f"tfds:{location}" + (f"@{split}" if split else "")
     data_dir = os.environ.get("TFDS_DATA_DIR") or tfds.core.constants.DATA_DIR
     prepare = (
-        "prepare it where TensorFlow is installed: "
+        "prepare it on a machine with TensorFlow: "
         f"tfds build {location} --file_format=array_record --data_dir={data_dir}"
     )
     try:
-        # From the files alone: never the network, and no generation code with TensorFlow.
+        # Reads files only: no network access, and no generation code, which needs TensorFlow.
         builder = tfds.core.read_only_builder.builder_from_files(location, data_dir=data_dir)
-    except ValueError as error:  # DatasetNotFoundError is one
+    except ValueError as error:  # including DatasetNotFoundError
         raise UsageError(
-            f"source {spec!r}: no prepared set of that name in {data_dir} (TFDS_DATA_DIR); "
+            f"source {spec!r}: no prepared dataset of that name in {data_dir} (TFDS_DATA_DIR); "
             f"{prepare}"
         ) from error
     except ParseError as error:
         raise UsageError(
-            f"source {spec!r}: dataset_info.json of the set in {data_dir} (TFDS_DATA_DIR) is "
-            f"damaged ({error}); copy the set again, or {prepare}"
+            f"source {spec!r}: dataset_info.json in {data_dir} (TFDS_DATA_DIR) is damaged "
+            f"({error}); copy the dataset again, or {prepare}"
         ) from error
     formats = {file_format.value for file_format in builder.info.available_file_formats()}
     if "array_record" not in formats:
         raise UsageError(
-            f"source {spec!r}: prepared as {', '.join(sorted(formats))}, which cannot be read in "
-            f"random order; {prepare}"
+            f"source {spec!r}: prepared as {', '.join(sorted(formats))}, which has no random "
+            f"access; {prepare}"
         )
     if split is None:
         raise UsageError(
-            f"source {spec!r} names no split; add one of "
+            f"source {spec!r} has no split; add one of "
             f"{', '.join('@' + name for name in builder.info.splits)}"
         )
     return TfdsSource(builder, split, spec)

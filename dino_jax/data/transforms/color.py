@@ -1,11 +1,11 @@
-"""Colour operations on one uint8 crop, with PIL's own rounding, for `jax.vmap`.
+"""Colour operations on one uint8 crop, rounded as in PIL; batch them with `jax.vmap`.
 
-Every operation takes and returns uint8, as a chain of PIL operations does: each one clips and
-rounds before the next. A picture that is not RGB has no colour; its grey version is itself, so
-saturation, hue and greying leave it alone, while brightness and contrast apply as they do to a grey
-picture (contrast about the mean over all channels).
+Like a chain of PIL operations, every operation takes and returns uint8, so values are clipped and
+rounded between operations. An image that is not RGB has no colour: it is its own grey version, so
+saturation, hue and grayscale do not change it, while brightness and contrast treat it like a grey
+image (contrast uses the mean over all channels).
 
-Dims: C channels, H, W sides of the crop. Planes, not pixels, are contiguous: `[C, H, W]`.
+Dims: C channels, H, W sides of the crop. Channels come first: `[C, H, W]`.
 """
 
 import math
@@ -20,15 +20,15 @@ BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
 
 
 def blend(planes: jax.Array, kind: jax.Array | int, factor: jax.Array | float) -> jax.Array:
-    """Moves the crop away from (factor > 1) or towards (factor < 1) a crop without the quality.
+    """Changes brightness, contrast or saturation: `base + factor * (crop - base)`.
 
     Args:
-      planes: [C, H, W] uint8.
-      kind: [] int32, BRIGHTNESS (towards black), CONTRAST (towards the crop's rounded mean grey
-        level) or SATURATION (towards its grey version).
+      planes: [C, H, W] uint8, the crop.
+      kind: [] int32, which selects the base: BRIGHTNESS (black), CONTRAST (the crop's rounded mean
+        grey level) or SATURATION (the crop's grey version).
       factor: [] float32; 1 returns the crop unchanged, bit for bit.
 
-    Returns: [C, H, W] uint8, fractions cut off as `PIL.Image.blend` does.
+    Returns: [C, H, W] uint8, truncated as in `PIL.Image.blend`.
     """
     grey = _luma(planes)
     total = grey.astype(jnp.int32).sum()
@@ -39,33 +39,34 @@ def blend(planes: jax.Array, kind: jax.Array | int, factor: jax.Array | float) -
 
 
 def hue(planes: jax.Array, shift: jax.Array | float) -> jax.Array:
-    """Turns the hue by `shift` (in turns, -0.5..0.5) by way of PIL's 8-bit HSV.
+    """Rotates the hue in PIL's 8-bit HSV.
 
     Args:
       planes: [3, H, W] uint8, RGB.
-      shift: [] float32; as in torchvision, `trunc(255 * shift)` steps of a circle of 256. Zero is
-        not the identity: 8-bit HSV has fewer colours than RGB.
+      shift: [] float32 in -0.5..0.5 turns; as in torchvision, `trunc(255 * shift)` of 256 steps.
+        Zero is not the identity, because 8-bit HSV has fewer colours than RGB.
 
     Returns: [3, H, W] uint8.
     """
     r, g, b = planes.astype(jnp.float32)
     high, low = jnp.maximum(jnp.maximum(r, g), b), jnp.minimum(jnp.minimum(r, g), b)
     chroma = high - low
-    # Distance of the middle channel from the highest. Counted from yellow (1), cyan (3) or magenta
-    # (5 or -1), the colour whose missing channel is the lowest, it needs one rounding, so the steps
-    # below fall where PIL's do. Which neighbour a tie counts from makes no difference.
+    # The hue is measured from yellow (1), cyan (3) or magenta (5 or -1), whichever lacks the lowest
+    # channel; `m` is the scaled distance of the middle channel from the highest. This rounds only
+    # once, so the 8-bit steps below are at the same hues as PIL's. Ties give the same hue either
+    # way.
     m = (2 * high + low - r - g - b) / jnp.maximum(chroma, 1)
     sixths = jnp.where(
         b == low,
         jnp.where(r == high, 1 - m, 1 + m),
         jnp.where(r == low, jnp.where(g == high, 3 - m, 3 + m), jnp.where(b == high, 5 - m, m - 1)),
     )
-    # XLA divides by six by multiplying with a rounded sixth; the remainder, which is exact, puts
-    # the quotient right, and the steps with it.
+    # XLA divides by six by multiplying with a rounded 1/6. Adding the exact remainder corrects the
+    # quotient, so that it falls on the right side of each step.
     turns = sixths * (1 / 6)
     turns += ((sixths - 4 * turns) - 2 * turns) * (1 / 6)
     turns = jnp.where(turns < 0, turns + 1, turns)
-    # The 0.001 keeps whole numbers whole where a GPU's division is off by a unit in the last place.
+    # A GPU's division may be off in the last bit; 0.001 keeps `floor` from rounding integers down.
     saturation = jnp.floor(255 * chroma / jnp.maximum(high, 1) + 0.001)
     angle = jnp.floor(turns * 255) + jnp.trunc(255 * jnp.asarray(shift, jnp.float32)) % 256
     angle = jnp.where(angle < 256, angle, angle - 256) * (6 / 255)
@@ -75,18 +76,19 @@ def hue(planes: jax.Array, shift: jax.Array | float) -> jax.Array:
 
 
 def jitter(planes: jax.Array, order: jax.Array, factors: jax.Array) -> jax.Array:
-    """Brightness, contrast, saturation and hue, in any order.
+    """Applies brightness, contrast, saturation and hue in a given order.
 
     Args:
       planes: [C, H, W] uint8.
       order: [4] int32, a permutation of BRIGHTNESS, CONTRAST, SATURATION and HUE.
-      factors: [4] float32, the factors of the three blends and the shift of the hue, indexed by
-        operation. (1, 1, 1, 0) is the identity: a shift of exactly zero skips the hue.
+      factors: [4] float32, indexed by operation: the factors of the three blends and the shift of
+        the hue. (1, 1, 1, 0) is the identity: a shift of exactly zero skips the hue.
 
     Returns: [C, H, W] uint8.
     """
-    # The hue costs as much as the rest together, so it is not selected from at each of four steps
-    # but computed once, between two runs of the blends; a factor of one switches a blend off.
+    # The hue costs as much as the three blends together. Four steps that each compute all
+    # operations and select one would compute it four times; instead it is computed once, between
+    # two runs over the blends, in which a factor of one switches a blend off.
     position = jnp.argmax(order == HUE)
     slots = jnp.arange(3)
     blends = jnp.where(slots < position, order[:3], order[1:])
@@ -103,25 +105,25 @@ def jitter(planes: jax.Array, order: jax.Array, factors: jax.Array) -> jax.Array
 
 
 def grayscale(planes: jax.Array) -> jax.Array:
-    """The grey version of a crop, [C, H, W] uint8: ITU-R 601 luma in all three channels."""
+    """The grey version of a crop: ITU-R 601 luma in all channels, [C, H, W] uint8."""
     return jnp.broadcast_to(_luma(planes).astype(jnp.uint8), planes.shape)
 
 
 def solarize(planes: jax.Array, threshold: int = 128) -> jax.Array:
-    """Inverts the values from `threshold` on; any shape, uint8."""
+    """Inverts all values of at least `threshold`; uint8 of any shape."""
     return jnp.where(planes < threshold, planes, 255 - planes)
 
 
 def gaussian_blur(planes: jax.Array, radius: jax.Array, max_radius: float) -> jax.Array:
-    """Blurs as `PIL.ImageFilter.GaussianBlur` does: three box filters along each axis.
+    """Blurs like `PIL.ImageFilter.GaussianBlur`: three box filters along each axis.
 
-    The boxes have fractional ends, repeat the edge pixels, and round to 8 bits after every pass, in
-    24-bit fixed point; integers here too, so the result is PIL's bit for bit.
+    The boxes have fractional ends, the edge pixels are repeated, and every pass rounds to 8 bits.
+    Like PIL this uses 24-bit fixed point, so the results are equal bit for bit.
 
     Args:
       planes: [C, H, W] uint8.
       radius: [] float32, standard deviation in pixels, at most `max_radius`; 0 for no blur.
-      max_radius: bounds the width of the boxes, which has to be known when compiling.
+      max_radius: static upper bound, which sets the width of the padding.
 
     Returns: [C, H, W] uint8.
     """
@@ -149,12 +151,14 @@ def gaussian_blur(planes: jax.Array, radius: jax.Array, max_radius: float) -> ja
 
 
 def normalize(planes: jax.Array, mean: Sequence[float], std: Sequence[float]) -> jax.Array:
-    """What a model takes: [..., C, H, W] uint8 to [..., H, W, C] float32.
+    """Converts pixels to the input of a model: (pixels / 255 - mean) / std.
 
     Args:
-      planes: values 0..255.
-      mean: C values on the scale 0..1, subtracted from each channel.
-      std: C values, by which it is then divided.
+      planes: [..., C, H, W] uint8.
+      mean: C values on the scale 0..1.
+      std: C values on the scale 0..1.
+
+    Returns: [..., H, W, C] float32.
     """
     scale = np.float32(1) / (255 * np.asarray(std, np.float32))
     offset = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
@@ -164,9 +168,9 @@ def normalize(planes: jax.Array, mean: Sequence[float], std: Sequence[float]) ->
 
 
 def _luma(planes: jax.Array) -> jax.Array:
-    """[1, H, W] float32 whole numbers for RGB, the crop itself [C, H, W] for anything else."""
+    """Grey levels, as integers in float32: [1, H, W] for RGB, else the crop itself, [C, H, W]."""
     if planes.shape[0] != 3:
         return planes.astype(jnp.float32)
     r, g, b = planes.astype(jnp.float32)
-    # 16-bit fixed point; every partial sum is below 2**24 and therefore exact.
+    # PIL's 16-bit fixed point, exact in float32.
     return jnp.floor((19595 * r + 38470 * g + 7471 * b + 32768) / 65536)[None]

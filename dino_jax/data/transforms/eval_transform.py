@@ -1,4 +1,4 @@
-"""The evaluation transform on the device: shorter side resized, centre cut out, normalised.
+"""The evaluation transform on the device: resize the shorter side, crop the centre, normalise.
 
 Dims: B images, S side of the canvas, C channels.
 """
@@ -22,21 +22,22 @@ def eval_transform(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> jax.Array:
-    """Resizes and cuts as torchvision's Resize (bicubic, antialiased) and CenterCrop do.
+    """Same as torchvision's Resize (bicubic, antialiased), CenterCrop and Normalize.
 
     Args:
       canvas: [B, S, S, C] uint8, each image in the top left corner.
       size: [B, 2] int32, true height and width of each image.
-      done: [B] bool, the image already is the crop (`crop` pixels square): it is only normalised.
-      resize: shorter side after resizing, in pixels; the longer one is rounded down.
-      crop: side of the centre cut out, in pixels.
+      done: [B] bool, True for an image that already is the crop, of side `crop`; it is only
+        normalised.
+      resize: shorter side after resizing, in pixels; the longer side is rounded down.
+      crop: side of the central square, in pixels.
       mean: C values on the scale 0..1.
       std: C values on the scale 0..1.
 
     Returns: [B, crop, crop, C] float32.
 
     Raises:
-      UsageError: the crop is larger than the resized image's shorter side.
+      UsageError: `crop` is larger than `resize`.
     """
     if not 1 <= crop <= resize:
         raise UsageError(
@@ -46,7 +47,7 @@ def eval_transform(
     def one_image(canvas: jax.Array, size: jax.Array, done: jax.Array) -> jax.Array:
         resized = jnp.where(done, crop, resize * size // size.min())  # [2]
         excess = resized - crop
-        # Half of an odd excess goes to the even neighbour, as Python's round decides.
+        # Half of the excess; an odd excess rounds to even, as Python's `round` in torchvision.
         offset = excess // 2 + (excess % 4 == 3)
         rows, columns = (
             resample.cubic_weights(

@@ -1,12 +1,12 @@
-"""All crops of a batch, made on the device from uint8 canvases.
+"""Multi-crop augmentation on the device: all global and local crops of a batch of uint8 canvases.
 
-First every crop is *planned*: from the image's own key come the box, the flip and the strength of
-each colour operation. Then the plan is carried out with PIL's rounding (see `resample`, `color`).
-The order of operations is the paper's: crop and resize, flip, jitter, grey, blur, solarise,
-normalise. Nothing looks across images, so a sharded batch needs no communication.
+Each crop is first planned: the image's own key determines the box, the flip and the strength of
+each colour operation. The plan is then carried out with PIL's rounding (see `resample`, `color`).
+The order of the operations is the paper's: crop and resize, flip, jitter, grayscale, blur,
+solarize, normalize. Images are independent, so a sharded batch needs no communication.
 
-Dims: B images, S side of the canvas, C channels, N crops of one kind, H, W and h, w sides of global
-and local crops, L local crops.
+Dims: B images, S side of the canvas, C channels, N crops of one kind, H, W sides of global crops,
+h, w sides of local crops, L local crops.
 """
 
 import dataclasses
@@ -22,22 +22,23 @@ import numpy as np
 from dino_jax.data.transforms import color, resample
 from dino_jax.errors import UsageError
 
-_TRIES = 10  # boxes drawn before the central one is taken
-BOX_DRAWS = 2 * _TRIES + 2  # random numbers for a box: areas, ratios, place
+_TRIES = 10  # random boxes tried before the central box is used
+BOX_DRAWS = 2 * _TRIES + 2  # random numbers per box: areas, aspect ratios, position
 _ORDERS = np.array(list(itertools.permutations(range(4))), np.int32)  # [24, 4]
 
 
 @dataclasses.dataclass(frozen=True)
 class CropSettings:
-    """The multi-crop recipe; the defaults are the paper's. `std` and `mean` set C.
+    """The multi-crop settings; the defaults are the paper's.
 
-    Sizes are in pixels, scales in shares of the image's area, radii in pixels. Probabilities are
-    per crop; `blur_prob` is for the first global, the second global and the local crops, and
-    `solarize_prob` for the second global crop alone. Brightness, contrast and saturation factors
-    are uniform in `[max(0, 1 - x), 1 + x]`, the hue's shift in `[-hue, hue]` turns.
+    Sizes and radii are in pixels, scales are shares of the image's area. Probabilities are per
+    crop: `blur_prob` for the first global, the second global and the local crops, and
+    `solarize_prob` for the second global crop only. Brightness, contrast and saturation factors
+    are uniform in `[max(0, 1 - x), 1 + x]`, hue shifts in `[-hue, hue]` turns. `mean` and `std`
+    have C values each.
 
     Raises:
-      UsageError: a value is out of its range, or a tuple has the wrong length.
+      UsageError: a value is out of range, or a tuple has the wrong length.
     """
 
     global_size: int = 224
@@ -77,7 +78,7 @@ class CropSettings:
             _require(np.all((np.array(value) >= 0) & (np.array(value) <= 1)), name, value, "0 to 1")
         _require(len(self.blur_prob) == 3, "blur_prob", self.blur_prob, "three probabilities")
         paired = len(self.mean) == len(self.std) > 0
-        _require(paired, "mean", self.mean, f"as long as std={self.std}, with a value a channel")
+        _require(paired, "mean", self.mean, f"as long as std={self.std}: one value per channel")
         _require(np.all(np.isfinite(self.mean)), "mean", self.mean, "finite")
         positive = min(self.std) > 0 and np.all(np.isfinite(self.std))
         _require(positive, "std", self.std, "positive and finite")
@@ -90,11 +91,11 @@ class CropSettings:
 
 
 class CropPlan(NamedTuple):
-    """What is done to make N crops of an image."""
+    """The random choices for N crops of one image."""
 
     box: jax.Array  # [N, 4] int32: top, left, height, width
     flip: jax.Array  # [N] bool
-    order: jax.Array  # [N, 4] int32, of the jitter's operations
+    order: jax.Array  # [N, 4] int32, see `color.jitter`
     factors: jax.Array  # [N, 4] float32, see `color.jitter`
     gray: jax.Array  # [N] bool
     blur_radius: jax.Array  # [N] float32, 0 for no blur
@@ -104,13 +105,13 @@ class CropPlan(NamedTuple):
 def augment(
     canvas: jax.Array, size: jax.Array, keys: jax.Array, settings: CropSettings
 ) -> tuple[jax.Array, jax.Array]:
-    """Makes the global and local crops of a batch; an image's crops depend on its key alone.
+    """Makes the global and local crops of a batch; an image's crops depend on its own key only.
 
     Args:
       canvas: [B, S, S, C] uint8, each image in the top left corner.
       size: [B, 2] int32, true height and width of each image.
       keys: [B] typed PRNG keys.
-      settings: the recipe; static under `jax.jit`.
+      settings: the multi-crop settings; static under `jax.jit`.
 
     Returns:
       [B, 2, H, W, C] and [B, L, h, w, C], float32, normalised.
@@ -119,7 +120,7 @@ def augment(
       UsageError: `settings.mean` does not have one value for each channel.
     """
     channels = canvas.shape[-1]
-    rule = f"one value for each of the {channels} channels of the images"
+    rule = f"one value per channel, and the images have {channels}"
     _require(len(settings.mean) == channels, "mean", settings.mean, rule)
 
     def one_image(canvas: jax.Array, size: jax.Array, key: jax.Array) -> list[jax.Array]:
@@ -137,15 +138,18 @@ def augment(
 def plan_crops(
     key: jax.Array, size: jax.Array, settings: CropSettings
 ) -> tuple[CropPlan, CropPlan]:
-    """Draws the plans of one image's two global and L local crops.
+    """Plans one image's two global and L local crops.
 
     Args:
       key: [] typed PRNG key.
       size: [2] int32, height and width of the image.
-      settings: the recipe.
+      settings: the multi-crop settings.
+
+    Returns: the plan of the global crops, N = 2, and of the local crops, N = L.
     """
     number = settings.local_number
-    uniform = jax.random.uniform(key, (2 + number, BOX_DRAWS + 11))  # once: compiling it is slow
+    # A single draw, because each one is slow to compile.
+    uniform = jax.random.uniform(key, (2 + number, BOX_DRAWS + 11))
     first, second, local = settings.blur_prob
     return (
         _plan(
@@ -173,16 +177,17 @@ def sample_boxes(
     scale: tuple[float, float],
     aspect_ratio: tuple[float, float],
 ) -> jax.Array:
-    """Draws boxes as torchvision's RandomResizedCrop does.
+    """Turns random numbers into crop boxes, as torchvision's RandomResizedCrop does.
 
-    Area uniform, aspect ratio (width / height) log-uniform, sides rounded; the first of ten tries
-    that fits, at a uniform place; else the largest central box with an allowed ratio.
+    The area is uniform, the aspect ratio log-uniform, and the sides are rounded. Of ten such boxes
+    the first that fits is used, at a uniform position. If none fits, the box is the largest central
+    one with an allowed aspect ratio.
 
     Args:
-      uniform: [N, 22] float32, random numbers in 0..1.
+      uniform: [N, BOX_DRAWS] float32, random numbers in 0..1.
       size: [2] int32, height and width of the image.
-      scale: least and greatest share of the image's area.
-      aspect_ratio: least and greatest ratio.
+      scale: smallest and largest share of the image's area.
+      aspect_ratio: smallest and largest width / height.
 
     Returns: [N, 4] int32, (top, left, height, width).
     """
@@ -207,10 +212,10 @@ def carry_out(planes: jax.Array, plan: CropPlan, side: int, settings: CropSettin
     """Makes the planned crops of one image.
 
     Args:
-      planes: [C, S, S] uint8.
-      plan: for N crops.
-      side: of the crops, in pixels.
-      settings: for the greatest blur radius, mean and std.
+      planes: [C, S, S] uint8, the image's canvas.
+      plan: the plan of N crops.
+      side: side of the crops, in pixels.
+      settings: gives the largest blur radius, mean and std.
 
     Returns: [N, side, side, C] float32, normalised.
     """
@@ -238,7 +243,7 @@ def _plan(
     blur_prob: np.ndarray,
     solarize_prob: np.ndarray,
 ) -> CropPlan:
-    """Plans a crop for each row of `uniform`; the probabilities are [N]."""
+    """Plans one crop per row of `uniform` [N, BOX_DRAWS + 11]; the probabilities are [N]."""
     for_box, rest = uniform[:, :BOX_DRAWS], uniform[:, BOX_DRAWS:]
     flip, jitter, order, *strengths, gray, blur, radius, solarize = rest.T
     ranges = [

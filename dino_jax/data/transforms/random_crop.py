@@ -1,4 +1,4 @@
-"""The one random crop of an image that a linear classifier is trained on, made on the device.
+"""The random crop used to train a linear classifier, made on the device.
 
 Dims: B images, S side of the canvas, C channels.
 """
@@ -24,18 +24,18 @@ def random_crop(
     aspect_ratio: tuple[float, float] = (3 / 4, 4 / 3),
     flip_prob: float = 0.5,
 ) -> jax.Array:
-    """As torchvision's RandomResizedCrop (bilinear, antialiased) and RandomHorizontalFlip.
+    """Same as torchvision's RandomResizedCrop (bilinear, antialiased) and RandomHorizontalFlip.
 
     Args:
       canvas: [B, S, S, C] uint8, each image in the top left corner.
       size: [B, 2] int32, true height and width of each image.
-      keys: [B] typed PRNG keys; an image's crop depends on its own alone.
-      side: of the crops, in pixels.
+      keys: [B] typed PRNG keys; an image's crop depends on its own key only.
+      side: side of the crops, in pixels.
       mean: C values on the scale 0..1.
       std: C values on the scale 0..1.
-      scale: least and greatest share of the image's area.
-      aspect_ratio: least and greatest, width over height.
-      flip_prob: of mirroring.
+      scale: smallest and largest share of the image's area.
+      aspect_ratio: smallest and largest width / height.
+      flip_prob: probability of a horizontal flip.
 
     Returns: [B, side, side, C] float32, normalised.
     """

@@ -1,14 +1,14 @@
 """PIL's antialiased resampling, bicubic or bilinear, as two small matrix products.
 
 A crop is resized by one matrix over its columns and one over its rows. The matrices span the whole
-canvas, with zeros outside the crop's box, so every image of a batch has the same shapes and the
-filter never sees a pixel beyond the box, as if the crop had been cut out first.
+canvas, with zeros outside the crop's box. So all images of a batch have the same shapes, and the
+filter sees no pixel outside the box, as if the crop had been cut out first.
 
-The width is resized first, as in the reference and in every Pillow before 13. Pillow 13 begins with
-the height where that shrinks, by over twice as many pixels as the width: with none of the default
-crops of large images, with a fifth of those of 256x256. There photographs differ by about 0.2 grey
-levels in the mean, and single values by up to 9. To follow it would take both pairs of products
-for every crop, or a copy of the canvas for each.
+The width is resized first, as in the reference and in Pillow before 13. Pillow 13 resizes the
+height first if it shrinks, and by more than twice as many pixels as the width. No default crop of a
+large image is affected, but a fifth of those of 256x256 images: photographs then differ by about
+0.2 grey levels on average, single values by up to 9. Reproducing this would need both orders of
+products for every crop, or one copy of the canvas per crop.
 
 Dims: C channels, S side of the canvas, N crops of an image, h, w sides of a crop after resizing.
 """
@@ -44,29 +44,29 @@ def filter_weights(
     flip: jax.Array | bool = False,
     kernel: Callable[[jax.Array], jax.Array],
 ) -> jax.Array:
-    """Weights of a filter of PIL's (widened when shrinking) along one axis.
+    """Weights of a PIL filter along one axis; the filter is widened when shrinking.
 
-    The box `[start, start + length)` is resized to `total` pixels, of which those from `first` on
-    are wanted.
+    The box `[start, start + length)` is resized to `total` pixels; the outputs are the pixels
+    `[first, first + outputs)` of these.
 
     Args:
       start: [] int32, first input pixel of the box.
       length: [] int32, pixels in the box, at least 1.
-      inputs: pixels along the axis of the canvas; the box lies inside.
-      outputs: pixels wanted.
-      total: [] int32, pixels of the whole box after resizing; None for `outputs`.
-      first: [] int32, where among `total` the wanted pixels begin.
-      flip: [] bool, mirrors the wanted pixels.
+      inputs: pixels along the axis of the canvas, which contains the box.
+      outputs: output pixels.
+      total: [] int32, pixels of the whole box after resizing; by default `outputs`.
+      first: [] int32, first output pixel among `total`.
+      flip: [] bool, mirrors the outputs.
       kernel: the filter, `cubic` or `triangle`.
 
-    Returns: [outputs, inputs] float32, every row adding up to one.
+    Returns: [outputs, inputs] float32; every row sums to one.
     """
     total = outputs if total is None else total
     target = jnp.arange(outputs)
     target = first + jnp.where(flip, outputs - 1 - target, target)[:, None]  # [outputs, 1]
     source = jnp.arange(inputs)[None] - start  # [1, inputs]
-    # Distance between pixel centres in units of the filter. Its numerator is an exact integer;
-    # as a difference of float32 positions it would lose the digits that matter.
+    # Distance between pixel centres in units of the filter. The numerator is an exact integer; a
+    # difference of float32 positions would cancel most of its digits.
     numerator = (2 * source + 1) * total - (2 * target + 1) * length
     t = jnp.abs(numerator).astype(jnp.float32) / (2.0 * jnp.maximum(total, length))
     weights = jnp.where((source >= 0) & (source < length), kernel(t), 0.0)
@@ -80,7 +80,7 @@ triangle_weights = partial(filter_weights, kernel=triangle)
 def resample(planes: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """Makes N crops of an image, each from its two weight matrices.
 
-    As in PIL, what lies between the passes is 8-bit again.
+    As in PIL, the result of the first pass is rounded to 8 bits.
 
     Args:
       planes: [C, S, S] uint8.
@@ -96,8 +96,8 @@ def resample(planes: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Arra
 def _multiply(equation: str, weights: jax.Array, pixels: jax.Array) -> jax.Array:
     """Product of weights and uint8 pixels, rounded to uint8.
 
-    The precision is never the default one, which on accelerators rounds the weights to bfloat16 or
-    TF32: that misses by up to half a grey level, or darkens the picture.
+    On accelerators the default precision would round the weights to bfloat16 or TF32, which gives
+    errors of up to half a grey level, or a darker image.
     """
     product = lax.platform_dependent(
         weights,
@@ -113,18 +113,18 @@ def _multiply(equation: str, weights: jax.Array, pixels: jax.Array) -> jax.Array
 def tensor_core_product(equation: str, weights: jax.Array, pixels: jax.Array) -> jax.Array:
     """Einsum with float16 operands and float32 sums, as exact as one in full float32.
 
-    Whole numbers up to 255 are exact in float16, and a weight is the sum of two float16 numbers to
+    Integers up to 255 are exact in float16, and a weight is the sum of two float16 numbers to
     within 2**-24. Two such products take a fraction of the time of one in float32, which NVIDIA's
-    tensor cores cannot do.
+    tensor cores do not support.
 
     Args:
-      equation: of weights and pixels, as `jnp.einsum` takes it.
-      weights: float32, at most about 1 in size.
+      equation: the einsum equation of weights and pixels.
+      weights: float32, of magnitude up to about 1.
       pixels: uint8.
 
     Returns: float32.
     """
-    # Not a conversion there and back, which XLA may leave out, and the remainder with it.
+    # XLA may remove a conversion to float16 and back, so that the remainder would be zero.
     coarse = lax.reduce_precision(weights, exponent_bits=5, mantissa_bits=10)
     pixels = pixels.astype(jnp.float16)
     return sum(
@@ -138,16 +138,16 @@ def linear_weights(
 ) -> jax.Array:
     """Weights of plain bilinear interpolation along one axis, without antialiasing.
 
-    As torch's `interpolate` without `align_corners` and OpenCV's `INTER_LINEAR` have it: pixel i is
-    taken from where (i + 0.5) * step - 0.5 lies between the inputs, at the ends from the last one.
+    Same as torch's `interpolate` without `align_corners` and OpenCV's `INTER_LINEAR`: output pixel
+    i is at input position (i + 0.5) * step - 0.5, clipped to the image.
 
     Args:
       inputs: pixels along the axis of the canvas.
-      outputs: pixels wanted.
-      step: inputs for each output: 1 / scale.
-      length: [] int32, pixels of the picture on the canvas; None for all.
+      outputs: output pixels.
+      step: input pixels per output pixel, 1 / scale.
+      length: [] int32, pixels of the image on the canvas; by default all.
 
-    Returns: [outputs, inputs] float32, every row adding up to one.
+    Returns: [outputs, inputs] float32; every row sums to one.
     """
     last = (inputs if length is None else length) - 1
     place = jnp.clip((jnp.arange(outputs) + 0.5) * step - 0.5, 0, last)
@@ -155,7 +155,7 @@ def linear_weights(
 
 
 def resize_linear(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-    """Images from the weights of their two axes, in float32.
+    """Resizes images by the weights of their two axes, in float32.
 
     Args:
       images: [..., H, W, C].

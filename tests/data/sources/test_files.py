@@ -1,4 +1,4 @@
-"""Lists of image files as a source."""
+"""A list of image files as a source."""
 
 from pathlib import Path
 
@@ -23,8 +23,8 @@ def test_files_in_the_given_order(tmp_path: Path) -> None:
         files.image(2)
 
 
-def test_names_in_the_order_of_their_numbers() -> None:
-    """Also behind other digits, which are no numbers, and in other scripts."""
+def test_names_are_sorted_by_their_numbers() -> None:
+    """Also with superscript digits, which are not numbers, and digits of other scripts."""
     names = ["10/a", "9", "b²", "b10²", "b9²", "b٣", "a", "9/a"]
     expected = ["9", "9/a", "10/a", "a", "b٣", "b9²", "b10²", "b²"]
     assert sorted(names, key=natural_order) == expected

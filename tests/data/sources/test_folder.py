@@ -1,4 +1,4 @@
-"""Image files in folders: which are found, in which order, under which classes."""
+"""Folder sources: which image files are found, in which order, and their classes."""
 
 import os
 import tracemalloc
@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 
 from dino_jax.data.decode import UnreadableImage, decode
-from dino_jax.data.sources import folder
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import folder, open_source
 from dino_jax.errors import UsageError
 
 
@@ -43,7 +42,7 @@ def test_folder_finds_images_of_all_kinds_at_any_depth(tmp_path: Path) -> None:
     assert [decode(source.image(i)).shape for i in range(len(source))] == [(3, 4, 3)] * 8
 
 
-def test_folder_order_is_that_of_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_order_is_sorted_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("b/2.png", "b/1.png", "a/9.png", "a-/3.png", "0.png", "z.png"):
         add_image(tmp_path / name)
     expected = ["0.png", "z.png", "a/9.png", "a-/3.png", "b/1.png", "b/2.png"]
@@ -100,11 +99,11 @@ def test_folder_split_is_a_sub_folder(tmp_path: Path) -> None:
         add_image(tmp_path / name)
     source = open_source(f"folder:{tmp_path}@val")
     assert names(source.spec) == [str(tmp_path / "val" / "3.png")]
-    with pytest.raises(UsageError, match=r"no sub-folder 'test'; those present: train, val"):
+    with pytest.raises(UsageError, match=r"no sub-folder 'test'; available .*: train, val"):
         open_source(f"{tmp_path}@test")
 
 
-def test_an_existing_path_wins_over_split_and_kind(
+def test_an_existing_path_takes_precedence_over_split_and_kind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -116,11 +115,11 @@ def test_an_existing_path_wins_over_split_and_kind(
     assert names("shapes:5") == ["shapes:5/3.png"]
 
 
-def test_folder_follows_links_but_not_in_circles(tmp_path: Path) -> None:
+def test_folder_follows_links_but_not_in_cycles(tmp_path: Path) -> None:
     add_image(tmp_path / "elsewhere" / "1.png")
     add_image(tmp_path / "data" / "a" / "2.png")
     for name, target in {
-        "b": "../elsewhere",  # twice the same folder is no circle
+        "b": "../elsewhere",  # two links to the same folder are not a cycle
         "c": "../elsewhere",
         "up": "..",
         "here": ".",
@@ -143,11 +142,11 @@ def test_folder_without_images(tmp_path: Path, files: tuple[str, ...]) -> None:
     for name in files:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("text")
-    with pytest.raises(UsageError, match=r"no image in .*\*\.jpg"):
+    with pytest.raises(UsageError, match=r"no images in .* must end in \.jpg"):
         open_source(str(tmp_path))
 
 
-def test_folder_keeps_odd_names(tmp_path: Path) -> None:
+def test_folder_supports_unusual_names(tmp_path: Path) -> None:
     odd = os.fsdecode(b"caf\xe9 \xf0\x9f\x98\x80.png")  # not valid UTF-8
     add_image(tmp_path / "x.png")
     (tmp_path / "x.png").rename(tmp_path / odd)
@@ -157,7 +156,7 @@ def test_folder_keeps_odd_names(tmp_path: Path) -> None:
     assert [decode(source.image(i)).shape for i in range(2)] == [(3, 4, 3)] * 2
 
 
-def test_a_listing_takes_little_more_than_the_names(
+def test_a_listing_takes_little_more_memory_than_the_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     count, length = 50_000, len("class7/image_00000000.jpg")
@@ -171,10 +170,10 @@ def test_a_listing_takes_little_more_than_the_names(
         tracemalloc.stop()
     assert (len(source), source.label(count - 1)) == (count, 9)
     assert source.name(count - 1) == str(tmp_path / f"class9/image_{count - 1:08}.jpg")
-    assert peak < 2 * count * (length + 8 + 4)  # an end and a class each, and growing
+    assert peak < 2 * count * (length + 8 + 4)  # name, end and class; twice that while growing
 
 
-def test_folder_asks_the_file_system_for_folders_only(
+def test_folder_calls_stat_for_folders_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for number in range(50):

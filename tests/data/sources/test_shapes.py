@@ -1,27 +1,27 @@
-"""Generated pictures: reproducible and balanced."""
+"""Generated images of shapes: reproducible and balanced."""
 
 import numpy as np
 import pytest
 
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.data.sources.shapes import SIDE, ShapesSource
 
 
-def pictures(source: ShapesSource, number: int) -> np.ndarray:
+def images(source: ShapesSource, number: int) -> np.ndarray:
     return np.stack([np.asarray(source.image(i)) for i in range(number)])
 
 
-def test_a_picture_depends_on_split_and_index_alone() -> None:
+def test_an_image_depends_on_split_and_index_only() -> None:
     few, many, test = (open_source(f"shapes:{spec}") for spec in ("5@train", "50", "5@test"))
     assert many.spec == "shapes:50@train"
-    np.testing.assert_array_equal(pictures(few, 5), pictures(many, 5))
-    assert (pictures(few, 5) != pictures(test, 5)).any(axis=(1, 2, 3)).all()
-    assert len(np.unique(pictures(many, 50).reshape(50, -1), axis=0)) == 50
+    np.testing.assert_array_equal(images(few, 5), images(many, 5))
+    assert (images(few, 5) != images(test, 5)).any(axis=(1, 2, 3)).all()
+    assert len(np.unique(images(many, 50).reshape(50, -1), axis=0)) == 50
 
 
-def test_pictures_do_not_change_between_versions() -> None:
-    """Scores of different versions compare only if this holds; a change belongs in CHANGELOG."""
-    mean = pictures(open_source("shapes:20@train"), 20).mean(axis=(1, 2, 3))
+def test_the_images_do_not_change_between_versions() -> None:
+    """Otherwise scores of different versions are not comparable; record a change in CHANGELOG."""
+    mean = images(open_source("shapes:20@train"), 20).mean(axis=(1, 2, 3))
     np.testing.assert_allclose(mean[[0, 7, 19]], [112.0, 62.7, 89.6], atol=0.5)
 
 
@@ -36,8 +36,8 @@ def test_format_and_balance() -> None:
     assert [source.label(i) for i in range(95)] == source.labels.tolist()
 
 
-def test_mask_is_where_the_shape_is() -> None:
-    """Inside and outside of the mask the colours differ, in nearly every picture clearly."""
+def test_the_mask_marks_the_shape() -> None:
+    """The mean colours inside and outside of the mask differ, in nearly all images clearly."""
     source = open_source("shapes:200@train")
     gaps = []
     for index in range(200):
@@ -50,7 +50,7 @@ def test_mask_is_where_the_shape_is() -> None:
 
 
 @pytest.mark.parametrize("name", ShapesSource.class_names)
-def test_outlines_fill_their_circle(name: str) -> None:
+def test_shapes_fill_their_circle(name: str) -> None:
     source = open_source("shapes:200@train")
     label = source.class_names.index(name)
     extents = []

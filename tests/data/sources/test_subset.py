@@ -1,7 +1,9 @@
+"""Slices of a source."""
+
 import numpy as np
 import pytest
 
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 
 
@@ -14,7 +16,7 @@ from dino_jax.errors import UsageError
         ("[15:99]", range(15, 20)),
     ],
 )
-def test_a_part_holds_the_records_of_its_range(part: str, expected: range) -> None:
+def test_a_slice_contains_the_images_of_its_range(part: str, expected: range) -> None:
     whole, some = open_source("shapes:20@train"), open_source("shapes:20@train" + part)
     assert len(some) == len(expected)
     assert some.spec == f"shapes:20@train[{expected.start}:{expected.stop}]"
@@ -26,6 +28,6 @@ def test_a_part_holds_the_records_of_its_range(part: str, expected: range) -> No
         np.testing.assert_array_equal(some.image(index), whole.image(record))
 
 
-def test_an_empty_part_is_refused() -> None:
-    with pytest.raises(UsageError, match=r"shapes:20@train.* has 20 records"):
+def test_an_empty_slice_is_rejected() -> None:
+    with pytest.raises(UsageError, match=r"'shapes:20@train\[20:\]' is empty: .* the 20 images"):
         open_source("shapes:20@train[20:]")

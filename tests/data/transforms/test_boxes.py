@@ -1,4 +1,4 @@
-"""Boxes of crops: their distribution is that of RandomResizedCrop."""
+"""Crop boxes have the distribution of torchvision's RandomResizedCrop."""
 
 import math
 import random
@@ -12,7 +12,7 @@ from scipy.stats import ks_2samp
 from dino_jax.data.transforms.multicrop import sample_boxes
 
 RATIO = (3 / 4, 4 / 3)
-NUMBER = 4000  # boxes whose statistics are taken
+NUMBER = 4000  # boxes in each statistic
 draw = jax.jit(sample_boxes, static_argnums=(2, 3))
 
 
@@ -22,7 +22,7 @@ def boxes(size: tuple[int, int], scale: tuple[float, float]) -> np.ndarray:
 
 
 def boxes_by_loop(size: tuple[int, int], scale: tuple[float, float]) -> np.ndarray:
-    """RandomResizedCrop as its documentation describes it, one try after another."""
+    """RandomResizedCrop as documented, one try after another."""
     source = random.Random(0)
     height, width = size
     found = []
@@ -52,7 +52,7 @@ def boxes_by_loop(size: tuple[int, int], scale: tuple[float, float]) -> np.ndarr
 def test_boxes_have_the_right_distribution(
     size: tuple[int, int], scale: tuple[float, float]
 ) -> None:
-    """Kolmogorov-Smirnov against the loop, for every side, place, and what they combine to."""
+    """Kolmogorov-Smirnov test against the loop, for sides, positions and their combinations."""
     ours, loops = boxes(size, scale), boxes_by_loop(size, scale)
     for name, value in {
         "top": lambda b: b[:, 0],
@@ -66,7 +66,7 @@ def test_boxes_have_the_right_distribution(
         assert ks_2samp(value(ours), value(loops)).pvalue > 1e-3, name
 
 
-def test_boxes_keep_their_bounds() -> None:
+def test_boxes_are_within_their_bounds() -> None:
     height, width = 375, 500
     top, left, h, w = boxes((height, width), (0.05, 0.4)).T
     assert min(top.min(), left.min()) == 0
@@ -83,13 +83,13 @@ def test_boxes_keep_their_bounds() -> None:
 @pytest.mark.parametrize(
     ("size", "box"),
     [
-        ((100, 10), (43, 0, 13, 10)),  # width / (3/4), in the middle
-        ((10, 100), (0, 43, 10, 13)),  # height * (4/3)
+        ((100, 10), (43, 0, 13, 10)),  # height = width / (3/4), in the middle
+        ((10, 100), (0, 43, 10, 13)),  # width = height * (4/3)
         ((1, 9), (0, 4, 1, 1)),
     ],
 )
 def test_central_fallback(size: tuple[int, int], box: tuple[int, ...]) -> None:
-    """The whole area at an allowed ratio does not fit; torchvision takes these boxes too."""
+    """If no box of the whole area and an allowed ratio fits; as in torchvision."""
     assert np.array_equal(np.unique(boxes(size, (1.0, 1.0)), axis=0), [box])
     assert np.array_equal(np.unique(boxes_by_loop(size, (1.0, 1.0)), axis=0), [box])
 

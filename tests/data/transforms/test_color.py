@@ -1,4 +1,4 @@
-"""Colour operations against PIL: all but the hue and ties of the blends are bit for bit."""
+"""Colour operations against PIL: equal bit for bit, except the hue and ties of the blends."""
 
 import itertools
 import json
@@ -11,11 +11,11 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from dino_jax.data.transforms import color
 from tests.conftest import GOLDENS, parity_cases
-from tests.support import pil_crops
+from tests.support import pil_augment
 
-NAMES = ("brightness", "contrast", "saturation", "hue")  # in the order of color's numbers
+NAMES = ("brightness", "contrast", "saturation", "hue")  # in the order of `color`'s constants
 jitter = jax.jit(color.jitter)
-STAGES = {  # of the goldens' full chain, after the jitter
+STAGES = {  # the operations after the jitter in the goldens' full chain
     "hflip": lambda crop: crop[..., ::-1],
     "gray": color.grayscale,
     "blur": lambda crop, radius: color.gaussian_blur(crop, radius, radius),
@@ -32,13 +32,13 @@ def pixels(planes: jax.Array) -> np.ndarray:
 
 
 def apart(ours: jax.Array, theirs: np.ndarray | Image.Image) -> tuple[int, float]:
-    """Greatest and mean difference in grey levels."""
+    """Maximum and mean difference in grey levels."""
     difference = np.abs(pixels(ours).astype(int) - np.asarray(theirs).astype(int))
     return difference.max(), difference.mean()
 
 
 def factors_of(**changed: float) -> jax.Array:
-    """The factors of `jitter`, doing nothing but what is named."""
+    """Factors of `jitter`; operations that are not named have no effect."""
     neutral = dict(zip(NAMES, (1.0, 1.0, 1.0, 0.0), strict=True))
     return jnp.array(list((neutral | changed).values()), jnp.float32)
 
@@ -50,16 +50,16 @@ def noise() -> np.ndarray:
 
 @pytest.fixture(scope="module", params=parity_cases("augment*.npz"), ids=lambda p: p.stem)
 def recorded(request: pytest.FixtureRequest) -> dict[str, np.ndarray]:
-    """A file of goldens; `own` says that it is this repository's, whose bounds are measured."""
+    """A file of goldens; `own` is true for this repository's, which have measured bounds."""
     return dict(np.load(request.param)) | {"own": np.array(request.param.parent == GOLDENS)}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_golden_jitter(recorded: dict[str, np.ndarray], name: str) -> None:
-    """Measured: hue and brightness equal, contrast and saturation 1 in at most 0.011 of the values.
+    """Measured: hue and brightness are equal; contrast and saturation differ by 1 in 1 % of values.
 
-    These lie where `base + factor * (value - base)` is a whole number but for float32 rounding:
-    a fused multiply-add rounds once, PIL twice, and what is cut off then is a whole level.
+    There `base + factor * (value - base)` is an integer up to float32 rounding. A fused
+    multiply-add rounds once and PIL twice, so truncation may give different integers.
     """
     values = json.loads(str(recorded["meta"]))["ops"][name]
     assert values
@@ -86,7 +86,7 @@ def test_golden_blur(recorded: dict[str, np.ndarray]) -> None:
 
 
 def test_golden_chains(recorded: dict[str, np.ndarray]) -> None:
-    """Measured: both equal. A level at an early step may grow in the later ones."""
+    """Measured: both are equal. A difference of one level may grow in the following operations."""
     meta = json.loads(str(recorded["meta"]))
     order = jnp.array([NAMES.index(name) for name, _ in meta["chain"]])
     crop = jitter(planes(recorded["small"]), order, factors_of(**dict(meta["chain"])))
@@ -105,7 +105,7 @@ def test_golden_chains(recorded: dict[str, np.ndarray]) -> None:
 
 @pytest.mark.parametrize("kind", [color.BRIGHTNESS, color.CONTRAST, color.SATURATION])
 def test_blends_against_pil(noise: np.ndarray, kind: int) -> None:
-    """Measured: equal for random factors; another compiler may break a tie the other way."""
+    """Measured: equal for random factors; another compiler may round ties differently."""
     enhance = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)[kind]
     blend = jax.jit(color.blend)
     for factor in np.random.default_rng(kind).uniform(0, 2, 20):
@@ -122,11 +122,11 @@ def test_a_factor_of_one_changes_nothing(noise: np.ndarray, kind: int) -> None:
 
 @pytest.mark.parametrize("shift", [-0.5, -0.1, -0.043, 0.0, 0.043, 0.1, 0.5])
 def test_hue_of_the_colour_cube(shift: float) -> None:
-    """Over all 2**24 colours the measured maximum is 1 level, in fewer than one of a million."""
+    """Measured over all 2**24 colours: at most 1 level, in less than one in a million."""
     levels = np.arange(0, 256, 3, dtype=np.uint8)
     cube = np.stack(np.meshgrid(levels, levels, levels, indexing="ij"), -1).reshape(86, -1, 3)
     ours = jax.jit(color.hue)(planes(cube), shift)
-    theirs = pil_crops.shift_hue(Image.fromarray(cube), shift)
+    theirs = pil_augment.jitter(Image.fromarray(cube), [color.HUE], [1, 1, 1, shift])
     worst, mean = apart(ours, theirs)
     assert worst <= 1
     assert mean < 1e-5
@@ -148,12 +148,12 @@ def test_jitter_in_every_order(noise: np.ndarray) -> None:
     ours = jax.jit(jax.vmap(color.jitter, in_axes=(None, 0, None)))(planes(noise), orders, factors)
     results = set()
     for order, crop in zip(orders.tolist(), ours, strict=True):
-        theirs = pil_crops.jitter(Image.fromarray(noise), order, factors.tolist())
+        theirs = pil_augment.jitter(Image.fromarray(noise), order, factors.tolist())
         worst, mean = apart(crop, theirs)
         assert worst <= 1, order
         assert mean < 1e-3, order
         results.add(np.asarray(theirs).tobytes())
-    assert len(results) == 24  # so a wrong order could not have passed
+    assert len(results) == 24  # so a wrong order cannot pass
 
 
 def test_neutral_jitter_changes_nothing(noise: np.ndarray) -> None:
@@ -168,7 +168,7 @@ def test_solarize(noise: np.ndarray) -> None:
 
 @pytest.mark.parametrize("max_radius", [2.0, 5.0])
 def test_blur_against_pil(noise: np.ndarray, max_radius: float) -> None:
-    """Fixed point as in PIL: equal for every radius, ties (0.5, 1, 2) and none at all included."""
+    """Equal for every radius, because both use fixed point; also for ties (0.5, 1, 2) and 0."""
     blur = jax.jit(color.gaussian_blur, static_argnums=2)
     random = np.random.default_rng(0).uniform(0, max_radius, 20)
     for radius in (0.0, 0.1, 0.5, 1.0, max_radius, *np.float32(random).tolist()):
@@ -182,8 +182,8 @@ def test_blur_of_a_crop_smaller_than_the_kernel(noise: np.ndarray) -> None:
     assert apart(color.gaussian_blur(planes(tiny), 4.0, 5.0), theirs)[0] == 0
 
 
-def test_grey_pictures_have_no_colour(noise: np.ndarray) -> None:
-    """One channel: brightness and contrast as PIL's mode L, the rest leaves it alone."""
+def test_grey_images_have_no_colour(noise: np.ndarray) -> None:
+    """One channel: brightness and contrast as in PIL's mode L, the rest has no effect."""
     grey = noise[..., :1]
     factors = factors_of(brightness=0.8, contrast=1.3, saturation=1.2, hue=0.1)
     ours = jitter(planes(grey), jnp.array([3, 1, 2, 0]), factors)
@@ -194,7 +194,7 @@ def test_grey_pictures_have_no_colour(noise: np.ndarray) -> None:
 
 
 def test_other_channel_counts(noise: np.ndarray) -> None:
-    """Five channels: colour operations do nothing, contrast goes about the mean of them all."""
+    """Five channels: colour operations have no effect, contrast uses the mean of all channels."""
     five = np.concatenate([noise, 255 - noise[..., :2]], axis=-1)
     same = jitter(planes(five), jnp.arange(4), factors_of(saturation=1.2, hue=0.1))
     assert np.array_equal(pixels(same), five)

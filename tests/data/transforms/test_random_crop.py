@@ -1,4 +1,4 @@
-"""The linear classifier's crops, against PIL."""
+"""The linear classifier's random crops, compared with PIL."""
 
 from functools import partial
 
@@ -12,19 +12,19 @@ from dino_jax.data.transforms.random_crop import random_crop
 from tests.support import runs
 
 SIZE = (37, 50)  # height and width
-PICTURE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
+IMAGE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
 
 
 def crops(keys: jax.Array, **settings: object) -> np.ndarray:
     canvas = np.zeros((len(keys), 64, 64, 3), np.uint8)
-    canvas[:, : SIZE[0], : SIZE[1]] = PICTURE
+    canvas[:, : SIZE[0], : SIZE[1]] = IMAGE
     sizes = np.tile(np.int32(SIZE), (len(keys), 1))
     crop = partial(random_crop, side=24, mean=(0, 0, 0), std=(1, 1, 1), **settings)
     with runs.quick_compilation():
         return np.asarray(jax.jit(crop)(canvas, sizes, keys))
 
 
-def test_crops_are_those_of_pil() -> None:
+def test_crops_equal_pils() -> None:
     keys = jax.random.split(jax.random.key(1), 12)
     found = crops(keys)
     flips = 0
@@ -32,7 +32,7 @@ def test_crops_are_those_of_pil() -> None:
         draws = jax.random.uniform(key, (BOX_DRAWS + 1,))
         box = sample_boxes(draws[None, :-1], jnp.array(SIZE), (0.08, 1.0), (3 / 4, 4 / 3))
         top, left, height, width = np.asarray(box)[0].tolist()
-        image = Image.fromarray(PICTURE).crop((left, top, left + width, top + height))
+        image = Image.fromarray(IMAGE).crop((left, top, left + width, top + height))
         image = image.resize((24, 24), Image.Resampling.BILINEAR)
         if draws[-1] < 0.5:
             image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -46,5 +46,5 @@ def test_crops_are_those_of_pil() -> None:
 def test_boxes_are_drawn_from_the_whole_range() -> None:
     keys = jax.random.split(jax.random.key(2), 64)
     whole = crops(keys, scale=(1.0, 1.0), aspect_ratio=(50 / 37, 50 / 37), flip_prob=0.0)
-    assert (whole == whole[:1]).all()  # the one box that fits
+    assert (whole == whole[:1]).all()  # only one box fits
     assert len(np.unique(crops(keys), axis=0)) == 64

@@ -1,4 +1,4 @@
-"""The two matrix products give PIL's pixels, for every box and size."""
+"""Resampling by two matrix products gives PIL's pixels, for every box and size."""
 
 import functools
 import json
@@ -19,8 +19,9 @@ from dino_jax.data.transforms.resample import (
     tensor_core_product,
 )
 from tests.conftest import parity_cases
+from tests.support import pil_augment
 
-SIDE = 64  # of the canvases below
+SIDE = 64  # of the canvases
 Box = tuple[int, int, int, int]  # top, left, height, width
 
 
@@ -37,17 +38,15 @@ def resized(canvas: np.ndarray, box: Box, size: int = 24) -> np.ndarray:
     return np.moveaxis(np.asarray(_crop(np.moveaxis(canvas, -1, 0), np.array(box), size)), 0, -1)
 
 
-def resized_by_pil(canvas: np.ndarray, box: Box, height: int, width: int) -> np.ndarray:
-    """PIL's pixels, the width resized first whatever Pillow's version would choose."""
-    top, left = box[:2]
-    crop = Image.fromarray(canvas).crop((left, top, left + box[3], top + box[2]))
-    crop = crop.resize((width, crop.height), Image.Resampling.BICUBIC)
-    return np.asarray(crop.resize((width, height), Image.Resampling.BICUBIC))
+def resized_by_pil(canvas: np.ndarray, box: Box, size: int = 24) -> np.ndarray:
+    top, left, height, width = box
+    crop = Image.fromarray(canvas).crop((left, top, left + width, top + height))
+    return np.asarray(pil_augment.resize(crop, (size, size)))
 
 
 @pytest.fixture(scope="module")
 def noise() -> np.ndarray:
-    """The hardest picture: every overshoot of the filter is clipped."""
+    """The hardest image: the filter overshoots at most pixels, which clips them."""
     return np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), dtype=np.uint8)
 
 
@@ -57,10 +56,11 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("path", parity_cases("augment*.npz"), ids=lambda p: p.stem)
 def test_goldens(path: Path) -> None:
-    """Measured: 1 level in 3 of 1e5 values.
+    """Measured: a difference of 1 level in 3 of 1e5 values.
 
-    Where Pillow 13 resizes the height first, this holds for our matrices in that order. In our own
-    a photograph is 0.24 levels off in the mean, noise 0.46; single values up to 9 and 24 levels.
+    Where Pillow 13 resizes the height first, this holds if our matrices are applied in that order.
+    In our own order a photograph differs by 0.24 levels on average and noise by 0.46; single values
+    differ by up to 9 and 24 levels.
     """
     recorded = np.load(path)
     image = recorded["image"]
@@ -79,10 +79,10 @@ def test_goldens(path: Path) -> None:
 
 
 def test_random_boxes(noise: np.ndarray) -> None:
-    """Any place, shape and scale, down to a single pixel.
+    """Boxes of any position, shape and scale, down to a single pixel.
 
-    Measured: 3 of 1e4 values are a level apart, 3 of 1e6 two. They are ties, which PIL decides by
-    the last of its weights' 22 bits; float32 sums do not have them.
+    Measured: 3 of 1e4 values differ by one level, 3 of 1e6 by two. These are ties, which depend on
+    the last of the 22 bits of PIL's weights.
     """
     random = np.random.default_rng(1)
     apart = []
@@ -90,7 +90,7 @@ def test_random_boxes(noise: np.ndarray) -> None:
         height, width = random.integers(1, SIDE + 1, 2)
         top, left = random.integers(0, SIDE + 1 - height), random.integers(0, SIDE + 1 - width)
         box = (int(top), int(left), int(height), int(width))
-        apart.append(difference(resized(noise, box), resized_by_pil(noise, box, 24, 24)))
+        apart.append(difference(resized(noise, box), resized_by_pil(noise, box)))
     assert np.max(apart) <= 2
     assert np.mean(np.array(apart) > 1) < 1e-5
     assert np.mean(apart) < 1e-3
@@ -109,14 +109,14 @@ def test_random_boxes(noise: np.ndarray) -> None:
     ],
 )
 def test_special_boxes(noise: np.ndarray, box: Box) -> None:
-    assert difference(resized(noise, box), resized_by_pil(noise, box, 24, 24)).max() <= 1
+    assert difference(resized(noise, box), resized_by_pil(noise, box)).max() <= 1
 
 
 def test_equal_size_is_a_copy(noise: np.ndarray) -> None:
     assert np.array_equal(resized(noise, (3, 4, 24, 24)), noise[3:27, 4:28])
 
 
-def test_nothing_beyond_the_box_counts(noise: np.ndarray) -> None:
+def test_pixels_outside_the_box_have_no_effect(noise: np.ndarray) -> None:
     box = (10, 20, 30, 15)
     other = np.full_like(noise, 255)
     other[10:40, 20:35] = noise[10:40, 20:35]
@@ -124,7 +124,7 @@ def test_nothing_beyond_the_box_counts(noise: np.ndarray) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 7, 24, 50])
-def test_rows_add_up_to_one(length: int) -> None:
+def test_rows_sum_to_one(length: int) -> None:
     weights = np.asarray(cubic_weights(9, length, inputs=SIDE, outputs=24))
     np.testing.assert_allclose(weights.sum(axis=1), 1, atol=1e-6)
     assert not weights[:, :9].any()
@@ -138,7 +138,7 @@ def test_flip_mirrors_the_output() -> None:
 
 
 def test_a_part_of_the_output() -> None:
-    """Pixels 7..16 of 30 are those rows of the whole."""
+    """Output pixels 7..16 of 30 are rows 7..16 of all weights."""
     whole = cubic_weights(5, 40, inputs=SIDE, outputs=30)
     part = cubic_weights(5, 40, inputs=SIDE, outputs=10, total=30, first=7)
     assert np.array_equal(part, whole[7:17])
@@ -146,7 +146,7 @@ def test_a_part_of_the_output() -> None:
 
 @pytest.mark.parametrize("compile_", [lambda f: f, lambda f: jax.jit(f, static_argnums=0)])
 def test_tensor_core_product_is_exact(noise: np.ndarray, compile_: Callable) -> None:
-    """float16 operands lose nothing; one product of them alone would be 0.06 off."""
+    """Two float16 products lose no precision; a single one would be off by 0.06."""
     weights = cubic_weights(3, 50, inputs=SIDE, outputs=24)
     pixels = jnp.asarray(noise[..., 0])
     exact = np.asarray(weights, np.float64) @ np.asarray(pixels, np.float64)
@@ -156,14 +156,14 @@ def test_tensor_core_product_is_exact(noise: np.ndarray, compile_: Callable) -> 
 
 
 @pytest.mark.parametrize("scale", [0.5, 2**-0.5, 0.9, 1.25, 3.0])
-def test_linear_as_torch(scale: float) -> None:
-    """A picture of 11x17 pixels on a canvas of 16x20, scaled by torch without the canvas."""
+def test_linear_weights_equal_torch(scale: float) -> None:
+    """An image of 11x17 pixels on a canvas of 16x20; torch scales the image without canvas."""
     torch = pytest.importorskip("torch")
     picture = np.random.default_rng(0).random((11, 17, 3)).astype(np.float32)
     expected = torch.nn.functional.interpolate(
         torch.from_numpy(picture).permute(2, 0, 1)[None], scale_factor=scale, mode="bilinear"
     )[0].permute(1, 2, 0)
-    canvas = np.full((16, 20, 3), 1e6, np.float32)  # must not be seen
+    canvas = np.full((16, 20, 3), 1e6, np.float32)  # must have no effect
     canvas[:11, :17] = picture
     rows, columns = (
         linear_weights(inputs=n, outputs=wanted, step=1 / scale, length=length)

@@ -118,6 +118,7 @@ def compiled_block(
     ("budget", "queries", "blocks"),
     [(1_000_000, 20, [5] * 4), (16_000_000, 700, [100] * 7), (1 << 30, 700, [700])],
 )
+@pytest.mark.compiler
 def test_blocks_are_even_and_keep_the_budget(
     budget: int, queries: int, blocks: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -190,6 +191,7 @@ def test_scale_and_array_type_do_not_matter() -> None:
     )
 
 
+@pytest.mark.compiler
 def test_compiled_block_sorts_no_rows_and_holds_no_one_hot_votes() -> None:
     train = np.ones((20_000, 4), np.float32)
     compiled = compiled_block(train, train[:8], ks=(10, 200), num_classes=10_000)

@@ -73,6 +73,7 @@ def test_hosts_share_the_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         linear_training.begin(tmp_path, {}, protocol, 6, 3)
 
 
+@pytest.mark.compiler
 def test_the_step_needs_no_gradient_of_the_backbone(weights: str) -> None:
     """Its time is one forward pass: no dot product of the backbone's backward pass is there."""
     extractor = Extractor(weights, OPTIONS)

@@ -65,6 +65,7 @@ def test_a_large_bank_is_grouped_and_spread() -> None:
     np.testing.assert_allclose(np.linalg.norm(bank.rows[:12_801], axis=1), 1, atol=1e-6)
 
 
+@pytest.mark.compiler
 def test_matmul_is_full_precision() -> None:
     layout = Layout(size=8, k=1, group=1, mesh=sharding.make_mesh())
     lowered = jax.jit(nearest, static_argnums=2).lower(jnp.ones((2, 4)), jnp.ones((8, 4)), layout)

@@ -143,5 +143,5 @@ def test_what_cannot_be_is_said(extractor: Extractor, goldens: Path) -> None:
     for share in (-1.0, float("nan"), 1.5):
         with pytest.raises(UsageError, match=f"max_unreadable={share} must be a share from 0 to 1"):
             Extraction(max_unreadable=share)
-    with pytest.raises(UsageError, match="n=99 blocks asked for"):
+    with pytest.raises(UsageError, match="n=99 must be between 1 and the depth"):
         extractor.features(ClassTokens(99), [TEST])

@@ -1,4 +1,4 @@
-"""Pictures that cannot be read, and those that stand in for them in training."""
+"""Unreadable images, and their replacement in training."""
 
 import logging
 from pathlib import Path
@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from dino_jax.data.pipeline import Records, train_batches
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
-from tests.support.numbered_pictures import Numbers, indices, train
+from tests.support.numbered_images import Numbers, indices, train
 
 
-def test_the_next_readable_record_stands_in() -> None:
+def test_the_next_readable_image_replaces_an_unreadable_one() -> None:
     broken = frozenset({5, 6, 7, 49})
     clean = indices(train(Numbers(50)), 12)
     records = Records(Numbers(50, broken))
@@ -43,14 +43,14 @@ def test_each_is_logged_and_counted_once(
 @pytest.mark.parametrize(
     ("count", "share", "allowed"), [(100, 0.05, 10), (400, 0.05, 20), (100, 0.0, 10), (50, 0.5, 25)]
 )
-def test_stops_past_the_bound(count: int, share: float, allowed: int) -> None:
+def test_stops_if_too_many_are_unreadable(count: int, share: float, allowed: int) -> None:
     def run(number: int) -> Records:
         records = Records(Numbers(count, frozenset(range(number))), max_unreadable=share)
         indices(train(records, batch_size=10), count // 10)
         return records
 
     assert run(allowed).num_unreadable == allowed
-    with pytest.raises(UsageError, match=rf"{allowed + 1} of the {count} .* the {allowed} that"):
+    with pytest.raises(UsageError, match=rf"{allowed + 1} of the {count} .* allows {allowed};"):
         run(allowed + 1)
 
 

@@ -1,4 +1,4 @@
-"""A source whose pictures tell their numbers, and its batches for training."""
+"""A source whose images show their index, and its training batches."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from dino_jax.data.pipeline import Batch, Records, train_batches
 
 @dataclasses.dataclass
 class Numbers:
-    """Record i is a picture of grey level i % 256 and size (2 + i % 3, 3 + i % 2)."""
+    """Image i has grey level i % 256, height 2 + i % 3 and width 3 + i % 2."""
 
     count: int
     broken: frozenset[int] = frozenset()
@@ -39,19 +39,19 @@ class Numbers:
 
 
 def train(source: Numbers | Records, **settings: object) -> Iterator[Batch]:
-    """Batches for training, of eight pictures unless said otherwise."""
+    """Training batches, by default of eight images."""
     records = source if isinstance(source, Records) else Records(source)
     defaults = {"batch_size": 8, "seed": 3, "start_step": 0, "canvas_size": 5, "num_threads": 2}
     return train_batches(records, **defaults | settings)
 
 
 def indices(batches: Iterator[Batch], number: int) -> np.ndarray:
-    """The numbers of the pictures of the next batches."""
+    """The indices of the images in the next batches."""
     return np.stack([batch["index"] for batch in itertools.islice(batches, number)])
 
 
 def assert_no_threads_left(before: set[threading.Thread]) -> None:
-    """All threads but those from before end soon."""
+    """Waits until all threads that were not in `before` have ended."""
     deadline = time.monotonic() + 5
     while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Plans of crops: their probabilities and strengths, and that no two numbers go together."""
+"""Crop plans: probabilities, strengths, and independence of the random numbers."""
 
 import itertools
 import math
@@ -11,7 +11,7 @@ import pytest
 from dino_jax.data.transforms.multicrop import CropPlan, CropSettings
 from tests.support.crop_plans import SMALL, plan
 
-NUMBER = 4000  # images whose statistics are taken
+NUMBER = 4000  # images in each statistic
 ALWAYS = CropSettings(
     local_number=2,
     brightness=1.5,
@@ -32,7 +32,7 @@ NEVER = CropSettings(
 
 
 def plans_of(settings: CropSettings) -> tuple[CropPlan, CropPlan]:
-    """The global and local plans of many images of 60x80, NumPy arrays."""
+    """Global and local plans for many images of 60x80 pixels, as NumPy arrays."""
     keys = jax.random.split(jax.random.key(1), NUMBER)
     return jax.device_get(plan(keys, jnp.tile(jnp.array([[60, 80]]), (NUMBER, 1)), settings))
 
@@ -74,7 +74,7 @@ def test_plans_have_the_right_strengths() -> None:
 
 
 def test_draws_are_independent() -> None:
-    """No two of an image's random numbers go together, within a crop or between crops."""
+    """An image's random numbers are uncorrelated, within a crop and between crops."""
     globals_, locals_ = plans_of(ALWAYS)
     columns = [
         values
