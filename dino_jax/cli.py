@@ -60,22 +60,6 @@ COMMANDS = {TRAIN: "train a backbone, or resume a run"} | {
 }
 
 
-def exit_code(error: OSError, way_out: str = "") -> int:
-    """Prints an error of the operating system, such as a full disk, in one line on stderr.
-
-    Args:
-      error: being handled.
-      way_out: the end of the line.
-    Returns: the exit code.
-    Raises:
-      OSError: the error itself, if it does not come from the operating system.
-    """
-    if error.errno is None:
-        raise error
-    print(f"error: {error}{way_out}", file=sys.stderr)
-    return 2
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command. Wrong usage or failing storage is one line on stderr and exit code 2.
 
@@ -95,20 +79,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     parser.add_argument("command", choices=COMMANDS, help=argparse.SUPPRESS)
     name = parser.parse_args(words[:1]).command
-    if name == TRAIN:
-        # Before a run has something to save, Ctrl-C ends it at once, without a traceback.
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-        from dino_jax.jobs import train
-
-        sys.exit(train.main(words[1:]))
-
     logging.basicConfig(format="%(levelname)s: %(message)s")
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs much that users do not need
-    import tyro  # the list of commands does not need it
-
     try:
-        tyro.cli(JOBS[name].load(name), prog=f"dino-jax {name}", args=words[1:])
+        _run(name, words[1:])
         sys.stdout.flush()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -118,7 +91,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        sys.exit(exit_code(error))
+        if error.errno is None:  # not from the operating system: a bug
+            raise
+        way_out = "; the same command continues" if name == TRAIN else ""
+        print(f"error: {error}{way_out}", file=sys.stderr)
+        sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)  # as shells do
@@ -134,3 +111,18 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+def _run(name: str, words: Sequence[str]) -> None:
+    if name == TRAIN:
+        # Before a run has something to save, Ctrl-C ends it at once, without a traceback.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+        from dino_jax.jobs import train
+
+        train.main(words)
+        return
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs much that users do not need
+    import tyro  # the list of commands does not need it
+
+    tyro.cli(JOBS[name].load(name), prog=f"dino-jax {name}", args=words)

@@ -15,12 +15,11 @@ import pytest
 from PIL import Image
 
 import dino_jax
-from dino_jax import sharding, train
+from dino_jax import cli, sharding, train
 from dino_jax.checkpoints import lock
 from dino_jax.config.build import model_spec
 from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
-from dino_jax.jobs import train as train_command
 from dino_jax.models.network import split
 from dino_jax.run import sheet as run_sheet
 from dino_jax.run.loop import TrainingDiverged
@@ -38,7 +37,11 @@ def command(
 
     def run(*settings: str, workdir: Path = tmp_path / "run") -> tuple[int, str]:
         arguments = ["--config", runs.CONFIG, "--workdir", str(workdir)]
-        code = train_command.main([*arguments, *runs.arguments(), *settings])
+        try:
+            cli.main(["train", *arguments, *runs.arguments(), *settings])
+            code = 0
+        except SystemExit as ended:
+            code = ended.code
         return code, capfd.readouterr().err
 
     return run

@@ -10,8 +10,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from dino_jax.errors import UsageError
-
 
 class _ListConfigs(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
@@ -22,16 +20,15 @@ class _ListConfigs(argparse.Action):
         parser.exit()
 
 
-def main(arguments: Sequence[str], prog: str = "dino-jax train") -> int:
+def main(arguments: Sequence[str]) -> None:
     """Runs the command line of a training run.
 
-    Args:
-      arguments: without the program's name.
-      prog: the program's name, for `--help`.
-    Returns: the exit code: 0 finished or stopped, 1 diverged, 2 wrong usage or failing storage.
+    Raises:
+      UsageError: wrong usage, or a run that cannot start.
+      SystemExit: code 1 if the run diverged.
     """
     parser = argparse.ArgumentParser(
-        prog=prog,
+        prog="dino-jax train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s --config CONFIG[:debug] --workdir DIR [--config.SECTION.KEY=VALUE ...]",
@@ -46,30 +43,21 @@ def main(arguments: Sequence[str], prog: str = "dino-jax train") -> int:
     )
     parsed, settings = parser.parse_known_args(arguments)
 
-    logging.basicConfig(format="%(levelname)s: %(message)s")
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax also logs what it raises
     # Imported here: --help needs no JAX.
     from dino_jax.cache import keep_compiled_programs
-    from dino_jax.cli import exit_code
     from dino_jax.config.file import override, read_config
     from dino_jax.distributed import initialize_if_launched
 
-    try:
-        config = read_config(parsed.config)
-        override(config, settings)
-        initialize_if_launched()
-        keep_compiled_programs()
-        from dino_jax import train
-        from dino_jax.run.loop import TrainingDiverged
+    config = read_config(parsed.config)
+    override(config, settings)
+    initialize_if_launched()
+    keep_compiled_programs()
+    from dino_jax.run.loop import TrainingDiverged
+    from dino_jax.train import run
 
-        try:
-            train.run(config, parsed.workdir)
-        except TrainingDiverged as error:
-            print(f"stopped: {error}", file=sys.stderr)
-            return 1
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        return exit_code(error, "; the same command continues")
-    return 0
+    try:
+        run(config, parsed.workdir)
+    except TrainingDiverged as error:
+        print(f"stopped: {error}", file=sys.stderr)
+        sys.exit(1)
