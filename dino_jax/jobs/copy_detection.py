@@ -14,7 +14,7 @@ from dino_jax.data.pipeline import Records
 from dino_jax.data.sources.opening import open_source
 from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features.backbone import Pass, PlacedBackbone
+from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.picture_pass import Group, PicturePass, in_place
 from dino_jax.evaluate.features.square_pass import Features
@@ -32,7 +32,7 @@ def copy_detection(
     distractors: str | None = None,
     whitening: str | None = None,
     output: Path = Path("results.json"),
-    options: Annotated[Pass, arg(name="")] = Pass(batch_size=16),
+    options: Annotated[PassOptions, arg(name="")] = PassOptions(batch_size=16),
     cache: Annotated[FeatureCache, arg(name="")] = FeatureCache(),
 ) -> dict[str, dict[str, float | int | None]]:
     """Finds the originals of attacked copies on Copydays, the strong ones and all other subsets.
@@ -73,7 +73,7 @@ def copy_detection(
 
     def described(source: Source) -> Features:
         records = Records(source, max_unreadable=options.max_unreadable, channels=len(mean))
-        return passes.features(records, load, {descriptor: Group(range(len(source)), canvas)})
+        return passes.features(records, load, [(descriptor, Group(range(len(source)), canvas))])
 
     sources = [copydays.files, *others.values()]
     found = cache.features(

@@ -27,7 +27,7 @@ from dino_jax.evaluate.features.square_pass import Features
 from dino_jax.evaluate.features.tokens import ClassToken
 from dino_jax.jobs.results import print_unreadable, table, write_results
 from dino_jax.output import check_writable
-from dino_jax.visualize.neighbours import neighbours_sheet
+from dino_jax.visualize.neighbours_sheet import neighbours_sheet
 
 QUERIES, NEIGHBOURS = 10, 10  # rows of a report, and neighbours in each
 

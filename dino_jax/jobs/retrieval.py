@@ -1,22 +1,20 @@
 """The retrieval job: Revisited Oxford and Paris, from weights and a folder to a table."""
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
 import numpy as np
-from PIL import Image
 from tyro.conf import arg
 
 from dino_jax.data.decode import fit, fitted_size
 from dino_jax.data.pipeline import Records
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features.backbone import Pass, PlacedBackbone
+from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.cache import FeatureCache
-from dino_jax.evaluate.features.picture_pass import PicturePass, in_place
+from dino_jax.evaluate.features.picture_pass import PicturePass, in_place, picture_sizes
 from dino_jax.evaluate.features.square_pass import Features
 from dino_jax.evaluate.retrieval.ranking import KS, PROTOCOLS, rank, score
 from dino_jax.evaluate.retrieval.revisited import open_revisited
@@ -37,7 +35,7 @@ def retrieval(
     image_size: int | None = None,
     multiscale: bool | None = None,
     output: Path = Path("results.json"),
-    options: Annotated[Pass, arg(name="")] = Pass(),
+    options: Annotated[PassOptions, arg(name="")] = PassOptions(),
     cache: Annotated[FeatureCache, arg(name="")] = FeatureCache(),
 ) -> dict[str, dict[str, float | None]]:
     """Finds pictures of the same landmark on Revisited Oxford (ROxford5k) or Paris (RParis6k).
@@ -115,13 +113,10 @@ def _features(
     info = backbone.info
     patch_size = info.patch_size if getattr(backbone.model, "family", None) == "vit" else None
 
-    def size_of(image: Image.Image) -> tuple[int, int]:
-        with image:
-            return fitted_size(image.size, image_size)
-
-    with ThreadPoolExecutor(backbone.options.num_threads) as threads:  # headers alone
-        read = threads.map(lambda i: records.read(i, size_of), range(len(records)))
-        sizes = {i: size for i, size in enumerate(read) if size is not None}
+    sizes = {
+        i: fitted_size((width, height), image_size)
+        for i, (height, width) in picture_sizes(records, backbone.options.num_threads).items()
+    }
     for i, size in sizes.items():
         smallest = min(scales) * min(size)
         if patch_size is not None and smallest < patch_size:
@@ -132,4 +127,4 @@ def _features(
             )
     groups = group_by_shape(sizes, scales, patch_size, info.mean, info.std)
     load = partial(fit, side=image_size, channels=records.channels)
-    return PicturePass(backbone).features(records, load, groups)
+    return PicturePass(backbone).features(records, load, groups.items())

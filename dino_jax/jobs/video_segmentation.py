@@ -28,7 +28,7 @@ from dino_jax.evaluate.davis.propagation import (
 )
 from dino_jax.evaluate.davis.report import MEASURES, ObjectRow, mean_of, object_rows
 from dino_jax.evaluate.davis.score import object_scores
-from dino_jax.evaluate.features.backbone import Pass, PlacedBackbone
+from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.jobs.results import table, write_results
 from dino_jax.output import check_writable, remove_earlier
 
@@ -40,7 +40,7 @@ def video_segmentation(
     split: str = "val",
     image_size: int = 480,
     propagation: Annotated[Propagation, arg(name="")] = Propagation(),
-    options: Annotated[Pass, arg(name="")] = Pass(batch_size=8),
+    options: Annotated[PassOptions, arg(name="")] = PassOptions(batch_size=8),
 ) -> dict[str, float] | None:
     """Follows the objects of DAVIS 2017 from their masks in the first frame, and scores that.
 

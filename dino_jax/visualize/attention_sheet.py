@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from dino_jax.visualize.attention import mass_mask, to_pixels
+from dino_jax.visualize.attention_masks import mass_mask, to_pixels
 from dino_jax.visualize.sheet import (
     PAPER,
     TILE,

@@ -94,9 +94,9 @@ class FolderOfFrames:
 
     fps = FPS
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, max_unreadable: float) -> None:
         source = open_source(f"folder:{path}")
-        self._records = Records(source, max_unreadable=1.0)
+        self._records = Records(source, max_unreadable=max_unreadable)
         self._order = sorted(range(len(source)), key=lambda i: natural_order(source.name(i)))
 
     @property
@@ -110,20 +110,23 @@ class FolderOfFrames:
                 yield pixels
 
 
-def open_frames(path: Path) -> Frames:
+def open_frames(path: Path, max_unreadable: float = 1.0) -> Frames:
     """Opens a video file or a folder of frames.
 
+    Args:
+      path: of the file or folder.
+      max_unreadable: share of a folder's images that may be unreadable.
     Raises:
       UsageError: it is neither, or does not open.
     """
     if path.is_dir():
-        return FolderOfFrames(path)
+        return FolderOfFrames(path, max_unreadable)
     if not path.is_file():
         raise UsageError(f"video={path} does not exist: give a video file or a folder of frames")
     return VideoFile(path)
 
 
-def check_format(path: Path) -> None:
+def check_video_format(path: Path) -> None:
     """Raises UsageError where a video of this name cannot be written."""
     if path.suffix.lower() not in FORMATS:
         raise UsageError(f"output={path} must end in one of {', '.join(FORMATS)}")

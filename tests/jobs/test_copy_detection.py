@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 import dino_jax
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features import backbone
-from dino_jax.evaluate.features.backbone import Pass
+from dino_jax.evaluate.features.backbone import PassOptions
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.picture_pass import PicturePass
 from dino_jax.evaluate.retrieval.copy_detection import copy_precisions, generalized_mean
@@ -79,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(goldens: Path, data: Path, output: Path, **settings: Any) -> dict[str, Any]:
-    options = Pass(batch_size=16, num_threads=2)
+    options = PassOptions(batch_size=16, num_threads=2)
     weights = str(goldens / "pth/backbone.pth")
     settings = {"image_size": SIDE} | settings
     return copy_detection(weights, data, output=output, options=options, **settings)

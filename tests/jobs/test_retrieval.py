@@ -14,7 +14,7 @@ from PIL import Image
 
 import dino_jax
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features.backbone import Pass
+from dino_jax.evaluate.features.backbone import PassOptions
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.picture_pass import PicturePass
 from dino_jax.evaluate.features.square_pass import Features
@@ -64,7 +64,7 @@ def copy(oxford: Path, tmp_path: Path) -> Path:
 
 
 def run(goldens: Path, data: Path, output: Path, **settings: Any) -> dict[str, Any]:
-    settings.setdefault("options", Pass(batch_size=8, num_threads=2))
+    settings.setdefault("options", PassOptions(batch_size=8, num_threads=2))
     return retrieval(str(goldens / "pth/backbone.pth"), data, output=output, **settings)
 
 
@@ -204,4 +204,4 @@ def test_wrong_arguments(goldens: Path, oxford: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"all_souls_000000\.jpg is 9x7 pixels.*patch of 8"):
         run(goldens, oxford, output, image_size=9)
     with pytest.raises(UsageError, match="batch_size=0 must be at least 1"):
-        run(goldens, oxford, output, options=Pass(batch_size=0))
+        run(goldens, oxford, output, options=PassOptions(batch_size=0))

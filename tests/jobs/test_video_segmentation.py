@@ -21,7 +21,7 @@ from dino_jax.evaluate.davis.propagation import Propagation
 from dino_jax.evaluate.davis.report import MEASURES
 from dino_jax.evaluate.davis.score import object_scores
 from dino_jax.evaluate.features import backbone
-from dino_jax.evaluate.features.backbone import Pass
+from dino_jax.evaluate.features.backbone import PassOptions
 from dino_jax.jobs.video_segmentation import video_segmentation
 from dino_jax.visualize.video import open_frames
 from tests.support.clips import clip
@@ -78,7 +78,7 @@ def write_sequence(root: Path, name: str, frames: int, step: int) -> None:
 
 
 def run(goldens: Path, data: Path, output: Path, **settings: Any) -> dict[str, float] | None:
-    options = Pass(batch_size=4, num_threads=2)
+    options = PassOptions(batch_size=4, num_threads=2)
     weights = str(goldens / "pth/backbone.pth")
     settings = {"image_size": 64} | settings
     return video_segmentation(weights, data, output, options=options, **settings)

@@ -10,7 +10,7 @@ from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.square_pass import Features
 from dino_jax.jobs.knn import check_picture, write_report
-from dino_jax.visualize.neighbours import RIGHT, WRONG, neighbours_sheet
+from dino_jax.visualize.neighbours_sheet import RIGHT, WRONG, neighbours_sheet
 
 
 def count(picture: Image.Image, color: tuple[int, int, int]) -> int:

@@ -37,6 +37,7 @@ from dino_jax.evaluate.classification.linear_files import (
     write_head,
     write_progress,
 )
+from dino_jax.evaluate.features.compiled import compile_backbone
 from dino_jax.evaluate.features.extractor import Extractor
 from dino_jax.evaluate.features.square_pass import Batch
 from dino_jax.evaluate.features.tokens import Feature
@@ -71,12 +72,13 @@ def compile_step(extractor: Extractor, feature: Feature, seed: int) -> Callable[
       extractor: of the backbone.
       feature: what is taken of it.
       seed: of the crops; an image's crop depends on it, the epoch and the image's number alone.
-    Returns: maps (probe, weights, batch, epoch, rates [R]) to the new probe and the losses [R].
+    Returns: maps (params, batch_stats, probe, batch, epoch, rates [R]) to the new probe and the
+      losses [R]; the buffers of the old probe are reused.
     """
-    transform, everywhere = extractor.transform, sharding.replicated(extractor.mesh)
+    transform = extractor.transform
 
     def step(
-        probe: Probe, weights: Any, batch: Batch, epoch: jax.Array, rates: jax.Array
+        model: nnx.Module, probe: Probe, batch: Batch, epoch: jax.Array, rates: jax.Array
     ) -> tuple[Probe, jax.Array]:
         key = jax.random.fold_in(jax.random.key(seed), epoch)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
@@ -88,11 +90,9 @@ def compile_step(extractor: Extractor, feature: Feature, seed: int) -> Callable[
             mean=transform.mean,
             std=transform.std,
         )
-        with jax.default_matmul_precision("highest"):  # as `features.feature_function`
-            features = feature(nnx.merge(extractor.graphdef, *weights), images)
-        return train_step(probe, features, batch["label"], rates)
+        return train_step(probe, feature(model, images), batch["label"], rates)
 
-    return jax.jit(step, donate_argnums=0, out_shardings=everywhere)
+    return compile_backbone(step, extractor.graphdef, extractor.mesh, donate_argnums=(2,))
 
 
 def begin(
@@ -189,7 +189,7 @@ def train_heads(
             )
             probe, losses = progress.probe, []
             for _ in range(steps):
-                probe, loss = step(probe, extractor.weights, next(on_device), epoch, rates)
+                probe, loss = step(*extractor.weights, probe, next(on_device), epoch, rates)
                 losses.append(loss)
                 if len(losses) > 1:
                     # Waits for the step before: batches must not pile up on the device.

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from dino_jax.data.pipeline import Records
 from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features.backbone import Pass, PlacedBackbone
+from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.square_pass import (
     EvalTransform,
@@ -26,7 +26,7 @@ from dino_jax.evaluate.features.tokens import Feature
 
 
 @dataclasses.dataclass(frozen=True)
-class Extraction(Pass):
+class Extraction(PassOptions):
     """How features are computed: the options that jobs on one square crop share."""
 
     batch_size: int = 256  # Images at a time over all devices.

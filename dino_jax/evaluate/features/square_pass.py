@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 from dino_jax import sharding
 from dino_jax.data.pipeline import Records, eval_batches
 from dino_jax.data.prefetch import DevicePrefetch
-from dino_jax.data.sources.source import Source
 from dino_jax.data.transforms.eval_transform import eval_transform
 from dino_jax.errors import UsageError
+from dino_jax.evaluate.features.compiled import compile_backbone
 from dino_jax.evaluate.features.tokens import ClassToken, Feature
 
 PyTree = Any
@@ -61,8 +61,7 @@ def feature_function(
       `labels [B]`, `index [B]` and `valid [B]`, all of them whole on every device and host.
     """
 
-    def features(params: PyTree, batch_stats: PyTree, batch: Batch) -> Batch:
-        params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
+    def features(model: nnx.Module, batch: Batch) -> Batch:
         images = eval_transform(
             batch["canvas"],
             batch["size"],
@@ -72,13 +71,10 @@ def feature_function(
             mean=transform.mean,
             std=transform.std,
         )
-        model = nnx.merge(graphdef, params, batch_stats)
         kept = {"labels": batch["label"], "index": batch["index"], "valid": batch["valid"]}
-        # Weights that compute in float32 do so in full: accelerators would round their operands.
-        with jax.default_matmul_precision("highest"):
-            return {"features": feature(model, images)} | kept
+        return {"features": feature(model, images)} | kept
 
-    return jax.jit(features, out_shardings=sharding.replicated(mesh))
+    return compile_backbone(features, graphdef, mesh)
 
 
 def stream(
@@ -120,26 +116,26 @@ def stream(
         kept = kept[np.argsort(rows["index"][kept])]  # hosts take turns within a batch
         found = Features(**{name: values[kept] for name, values in rows.items()})
         finite = np.isfinite(found.features).all(axis=tuple(range(1, found.features.ndim)))
-        check_finite(finite, found.index, records.source)
+        check_finite(finite, found.index, records.source.name)
         return found
 
     return map(fetch, one_ahead(feature_fn, batches, mesh))
 
 
-def check_finite(is_finite: np.ndarray, index: np.ndarray, source: Source) -> None:
+def check_finite(is_finite: np.ndarray, index: np.ndarray, name: Callable[[int], str]) -> None:
     """Refuses what broken weights compute, of which no score tells anything.
 
     Args:
       is_finite: [B] bool, whether all of an image's feature is.
       index: [B] in the source.
-      source: of the images.
+      name: gives the name of an image.
     Raises:
       UsageError: the feature of one is not finite.
     """
     if not is_finite.all():
-        name = source.name(int(index[np.argmin(is_finite)]))
+        broken = name(int(index[np.argmin(is_finite)]))
         raise UsageError(
-            f"the features of {name} hold a value that is not finite; the weights are broken "
+            f"the features of {broken} hold a value that is not finite; the weights are broken "
             "or the compute dtype overflows (try float32)"
         )
 

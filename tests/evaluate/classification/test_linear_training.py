@@ -39,7 +39,7 @@ def test_every_step_has_its_rates_and_every_image_and_epoch_its_crop(weights: st
     moved = []
     for epoch, rates in ((0, (0.1, 0.2)), (0, (0.2, 0.1)), (1, (0.1, 0.2))):
         probe = jax.tree.map(jnp.copy, start)
-        probe, _ = step(probe, extractor.weights, batch, epoch, np.float32(rates))
+        probe, _ = step(*extractor.weights, probe, batch, epoch, np.float32(rates))
         moved.append(np.asarray(probe.heads.bias))
     jax.effects_barrier()
     first, again, later = seen
@@ -85,7 +85,7 @@ def test_the_step_needs_no_gradient_of_the_backbone(weights: str) -> None:
         "label": jax.ShapeDtypeStruct((8,), np.int32),
     }
     rates = jax.ShapeDtypeStruct((2,), np.float32)
-    text = step.lower(probe, extractor.weights, batch, 0, rates).as_text()
+    text = step.lower(*extractor.weights, probe, batch, 0, rates).as_text()
     forward = jax.jit(lambda x: extractor.model.get_intermediate_layers(x, 1)).lower(
         jax.ShapeDtypeStruct((8, 16, 16, 3), np.float32)
     )

@@ -141,7 +141,7 @@ def test_what_cannot_be_is_said(extractor: Extractor, goldens: Path) -> None:
     with pytest.raises(UsageError, match="batch_size=0 must be at least 1"):
         Extraction(batch_size=0)
     for share in (-1.0, float("nan"), 1.5):
-        with pytest.raises(UsageError, match=f"max_unreadable={share} must be a share from 0 to 1"):
+        with pytest.raises(UsageError, match=f"max_unreadable={share} must be between 0 and 1"):
             Extraction(max_unreadable=share)
     with pytest.raises(UsageError, match="n=99 blocks asked for"):
         extractor.features(ClassTokens(99), [TEST])

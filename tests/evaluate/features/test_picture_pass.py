@@ -16,7 +16,7 @@ from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records
 from dino_jax.data.sources.files import Files
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features.backbone import Pass, PlacedBackbone
+from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.picture_pass import Group, PicturePass, in_place
 
 pytestmark = pytest.mark.usefixtures("shared_compilation")
@@ -47,7 +47,7 @@ def wide(model: nnx.Module, canvas: jax.Array, size: jax.Array) -> jax.Array:
     return level_and_size(model, canvas, size)
 
 
-def picture_pass(goldens: Path, devices: int, options: Pass) -> PicturePass:
+def picture_pass(goldens: Path, devices: int, options: PassOptions) -> PicturePass:
     mesh = sharding.make_mesh(jax.devices()[:devices])
     with mock.patch.object(sharding, "make_mesh", return_value=mesh):
         return PicturePass(PlacedBackbone(str(goldens / "pth/backbone.pth"), options))
@@ -57,12 +57,12 @@ def picture_pass(goldens: Path, devices: int, options: Pass) -> PicturePass:
 def test_every_picture_in_its_place(
     devices: int, batch_size: int, threads: int, goldens: Path, files: Files
 ) -> None:
-    options = Pass(batch_size=batch_size, num_threads=threads)
+    options = PassOptions(batch_size=batch_size, num_threads=threads)
     records = Records(files)
-    groups: dict[Callable, Group] = {
-        wide: Group(range(1, COUNT, 2), (10, 40)),
-        level_and_size: Group(range(0, COUNT - 3, 2), (12, 10)),  # the last is in no group
-    }
+    groups: list[tuple[Callable, Group]] = [
+        (wide, Group(range(1, COUNT, 2), (10, 40))),
+        (level_and_size, Group(range(0, COUNT - 3, 2), (12, 10))),  # the last is in no group
+    ]
     found = picture_pass(goldens, devices, options).features(records, decode, groups)
     rows, readable = in_place(found, COUNT)
     assert np.flatnonzero(~readable).tolist() == [4, 10, 12]
@@ -74,7 +74,7 @@ def test_every_picture_in_its_place(
 
 
 def test_batches_are_in_order_with_the_filling_last(goldens: Path, files: Files) -> None:
-    passes = picture_pass(goldens, 8, Pass(batch_size=3, num_threads=2))
+    passes = picture_pass(goldens, 8, PassOptions(batch_size=3, num_threads=2))
     group = Group(range(COUNT), (12, 40))
     batches = [
         jax.device_get(batch)
@@ -94,22 +94,22 @@ def test_features_that_are_not_finite_are_refused(goldens: Path, files: Files) -
         rows = level_and_size(model, canvas, size)
         return jnp.where(jnp.isin(rows[:, :1], jnp.array([0, 7])), jnp.nan, rows)
 
-    passes = picture_pass(goldens, 8, Pass(batch_size=3, num_threads=2))
-    few, more = ({broken: Group(range(1, end), (12, 40))} for end in (7, 9))
+    passes = picture_pass(goldens, 8, PassOptions(batch_size=3, num_threads=2))
+    few, more = ([(broken, Group(range(1, end), (12, 40)))] for end in (7, 9))
     assert passes.features(Records(files), decode, few).index.tolist() == [1, 2, 3, 5, 6]
     with pytest.raises(UsageError, match=r"features of .*07\.png hold a value that is not finite"):
         passes.features(Records(files), decode, more)
 
 
 def test_nothing_readable(goldens: Path, files: Files) -> None:
-    passes = picture_pass(goldens, 1, Pass(num_threads=1))
-    groups = {level_and_size: Group([4, 12], (12, 10))}
-    with pytest.raises(UsageError, match="none of the 13 images of pictures is usable"):
+    passes = picture_pass(goldens, 1, PassOptions(num_threads=1))
+    groups = [(level_and_size, Group([4, 12], (12, 10)))]
+    with pytest.raises(UsageError, match="none of the 13 images of pictures can be read: see"):
         passes.features(Records(files), decode, groups)
 
 
 @pytest.mark.parametrize("name", ["batch_size", "num_threads"])
 def test_options_out_of_range(name: str) -> None:
     with pytest.raises(UsageError, match=f"{name}=0 must be at least 1"):
-        Pass(**{name: 0})
-    assert Pass(max_unreadable=0.0).max_unreadable == 0
+        PassOptions(**{name: 0})
+    assert PassOptions(max_unreadable=0.0).max_unreadable == 0
