@@ -7,7 +7,7 @@ import numpy as np
 
 from dino_jax.data.sources.opening import open_source
 from dino_jax.data.sources.source import Source
-from dino_jax.errors import UsageError
+from dino_jax.errors import UsageError, listed
 from dino_jax.evaluate.classification.knn import knn_accuracy
 from dino_jax.evaluate.features.square_pass import Features
 
@@ -29,9 +29,8 @@ def open_labelled(train: str, test: str) -> tuple[Source, Source]:
             "give two sources of one kind"
         )
     if unknown := untested_classes(queries, bank):
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise UsageError(
-            f"{test} has classes that {train} lacks ({', '.join(map(str, unknown[:5]))}{more}): "
+            f"{test} has classes that {train} lacks ({listed(unknown)}): "
             "give a bank with images of all (folders are sorted by class: a part [a:b] has few)"
         )
     if untested := untested_classes(bank, queries):

@@ -3,7 +3,7 @@
 from typing import Any
 
 from dino_jax.data.sources.source import Source
-from dino_jax.errors import UsageError
+from dino_jax.errors import UsageError, listed
 from dino_jax.evaluate.classification.labelled import classes_of, num_classes_of, renumbered
 from dino_jax.evaluate.classification.linear import score
 from dino_jax.evaluate.classification.linear_files import LinearHead
@@ -81,7 +81,7 @@ def check_head(
         if unknown:
             raise UsageError(
                 f"{test.spec} has classes that evaluate={name} does not know "
-                f"({', '.join(unknown[:5])}): give test images of the classes it was trained on"
+                f"({listed(unknown)}): give test images of the classes it was trained on"
             )
         return
     classes, known = num_classes_of(test), head.kernel.shape[1]

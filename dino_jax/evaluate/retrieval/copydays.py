@@ -12,7 +12,7 @@ import numpy as np
 
 from dino_jax.data.sources.files import Files, natural_order
 from dino_jax.data.sources.folder import image_paths
-from dino_jax.errors import UsageError
+from dino_jax.errors import UsageError, listed
 
 ORIGINAL, STRONG = "original", "strong"
 _PREFIX = 4  # characters that name the picture
@@ -58,9 +58,8 @@ def open_copydays(folder: Path) -> Copydays:
 
 def _check_originals(copies: list[Path], originals: set[str]) -> None:
     if orphans := [path.name for path in copies if path.name[:_PREFIX] not in originals]:
-        more = f" and {len(orphans) - 5} more" if len(orphans) > 5 else ""
         raise UsageError(
-            f"copies in {copies[0].parent} without an original: {', '.join(orphans[:5])}{more}; "
+            f"copies in {copies[0].parent} without an original: {listed(orphans)}; "
             f"the first {_PREFIX} characters of a name say of which picture it is"
         )
 

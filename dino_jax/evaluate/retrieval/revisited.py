@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dino_jax.data.sources.files import Files
-from dino_jax.errors import UsageError
+from dino_jax.errors import UsageError, listed
 from dino_jax.weights.formats.pth.plain_pickle import read_plain_pickle
 
 LISTS = ("easy", "hard", "junk")
@@ -108,8 +108,7 @@ def _check_present(names: Iterable[str], folder: Path) -> None:
         raise UsageError(f"{folder} cannot be listed: {error.strerror}") from error
     names = list(dict.fromkeys(names))
     if missing := [name for name in names if name not in present]:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UsageError(
             f"{len(missing)} of {len(names)} images are missing in {folder}: "
-            f"{', '.join(missing[:5])}{more}; unpack all archives of the data set into it"
+            f"{listed(missing)}; unpack all archives of the data set into it"
         )
