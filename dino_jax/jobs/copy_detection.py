@@ -76,9 +76,9 @@ def copy_detection(
         return passes.features(records, load, [(descriptor, Group(range(len(source)), canvas))])
 
     sources = [copydays.files, *others.values()]
+    transform = {"image_size": image_size}
     found = cache.features(
-        (backbone.about(x, repr(descriptor), {"image_size": image_size}) for x in sources),
-        [partial(described, source) for source in sources],
+        sources, lambda source: backbone.about(source, repr(descriptor), transform), described
     )
     unreadable = {
         source.spec: [source.name(i) for i in np.delete(np.arange(len(source)), part.index)]
@@ -88,8 +88,8 @@ def copy_detection(
     used = {name: part.features for name, part in zip(others, found[1:], strict=True)}
     more = used.get("distractors", rows[:0])
     if "whitening" in used:
-        transform = learn_whitening(used["whitening"])
-        rows, more = transform.apply(rows), transform.apply(more)
+        learned = learn_whitening(used["whitening"])
+        rows, more = learned.apply(rows), learned.apply(more)
     scores = score_subsets(copydays, rows, readable, more)
     if jax.process_index() == 0:
         counts = {name: len(used.get(name, [])) for name in ("distractors", "whitening")}

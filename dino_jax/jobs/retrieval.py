@@ -75,8 +75,9 @@ def retrieval(
     )
     transform = chosen | {"mean": backbone.info.mean, "std": backbone.info.std}
     (found,) = cache.features(
-        [backbone.about(dataset.pictures, "AtScales", transform)],
-        [partial(_features, backbone, records, **chosen)],
+        [dataset.pictures],
+        lambda source: backbone.about(source, "AtScales", transform),
+        lambda _: _features(backbone, records, **chosen),
     )
     rows, readable = in_place(found, len(records))
     truth = dataset.truth_among(readable)

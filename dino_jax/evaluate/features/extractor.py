@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -125,12 +124,10 @@ class Extractor(PlacedBackbone):
         self.feature_shape(feature)
         transform = dataclasses.asdict(self.transform)
         found = cache.features(
-            (self.about(source, repr(feature), transform) for source in sources),
-            [partial(self._computed, feature, source) for source in sources],
+            sources,
+            lambda source: self.about(source, repr(feature), transform),
+            lambda source: join(self.stream(feature, source)),
         )
         for source, features in zip(sources, found, strict=True):
             self.unreadable[source.spec] = len(source) - len(features.index)
         return found
-
-    def _computed(self, feature: Feature, source: Source) -> Features:
-        return join(self.stream(feature, source))

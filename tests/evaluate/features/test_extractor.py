@@ -42,7 +42,7 @@ def test_features_are_those_of_the_model(extractor: Extractor) -> None:
 
 def test_a_second_job_computes_nothing(extractor: Extractor, tmp_path: Path) -> None:
     save, load = FeatureCache(save_features=tmp_path), FeatureCache(load_features=tmp_path)
-    with pytest.raises(UsageError, match="holds no features of shapes:9@test, but of nothing"):
+    with pytest.raises(UsageError, match="has no features of shapes:9@test, only of nothing"):
         extractor.features(ClassToken(), [TEST], load)
     (first,) = extractor.features(ClassToken(), [TEST], save)
     with mock.patch.object(extraction, "stream", side_effect=AssertionError("computed")):
