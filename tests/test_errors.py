@@ -16,5 +16,5 @@ def test_listed_counts_what_it_leaves_out() -> None:
 def test_about_prefixes_usage_errors_alone() -> None:
     with pytest.raises(UsageError, match=r"^x\.pth: broken$"), about("x.pth"):
         raise UsageError("broken")
-    with pytest.raises(ValueError, match="^a bug$"), about("x.pth"):
+    with pytest.raises(ValueError, match=r"^a bug$"), about("x.pth"):
         raise ValueError("a bug")

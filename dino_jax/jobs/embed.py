@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features.embedding_files import FORMATS, check_format, names_beside
+from dino_jax.evaluate.features.embedding_files import FORMATS, check_embedding_format, names_beside
 from dino_jax.evaluate.features.extractor import Extraction, Extractor
 from dino_jax.evaluate.features.tokens import BlockTokens, ClassToken, Feature
 from dino_jax.jobs.results import print_unreadable, write_results
@@ -44,7 +44,7 @@ def embed(
     Raises:
       UsageError: something cannot be loaded, opened or written, or the backbone has no such tokens.
     """
-    check_format(output)
+    check_embedding_format(output)
     about = output.with_suffix(".json")
     for path in (output, names_beside(output), about):
         check_writable(path)

@@ -21,12 +21,12 @@ from dino_jax.evaluate.classification.labelled import (
     untested_classes,
 )
 from dino_jax.evaluate.classification.linear_files import Progress, read_head
-from dino_jax.evaluate.classification.linear_head import score_head
+from dino_jax.evaluate.classification.linear_head import score_classifier
 from dino_jax.evaluate.classification.linear_training import (
     HEAD,
     Protocol,
     Split,
-    begin,
+    restore_or_init,
     train_heads,
 )
 from dino_jax.evaluate.features import cache as feature_store
@@ -96,7 +96,9 @@ def linear(
     extractor = Extractor(weights, options)
     feature = probed_feature(extractor.model, n_last_blocks, avgpool_patchtokens)
     if train is None:
-        metrics = score_head(read_head(evaluate), evaluate, extractor, feature, sources[1], cache)
+        metrics = score_classifier(
+            read_head(evaluate), evaluate, extractor, feature, sources[1], cache
+        )
     else:
         protocol = Protocol(learning_rates, epochs, train_batch_size, seed)
         with lock.take(workdir) if jax.process_index() == 0 else nullcontext():
@@ -149,7 +151,7 @@ def _trained(
         "hold_out": hold_out,
     } | dataclasses.asdict(protocol)
     (width,) = extractor.feature_shape(feature)
-    progress = begin(workdir, settings, protocol, width, num_classes_of(train))
+    progress = restore_or_init(workdir, settings, protocol, width, num_classes_of(train))
     found = extractor.features(feature, list(scored.values()), cache)
     splits = [
         Split(

@@ -16,7 +16,7 @@ from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.picture_pass import PicturePass, in_place, picture_sizes
 from dino_jax.evaluate.features.square_pass import Features
-from dino_jax.evaluate.retrieval.ranking import KS, PROTOCOLS, rank, score
+from dino_jax.evaluate.retrieval.ranking import KS, PROTOCOLS, rank, score_ranking
 from dino_jax.evaluate.retrieval.revisited import open_revisited
 from dino_jax.evaluate.retrieval.scales import SCALES, group_by_shape
 from dino_jax.jobs.results import print_unreadable, table, write_results
@@ -84,7 +84,7 @@ def retrieval(
     ranks = rank(rows[: dataset.num_images], rows[dataset.num_images :])
     scores = {}
     for protocol in PROTOCOLS:
-        found = score(ranks, truth, protocol)
+        found = score_ranking(ranks, truth, protocol)
         measures = {"map": found.mean_average_precision} | {
             f"mp_at_{k}": precision for k, precision in found.mean_precision.items()
         }

@@ -18,7 +18,7 @@ from dino_jax.evaluate.features.backbone import PassOptions
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.picture_pass import PicturePass
 from dino_jax.evaluate.features.square_pass import Features
-from dino_jax.evaluate.retrieval.ranking import rank, score
+from dino_jax.evaluate.retrieval.ranking import rank, score_ranking
 from dino_jax.jobs import retrieval as retrieval_job
 from dino_jax.jobs.retrieval import retrieval
 from tests.support.photographs import photographs
@@ -80,7 +80,9 @@ def by_hand(goldens: Path, data: Path, side: int) -> dict[str, float]:
         rows.append(np.asarray(features_of(pixels[None].astype(np.float32))[0]))
     ranks = rank(np.stack(rows[:8]), np.stack(rows[8:]))
     truth = [{k: np.array(v, int) for k, v in t.items() if k != "bbx"} for t in TRUTH]
-    return {p: 100 * score(ranks, truth, p).mean_average_precision for p in ("easy", "hard")}
+    return {
+        p: 100 * score_ranking(ranks, truth, p).mean_average_precision for p in ("easy", "hard")
+    }
 
 
 def test_job_gives_what_single_pictures_give(

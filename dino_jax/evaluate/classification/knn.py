@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from dino_jax import sharding
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.classification.neighbours import Layout, make_bank, nearest, query_blocks
+from dino_jax.evaluate.classification.neighbours import BankLayout, make_bank, nearest, query_blocks
 
 KS = (10, 20, 100, 200)  # the paper's four; 20 is usually best
 TOP = 5  # classes ranked per query: enough for top-1 and top-5
@@ -132,7 +132,7 @@ def _rank_classes(
     bank: jax.Array,
     codes: jax.Array,
     temperature: float,
-    layout: Layout,
+    layout: BankLayout,
     *,
     ks: tuple[int, ...],
     num_classes: int,

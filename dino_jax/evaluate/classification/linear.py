@@ -55,7 +55,7 @@ def learning_rates(
     return np.array([rate * batch_size / 256 * cosine for rate in base], np.float32)
 
 
-def train_step(
+def probe_step(
     probe: Probe, features: jax.Array, labels: jax.Array, rates: jax.Array
 ) -> tuple[Probe, jax.Array]:
     """One step of SGD for every classifier.
@@ -93,7 +93,7 @@ def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits, axis=2) - right
 
 
-def score(heads: Heads, features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+def score_heads(heads: Heads, features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
     """How well classifiers do.
 
     Args:

@@ -5,7 +5,7 @@ from typing import Any
 from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError, listed
 from dino_jax.evaluate.classification.labelled import classes_of, num_classes_of, renumbered
-from dino_jax.evaluate.classification.linear import score
+from dino_jax.evaluate.classification.linear import score_heads
 from dino_jax.evaluate.classification.linear_files import LinearHead
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.extractor import Extractor
@@ -13,7 +13,7 @@ from dino_jax.evaluate.features.tokens import Feature
 from dino_jax.weights.load import WeightsInfo
 
 
-def score_head(
+def score_classifier(
     head: LinearHead,
     name: str,
     extractor: Extractor,
@@ -37,7 +37,7 @@ def score_head(
     check_head(head, name, extractor.info, feature, extractor.feature_shape(feature)[0], test)
     (found,) = extractor.features(feature, [test], cache)
     labels = renumbered(found.labels, test, head.class_names)
-    scores = score(head.heads, found.features, labels)
+    scores = score_heads(head.heads, found.features, labels)
     return {metric: float(values[0]) for metric, values in scores.items()} | {
         "classes_without_test_images": len(head.bias) - len(classes_of(test))
     }

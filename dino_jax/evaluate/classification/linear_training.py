@@ -27,8 +27,8 @@ from dino_jax.evaluate.classification.linear import (
     Probe,
     learning_rates,
     new_probe,
-    score,
-    train_step,
+    probe_step,
+    score_heads,
 )
 from dino_jax.evaluate.classification.linear_files import (
     LinearHead,
@@ -65,7 +65,7 @@ class Protocol:
     seed: int
 
 
-def compile_step(extractor: Extractor, feature: Feature, seed: int) -> Callable[..., Any]:
+def compile_probe_step(extractor: Extractor, feature: Feature, seed: int) -> Callable[..., Any]:
     """The step from canvases to new classifiers; the backbone stands still.
 
     Args:
@@ -90,12 +90,12 @@ def compile_step(extractor: Extractor, feature: Feature, seed: int) -> Callable[
             mean=transform.mean,
             std=transform.std,
         )
-        return train_step(probe, feature(model, images), batch["label"], rates)
+        return probe_step(probe, feature(model, images), batch["label"], rates)
 
     return compile_backbone(step, extractor.graphdef, extractor.mesh, donate_argnums=(2,))
 
 
-def begin(
+def restore_or_init(
     workdir: Path, settings: dict[str, Any], protocol: Protocol, width: int, num_classes: int
 ) -> Progress:
     """The training that the workdir holds, else a new one.
@@ -141,7 +141,7 @@ def train_heads(
     The best one over rates and epochs, by its top-1 on the first split, is kept.
 
     Args:
-      progress: where to begin, from `begin`.
+      progress: where to restore_or_init, from `restore_or_init`.
       extractor: of the backbone.
       feature: what is taken of it, [F] for an image.
       source: of the training images, labelled. The images at the end of an epoch that fill no batch
@@ -171,7 +171,7 @@ def train_heads(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    step = compile_step(extractor, feature, protocol.seed)
+    step = compile_probe_step(extractor, feature, protocol.seed)
     bar = tqdm(
         total=protocol.epochs * steps * protocol.batch_size,
         initial=done * steps * protocol.batch_size,
@@ -234,7 +234,7 @@ def _scored(
     """The progress after an epoch."""
     best, best_record = progress.best, progress.best_record
     for i, split in enumerate(splits):
-        found = score(probe.heads, split.features, split.labels)
+        found = score_heads(probe.heads, split.features, split.labels)
         record |= {f"{split.name}_{name}": values.tolist() for name, values in found.items()}
         rate = int(np.argmax(found["top1"]))
         if i == 0 and (best is None or found["top1"][rate] > best_record[f"{split.name}_top1"]):

@@ -24,7 +24,7 @@ from dino_jax.evaluate.features.tokens import unit_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
+class BankLayout:
     """How a bank lies on the devices, and what is looked for; static under `jax.jit`."""
 
     size: int  # N, without the rows that fill up the last devices
@@ -51,7 +51,7 @@ class Bank(NamedTuple):
     """Unit vectors to be searched."""
 
     rows: jax.Array  # [n * devices, D] float32
-    layout: Layout
+    layout: BankLayout
 
 
 def make_bank(features: np.ndarray, *, k: int, mesh: Mesh) -> Bank:
@@ -64,7 +64,7 @@ def make_bank(features: np.ndarray, *, k: int, mesh: Mesh) -> Bank:
     """
     # The least to look at: N / g maxima and k * g candidates.
     group = 1 << round(np.log2(max(1, len(features) / mesh.size / k)) / 2)
-    layout = Layout(len(features), k, group, mesh)
+    layout = BankLayout(len(features), k, group, mesh)
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         here = features[index]
@@ -75,7 +75,7 @@ def make_bank(features: np.ndarray, *, k: int, mesh: Mesh) -> Bank:
     return Bank(unit_rows(rows), layout)
 
 
-def nearest(queries: jax.Array, rows: jax.Array, layout: Layout) -> tuple[jax.Array, jax.Array]:
+def nearest(queries: jax.Array, rows: jax.Array, layout: BankLayout) -> tuple[jax.Array, jax.Array]:
     """Cosine similarities and bank rows of the k nearest, nearest first, both [q, k].
 
     Of equally near ones the first in the bank come first, on any number of devices.

@@ -18,8 +18,8 @@ from dino_jax.evaluate.davis.propagation import (
     MULTIPLE,
     FramePatches,
     Propagation,
-    begin,
     follow,
+    initial_memory,
     network_size,
 )
 from dino_jax.evaluate.features.backbone import PlacedBackbone
@@ -73,7 +73,7 @@ class Follower:
                 target = batch["rows"][i]
                 if memory is None:
                     first = labels_of_patches(video.first, target.shape[:2], self._num_classes)
-                    memory = begin(target, first, propagation)
+                    memory = initial_memory(target, first, propagation)
                     continue
                 slot = 1 + followed % max(1, propagation.last_frames)
                 memory, labels = self._step(memory, target, slot)

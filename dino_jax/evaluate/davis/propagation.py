@@ -94,7 +94,7 @@ def network_size(height: int, width: int, side: int) -> tuple[int, int]:
     return (int(longer), side) if height > width else (side, int(longer))
 
 
-def begin(features: jax.Array, labels: np.ndarray, settings: Propagation) -> Memory:
+def initial_memory(features: jax.Array, labels: np.ndarray, settings: Propagation) -> Memory:
     """A memory that holds the first frame.
 
     Args:

@@ -150,7 +150,7 @@ def names_beside(path: Path) -> Path:
     return path.with_suffix(".csv") if path.suffix == ".npy" else path
 
 
-def check_format(path: Path) -> None:
+def check_embedding_format(path: Path) -> None:
     """Finds a file name that says no format, or a package that is missing; raises UsageError."""
     if path.suffix not in FORMATS:
         raise UsageError(f"output={path} must end in one of {', '.join(FORMATS)}")

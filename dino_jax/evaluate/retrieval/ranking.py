@@ -29,7 +29,7 @@ class RetrievalScore:
     average_precisions: np.ndarray  # [Q], NaN where there is nothing to find
 
 
-def unit_rows(features: np.ndarray) -> np.ndarray:
+def _normalized(features: np.ndarray) -> np.ndarray:
     """Rows scaled to length 1, [N, D] float32; a row of zeros stays one."""
     features = np.asarray(features, np.float32)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
@@ -43,7 +43,7 @@ def rank(database: np.ndarray, queries: np.ndarray) -> np.ndarray:
       queries: [Q, D].
     Returns: [N, Q] rows of the database, the most similar first.
     """
-    return np.argsort(-(unit_rows(database) @ unit_rows(queries).T), axis=0, kind="stable")
+    return np.argsort(-(_normalized(database) @ _normalized(queries).T), axis=0, kind="stable")
 
 
 def average_precision(places: np.ndarray, number: int) -> float:
@@ -59,7 +59,7 @@ def average_precision(places: np.ndarray, number: int) -> float:
     return float((before + after).sum() / (2 * number))
 
 
-def score(
+def score_ranking(
     ranks: np.ndarray,
     truth: Sequence[Mapping[str, np.ndarray]],
     protocol: str,

@@ -31,7 +31,7 @@ def test_every_step_has_its_rates_and_every_image_and_epoch_its_crop(weights: st
             jax.debug.callback(lambda x: seen.append(np.asarray(x)), images, ordered=False)
             return images.reshape(len(images), -1)[:, :48]
 
-    step = linear_training.compile_step(extractor, Seen(), seed=0)
+    step = linear_training.compile_probe_step(extractor, Seen(), seed=0)
     canvas = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
     batch = {"canvas": np.repeat(canvas, 8, axis=0), "size": np.full((8, 2), 32, np.int32)}
     batch |= {"index": np.arange(8, dtype=np.int32), "label": np.zeros(8, np.int32)}
@@ -57,7 +57,7 @@ def test_a_loss_that_is_not_finite_ends_it(weights: str, tmp_path: Path) -> None
     arguments = {"train": "shapes:80@train", "epochs": 4, "train_batch_size": 32}
     arguments |= {"workdir": tmp_path, "learning_rates": (0.01, 1.0), "options": OPTIONS}
     with (
-        mock.patch.object(linear_training, "train_step", broken),
+        mock.patch.object(linear_training, "probe_step", broken),
         pytest.raises(UsageError, match=r"rates=\(0.01, 1.0\): the loss of 1 is nan; leave that"),
     ):
         linear(weights, TEST, **arguments)
@@ -66,17 +66,17 @@ def test_a_loss_that_is_not_finite_ends_it(weights: str, tmp_path: Path) -> None
 
 def test_hosts_share_the_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     protocol = linear_training.Protocol((0.1,), epochs=4, batch_size=8, seed=0)
-    assert linear_training.begin(tmp_path, {}, protocol, 6, 3).history == []
+    assert linear_training.restore_or_init(tmp_path, {}, protocol, 6, 3).history == []
     gathered = {"process_allgather": lambda _: np.array([2, 0])}  # the first one has two epochs
     monkeypatch.setattr(linear_training, "multihost_utils", mock.Mock(**gathered))
     with pytest.raises(UsageError, match=r"workdir=.* all hosts share: .* there are \[0, 2\]"):
-        linear_training.begin(tmp_path, {}, protocol, 6, 3)
+        linear_training.restore_or_init(tmp_path, {}, protocol, 6, 3)
 
 
 def test_the_step_needs_no_gradient_of_the_backbone(weights: str) -> None:
     """Its time is one forward pass: no dot product of the backbone's backward pass is there."""
     extractor = Extractor(weights, OPTIONS)
-    step = linear_training.compile_step(extractor, ClassTokens(1), seed=0)
+    step = linear_training.compile_probe_step(extractor, ClassTokens(1), seed=0)
     probe = jax.eval_shape(lambda: linear_training.new_probe(jax.random.key(0), 2, 48, 10))
     batch = {
         "canvas": jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8),
