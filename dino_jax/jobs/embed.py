@@ -1,4 +1,4 @@
-"""The job that writes features of any images to a file."""
+"""The embed job: writes features of any images to a file."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,7 +10,7 @@ from tyro.conf import arg
 
 from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features.embedding_files import FORMATS, check_embedding_format, names_beside
+from dino_jax.evaluate.features.embedding_files import FORMATS, check_embedding_format, names_file
 from dino_jax.evaluate.features.extractor import Extraction, Extractor
 from dino_jax.evaluate.features.tokens import BlockTokens, ClassToken, Feature
 from dino_jax.jobs.results import print_unreadable, write_results
@@ -27,17 +27,16 @@ def embed(
 ) -> dict[str, Any]:
     """Writes the features of all images to a file, with their names.
 
-    The images stream through: apart from their names, a million need no more memory than a
-    thousand. What cannot be read is named in the log and left out.
+    The images are streamed: apart from their names, a million images need no more memory than a
+    thousand. Unreadable images are logged and skipped.
 
     Args:
       weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
-      data: The images, with labels or without: folder:/path, idx:/path@train, tfds:NAME@train, ...
-      output: features.npy (names in features.csv), .npz (arrays features, labels, index, names) or
-        .parquet. Settings and weights' hash are in a .json beside it. Files of these names are
-        replaced.
-      tokens: The class token, the patches' tokens, or all (class token first).
-      block: Of a ViT; -1 is the last, 0 the first. All go through the last norm.
+      data: The images, with or without labels: folder:/path, idx:/path@train, tfds:NAME@train, ...
+      output: FILE.npy (the names go to FILE.csv) or FILE.parquet. Settings and the weights' hash
+        go to FILE.json. Existing files are overwritten.
+      tokens: The class token, the patch tokens, or all of them (class token first).
+      block: Block of a ViT: -1 is the last, 0 the first. The final norm is always applied.
       options: How features are computed.
 
     Returns: number of `images` written, and the `shape` of a feature.
@@ -46,15 +45,14 @@ def embed(
     """
     check_embedding_format(output)
     about = output.with_suffix(".json")
-    for path in (output, names_beside(output), about):
+    for path in (output, names_file(output), about):
         check_writable(path)
     source = open_source(data)
     extractor = Extractor(weights, options)
     feature = chosen_feature(extractor.model, tokens, block)
     shape = extractor.feature_shape(feature)
-    longest = max(len(source.name(i)) for i in range(len(source)))
     is_main = jax.process_index() == 0
-    sink = FORMATS[output.suffix](output, shape, longest) if is_main else nullcontext()
+    sink = FORMATS[output.suffix](output, shape) if is_main else nullcontext()
     images = 0
     with sink as append:
         for part in extractor.stream(feature, source):

@@ -141,7 +141,7 @@ def train_heads(
     The best one over rates and epochs, by its top-1 on the first split, is kept.
 
     Args:
-      progress: where to restore_or_init, from `restore_or_init`.
+      progress: the start, from `restore_or_init`.
       extractor: of the backbone.
       feature: what is taken of it, [F] for an image.
       source: of the training images, labelled. The images at the end of an epoch that fill no batch
