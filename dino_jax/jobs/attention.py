@@ -11,7 +11,7 @@ from tyro.conf import arg
 from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.picture_features import AttentionMaps, check_attention
 from dino_jax.jobs.drawing import OPTIONS, over_pictures, records_of, unread
-from dino_jax.jobs.results import write_results
+from dino_jax.jobs.results import report
 from dino_jax.output import check_writable, remove_earlier
 from dino_jax.visualize.attention_masks import THRESHOLD, check_threshold, mass_mask, to_pixels
 from dino_jax.visualize.attention_sheet import Attended, named_maps, picture_sheet
@@ -62,14 +62,16 @@ def attention(
         sheet = picture_sheet(attended, threshold, title=f"{names[index]}  ({info.source})")
         sheet.save(sheets[index])
     skipped = unread(source, list(sheets))
-    if jax.process_index() == 0:
-        print(f"contact sheets in {output}: {len(sheets)}")
-        if skipped:
-            print(f"images that cannot be read and were left out: {len(skipped)}")
-        metrics = {"images": len(sheets), "unreadable_images": skipped}
-        settings = {"weights": weights, "image": image, "size": size, "threshold": threshold}
-        settings |= dataclasses.asdict(options)
-        write_results(output / "results.json", "attention", metrics, settings, info)
+    settings = {"weights": weights, "image": image, "size": size, "threshold": threshold}
+    report(
+        output / "results.json",
+        "attention",
+        {"images": len(sheets), "unreadable_images": skipped},
+        settings | dataclasses.asdict(options),
+        info,
+        notes=[f"contact sheets in {output}: {len(sheets)}"],
+        unreadable={source.spec: len(skipped)},
+    )
     return [sheets[index] for index in sorted(sheets)]
 
 

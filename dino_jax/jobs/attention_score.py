@@ -4,7 +4,6 @@ import dataclasses
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import numpy as np
 from PIL import Image
 from tyro.conf import arg
@@ -16,7 +15,7 @@ from dino_jax.evaluate.davis.score import region_overlap
 from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.picture_features import AttentionMaps, check_attention
 from dino_jax.jobs.drawing import OPTIONS, over_pictures, records_of
-from dino_jax.jobs.results import table, write_results
+from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
 from dino_jax.visualize.attention_masks import THRESHOLD, check_threshold, mass_mask, to_pixels
 from dino_jax.visualize.attention_sheet import named_maps
@@ -58,13 +57,19 @@ def attention_score(
         backbone = PlacedBackbone(weights, options, which)
         check_attention(backbone.model, backbone.info.source)
         scores[which] = _scores(backbone, source, size, threshold)
-    if jax.process_index() == 0:
-        names = scores[options.which]
-        rows = [[name, *(f"{score[name]:.1f}" for score in scores.values())] for name in names]
-        print(table(["Jaccard %", *scores], rows))
-        settings = {"weights": weights, "data": data, "size": size, "threshold": threshold}
-        settings |= dataclasses.asdict(options)
-        write_results(output, "attention-score", scores, settings, backbone.info)
+    settings = {"weights": weights, "data": data, "size": size, "threshold": threshold}
+    report(
+        output,
+        "attention-score",
+        scores,
+        settings | dataclasses.asdict(options),
+        backbone.info,
+        header=["Jaccard %", *scores],
+        rows=[
+            [name, *(f"{score[name]:.1f}" for score in scores.values())]
+            for name in scores[options.which]
+        ],
+    )
     return scores
 
 

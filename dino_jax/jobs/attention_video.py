@@ -22,7 +22,7 @@ from dino_jax.evaluate.features.picture_features import (
 )
 from dino_jax.evaluate.features.picture_pass import PicturePass
 from dino_jax.jobs.drawing import OPTIONS
-from dino_jax.jobs.results import write_results
+from dino_jax.jobs.results import report
 from dino_jax.output import check_folder, check_writable, remove_earlier
 from dino_jax.visualize.attention_masks import check_threshold, mass_mask, to_pixels
 from dino_jax.visualize.pictures import check_input_size, fit_to_patches, resized_shape
@@ -114,12 +114,11 @@ def attention_video(
     if keep_frames:
         remove_earlier(keep_frames, r"frame_\d{5,}\.png")
     write_video(output, drawn(), fps)
-    print(f"frames in {output}: {len(maps)}")
-    problems = frames.problems
+    notes, problems = [f"frames in {output}: {len(maps)}"], frames.problems
     if problems:
-        print(f"{video} is damaged: {len(problems)} problems, the last one: {problems[-1]}")
+        notes.append(f"{video} is damaged: {len(problems)} problems, the last one: {problems[-1]}")
     metrics = {"frames": len(maps), "fps": fps, "damaged": len(problems), "damage": problems[-1:]}
-    write_results(about, "attention-video", metrics, settings, backbone.info)
+    report(about, "attention-video", metrics, settings, backbone.info, notes=notes)
     return output
 
 

@@ -13,7 +13,7 @@ from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.embedding_files import FORMATS, check_embedding_format, names_file
 from dino_jax.evaluate.features.extractor import Extraction, Extractor
 from dino_jax.evaluate.features.tokens import BlockTokens, ClassToken, Feature
-from dino_jax.jobs.results import print_unreadable, write_results
+from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
 
 
@@ -60,31 +60,34 @@ def embed(
             if append is not None:
                 append(part, [source.name(int(i)) for i in part.index])
     metrics = {"images": images, "shape": list(shape)}
-    if is_main:
-        size = " x ".join(map(str, (images, *shape)))
-        print(f"{size} numbers of {source.spec} written to {output}")
-        print_unreadable(extractor.unreadable)
-        settings = {"weights": weights, "data": data, "tokens": tokens, "block": block}
-        settings |= extractor.settings(feature)
-        unreadable = {"unreadable_images": extractor.unreadable}
-        write_results(about, "embed", metrics | unreadable, settings, extractor.info)
+    settings = {"weights": weights, "data": data, "tokens": tokens, "block": block}
+    size = " x ".join(map(str, (images, *shape)))
+    report(
+        about,
+        "embed",
+        metrics | {"unreadable_images": extractor.unreadable},
+        settings | extractor.settings(feature),
+        extractor.info,
+        notes=[f"features of {source.spec} written to {output}: {size}"],
+        unreadable=extractor.unreadable,
+    )
     return metrics
 
 
 def chosen_feature(model: nnx.Module, tokens: str, block: int) -> Feature:
-    """What is written.
+    """The feature to write.
 
     Raises:
       UsageError: there is no such block.
     """
     if (tokens, block) == ("class", -1):
-        return ClassToken()  # which every backbone has
+        return ClassToken()  # every backbone has it
     if not hasattr(model, "get_intermediate_layers"):
-        return BlockTokens(tokens)  # whose own message says why not
+        return BlockTokens(tokens)  # its error message explains why it has none
     depth = len(model.blocks)
     if not -depth <= block < depth:
         raise UsageError(
-            f"block={block}: the backbone has {depth} blocks, 0 to {depth - 1}, or -1 to -{depth} "
-            "from the last"
+            f"block={block} must be from 0 to {depth - 1}, or from -1 (the last) to -{depth}: the "
+            f"backbone has {depth} blocks"
         )
     return BlockTokens(tokens, from_last=depth - block if block >= 0 else -block)

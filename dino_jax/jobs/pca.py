@@ -13,7 +13,7 @@ from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.picture_features import PatchTokens
 from dino_jax.evaluate.features.picture_pass import PicturePass
 from dino_jax.jobs.drawing import OPTIONS, over_pictures, records_of, unread
-from dino_jax.jobs.results import write_results
+from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
 from dino_jax.visualize.pca import is_foreground, principal_components, to_colors
 from dino_jax.visualize.pictures import SIZE, fit_to_patches, open_pictures, read_pixels
@@ -78,12 +78,15 @@ def pca(
         small = [picture.resize(tile.size, Image.Resampling.NEAREST) for picture in pictures]
         sheet.append([Tile(tile, name), *map(Tile, small, parts)])
     contact_sheet(sheet, title=f"principal components of {info.source}").save(written[0])
-    print(f"{written[0]} shows {len(sheet)} of {len(found)} pictures")
-    if skipped:
-        print(f"images that cannot be read and were left out: {len(skipped)}")
-    metrics = {"images": len(found), "unreadable_images": skipped}
-    settings = {"weights": weights, "image": image, "size": size} | dataclasses.asdict(options)
-    write_results(output / "results.json", "pca", metrics, settings, info)
+    report(
+        output / "results.json",
+        "pca",
+        {"images": len(found), "unreadable_images": skipped},
+        {"weights": weights, "image": image, "size": size} | dataclasses.asdict(options),
+        info,
+        notes=[f"{written[0]} shows {len(sheet)} of {len(found)} pictures"],
+        unreadable={source.spec: len(skipped)},
+    )
     return written
 
 

@@ -203,7 +203,7 @@ def test_broken_pictures_are_named_and_left_out(
     scores = run(goldens, data, output)
     assert [row["queries"] for row in scores.values()] == [7, 20]
     assert json.loads(output.read_text())["metrics"]["unreadable_images"] == list(map(str, broken))
-    assert "were left out: 2" in capsys.readouterr().out
+    assert "skipped: 2" in capsys.readouterr().out
 
 
 def test_wrong_arguments(

@@ -169,8 +169,11 @@ def test_more_images_need_no_more_memory(
     [
         ({"output": Path("x.txt")}, r"output=x.txt must end in \.npy \(.*\) or \.parquet"),
         ({"output": Path("x.npz")}, r"output=x.npz must end in \.npy \(.*\) or \.parquet"),
-        ({"block": 2}, "block=2: the backbone has 2 blocks, 0 to 1, or -1 to -2"),
-        ({"block": -3}, "block=-3: the backbone has 2 blocks"),
+        (
+            {"block": 2},
+            r"block=2 must be from 0 to 1, or from -1 \(the last\) to -2: the ba",
+        ),
+        ({"block": -3}, "block=-3 must be from 0 to 1"),
         ({"data": "shapes:9@nope"}, "no split 'nope'"),
     ],
 )

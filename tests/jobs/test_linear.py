@@ -90,7 +90,7 @@ def test_a_stopped_training_continues_to_the_same_bits(
         with np.load(tmp_path / name) as ours, np.load(trained / name) as theirs:
             for key in theirs:
                 np.testing.assert_array_equal(ours[key], theirs[key])
-    with mock.patch.object(linear_training, "train_step", side_effect=AssertionError("trained")):
+    with mock.patch.object(linear_training, "probe_step", side_effect=AssertionError("trained")):
         linear(weights, TEST, **arguments)  # nothing is left to do
 
 
@@ -172,8 +172,8 @@ def test_the_rate_may_be_chosen_on_held_out_images(
         ({"learning_rates": (0.1, np.nan)}, r"learning_rates=\(0.1, nan\) must be"),
         ({"hold_out": 1.0}, "hold_out=1.0 must be at least 0 and below 1"),
         ({"epochs": 0}, "epochs=0 and train_batch_size=32 must be at least 1"),
-        ({"train_batch_size": 96}, "train_batch_size=96 is more than the 80 images"),
-        ({"train_batch_size": 36}, "train_batch_size=36 is no multiple of the 8 devices"),
+        ({"train_batch_size": 96}, "train_batch_size=96 is larger than the 80 images"),
+        ({"train_batch_size": 36}, "train_batch_size=36 is not divisible by the 8 devices"),
         ({"n_last_blocks": 9}, "n=9 blocks asked for: choose 1 to 2"),
         ({"evaluate": "/nowhere.npz", "train": None}, "evaluate=/nowhere.npz: there is no such"),
         ({"evaluate": "WEIGHTS", "train": None}, "is a backbone, not a linear classifier"),
@@ -212,7 +212,7 @@ def test_replaced_images_are_counted_once(
         metrics = linear(weights, arguments["train"], **arguments)
         assert metrics["replaced_training_images"] == 3
         shown = capsys.readouterr().out
-        assert f"images of folder:{tmp_path}/images that cannot be read and were replaced" in shown
+        assert f"unreadable images of folder:{tmp_path}/images, replaced by the next" in shown
     assert result(tmp_path)["metrics"]["unreadable_images"] == {f"folder:{tmp_path}/images": 3}
 
 

@@ -241,8 +241,8 @@ def test_what_cannot_be_read_is_named_and_left_out(
     ]
     assert found["J-Mean"] == pytest.approx(100 * np.mean(scores, axis=(0, 1))[0])
     shown = capsys.readouterr().out
-    assert "frames or masks that cannot be read and were left out: 3" in shown
-    assert "sequences without masks to be scored by: 1 of 2" in shown
+    assert f"unreadable images of {davis}, skipped: 3" in shown
+    assert "not scored, for lack of masks: 1 of 2 sequences" in shown
 
 
 def test_without_any_true_masks_there_is_no_score(
@@ -258,10 +258,10 @@ def test_without_any_true_masks_there_is_no_score(
 @pytest.mark.parametrize(
     ("output", "sequence", "message"),
     [
-        ("davis/Annotations/480p", "one", r"a folder of the data set, .*480p/one, whose masks or"),
+        ("davis/Annotations/480p", "one", r"contains .*480p/one, a folder of the data set"),
         ("davis/JPEGImages/../JPEGImages/480p", "one", "a folder of the data set"),
         ("link", "one", "a folder of the data set"),
-        ("out", "../480p/one", r"'../480p/one' would be written to .*, outside output=.*out: mend"),
+        ("out", "../480p/one", r"'../480p/one' would be written to .*, outside output=.*out: fix"),
     ],
 )
 def test_nothing_is_written_over_the_data_set(
