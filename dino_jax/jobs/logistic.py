@@ -44,7 +44,7 @@ def logistic(
       test: Labelled test images.
       shots: How many training images to use: all, 1% or 10% of each class, 5 per class, ...
       num_seeds: Random subsets per setting; mean and standard deviation are reported.
-      c: Inverse strength of the L2 penalty on standardized features.
+      c: Inverse strength of the L2 penalty on standardised features.
       max_iterations: Limit of the solver.
       output: The JSON file to write: scores, settings, the weights' hash, versions.
       options: How features are computed.

@@ -91,7 +91,7 @@ def test_job_from_a_folder_with_a_threshold(goldens: Path, tmp_path: Path) -> No
         ({"fps": 0.0}, "fps=0.0 must be above 0 and finite"),
         ({"fps": np.nan}, "fps=nan must be above 0"),
         ({"fps": np.inf}, "fps=inf must be above 0"),
-        ({"fps": 60.0}, r"fps=60 is more than the 50 that players show of a \.gif: write an .mp4"),
+        ({"fps": 60.0}, r"fps=60 is above 50, the maximum for a \.gif: write an .mp4"),
         ({"output": Path("a.txt")}, "output=a.txt must end in"),
         ({"size": (4,)}, "size=4: give height and width"),
     ],

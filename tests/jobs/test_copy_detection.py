@@ -210,7 +210,7 @@ def test_wrong_arguments(
     goldens: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "r.json"
-    with pytest.raises(UsageError, match=r"no images in .*crops/original: give the folder"):
+    with pytest.raises(UsageError, match=r"no images in .*crops/original: use the folder"):
         run(goldens, folder / "crops", output)
     with pytest.raises(UsageError, match="image_size=0 must be at least 1"):
         run(goldens, folder, output, image_size=0)
@@ -224,5 +224,5 @@ def test_wrong_arguments(
         open_copydays(tmp_path / "orphan")
     _, info = dino_jax.load(goldens / "pth/backbone.pth")
     monkeypatch.setattr(backbone, "load", lambda *_, **__: (Tokenless(), info))
-    with pytest.raises(UsageError, match=r"Tokenless has no tokens of single .*: give a ViT"):
+    with pytest.raises(UsageError, match=r"Tokenless does not give the tokens .*: use a ViT"):
         run(goldens, folder, output)

@@ -82,7 +82,7 @@ def test_a_stopped_training_continues_to_the_same_bits(
 
     with mock.patch.object(linear_training, "_write", killed), pytest.raises(KeyboardInterrupt):
         linear(weights, TEST, **arguments)
-    with pytest.raises(UsageError, match=r"holds a training with epochs=4 \(here 9\): give ano"):
+    with pytest.raises(UsageError, match=r"contains a training with epochs=4 \(now 9\): use ano"):
         linear(weights, TEST, **arguments | {"epochs": 9})
     linear(weights, TEST, **arguments)
     assert (tmp_path / "log.txt").read_bytes() == (trained / "log.txt").read_bytes()
@@ -175,7 +175,7 @@ def test_the_rate_may_be_chosen_on_held_out_images(
         ({"train_batch_size": 96}, "train_batch_size=96 is larger than the 80 images"),
         ({"train_batch_size": 36}, "train_batch_size=36 is not divisible by the 8 devices"),
         ({"n_last_blocks": 9}, "n=9 blocks asked for: choose 1 to 2"),
-        ({"evaluate": "/nowhere.npz", "train": None}, "evaluate=/nowhere.npz: there is no such"),
+        ({"evaluate": "/nowhere.npz", "train": None}, "evaluate=/nowhere.npz: the file does not"),
         ({"evaluate": "WEIGHTS", "train": None}, "is a backbone, not a linear classifier"),
     ],
 )
@@ -225,14 +225,14 @@ def test_files_of_something_else_are_no_heads(weights: str, trained: Path, tmp_p
     others = [tmp_path / f"{name}.npz" for name in ("array", "list", "header")]
     for path in (trained / "progress.npz", *others):
         with pytest.raises(
-            UsageError, match=rf"evaluate={path} is damaged or no file of this job's: give a head"
+            UsageError, match=rf"evaluate={path} is damaged or not a file of this job: use a head"
         ):
             linear(weights, TEST, evaluate=str(path), workdir=tmp_path, options=OPTIONS)
 
 
 def test_damaged_files_are_named(weights: str, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "progress.npz").write_bytes((trained / "progress.npz").read_bytes()[:-100])
-    with pytest.raises(UsageError, match=r"progress.npz is damaged or no file of this job's"):
+    with pytest.raises(UsageError, match=r"progress.npz is damaged or not a file of this job"):
         linear(weights, TEST, workdir=tmp_path, learning_rates=RATES, **TRAIN)
 
 

@@ -50,7 +50,7 @@ def test_tokens_that_are_not_finite_are_refused(goldens: Path, tmp_path: Path) -
         mock.patch.object(
             picture_features, "normalize", lambda x, *_: jnp.moveaxis(x, -3, -1) * jnp.nan
         ),
-        pytest.raises(UsageError, match="features of shapes:2@test picture 0 hold a value that"),
+        pytest.raises(UsageError, match="features of shapes:2@test picture 0 contain a value that"),
     ):
         pca(weights, ("shapes:2@test",), tmp_path, size=(40, 56))
 

@@ -181,12 +181,12 @@ class Code:
             lambda gnd: gnd.update(imlist=Code()),
             r"asks for '(__builtin__|builtins)\.print'.*nothing",
         ),
-        (lambda gnd: gnd.pop("qimlist"), "has no 'qimlist': give the list of the revisited"),
-        (lambda gnd: gnd["gnd"][0].pop("hard"), "has no 'hard': give the list of the revisited"),
+        (lambda gnd: gnd.pop("qimlist"), "has no 'qimlist': use the list of a revisited"),
+        (lambda gnd: gnd["gnd"][0].pop("hard"), "has no 'hard': use the list of a revisited"),
         (lambda gnd: gnd["gnd"].pop(), "2 queries and 1 ground truths"),
-        (lambda gnd: gnd["gnd"][1].update(junk=[8]), "'junk' has numbers beyond the 8 images"),
-        (lambda gnd: gnd["gnd"][1].update(easy=["a"]), "'easy' is not a list of whole numbers"),
-        (lambda gnd: gnd.update(imlist=[1]), "images are not named by a list of text"),
+        (lambda gnd: gnd["gnd"][1].update(junk=[8]), "'junk' has indices beyond the 8 images"),
+        (lambda gnd: gnd["gnd"][1].update(easy=["a"]), "'easy' is not a list of integers"),
+        (lambda gnd: gnd.update(imlist=[1]), "names of its images are not a list"),
     ],
 )
 def test_wrong_lists_are_named_before_any_weights_are_read(
@@ -199,7 +199,7 @@ def test_wrong_lists_are_named_before_any_weights_are_read(
 
 def test_wrong_arguments(goldens: Path, oxford: Path, tmp_path: Path) -> None:
     output = tmp_path / "r.json"
-    with pytest.raises(UsageError, match=r"must hold one list gnd_\*\.pkl.*holds none"):
+    with pytest.raises(UsageError, match=r"must contain one list gnd_\*\.pkl.*contains no list"):
         run(goldens, oxford / "jpg", output)
     with pytest.raises(UsageError, match="image_size=0 must be at least 1"):
         run(goldens, oxford, output, image_size=0)

@@ -281,7 +281,7 @@ def test_wrong_arguments(
     goldens: Path, davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (davis / "Annotations/480p/two/00000.png").unlink()
-    with pytest.raises(UsageError, match="sequence two has no first mask"):
+    with pytest.raises(UsageError, match="sequence two lacks its first mask"):
         video_segmentation("/nowhere", davis, tmp_path / "out")
     (davis / "ImageSets/2017/val.txt").write_text("one")
     weights = str(goldens / "pth/backbone.pth")
@@ -290,5 +290,5 @@ def test_wrong_arguments(
             video_segmentation(weights, davis, tmp_path / "out", image_size=side)
     _, info = dino_jax.load(weights)
     monkeypatch.setattr(backbone, "load", lambda *_, **__: (Tokenless(), info))
-    with pytest.raises(UsageError, match=r"Tokenless has no tokens of single .*: give a ViT"):
+    with pytest.raises(UsageError, match=r"Tokenless does not give the tokens .*: use a ViT"):
         run(goldens, davis, tmp_path / "out")

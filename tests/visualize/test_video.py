@@ -97,10 +97,10 @@ def test_folder_of_frames_by_the_numbers_in_their_names(
 def test_a_video_that_does_not_open(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.mp4"
     path.write_bytes(content)
-    with pytest.raises(UsageError, match=r"video=.*broken.mp4 does not open \(.+\): give a video"):
+    with pytest.raises(UsageError, match=r"video=.*broken.mp4 cannot be decoded \(.+\): use a"):
         open_frames(path)
     with pytest.raises(
-        UsageError, match=r"video=/no/where.mp4 does not exist: give a video file or"
+        UsageError, match=r"video=/no/where.mp4 does not exist: use a video file or"
     ):
         open_frames(Path("/no/where.mp4"))
 

@@ -1,4 +1,4 @@
-"""A linear classifier, and one in training, on disk."""
+"""Files of linear classifiers: finished ones, and the state of a training."""
 
 import dataclasses
 import json
@@ -20,44 +20,44 @@ from dino_jax.weights.load import load
 
 @dataclasses.dataclass(frozen=True)
 class LinearHead:
-    """A classifier of features, and what is known of it."""
+    """A linear classifier and its origin."""
 
     kernel: np.ndarray  # [F, C] float32
     bias: np.ndarray  # [C]
-    weights: str | None = None  # SHA-256 of the backbone that it was trained on
-    feature: str | None = None  # of that backbone
+    weights: str | None = None  # SHA-256 of the backbone it was trained on
+    feature: str | None = None  # the feature it classifies
     class_names: tuple[str, ...] | None = None
 
     @property
     def heads(self) -> Heads:
-        """As one of a kind."""
+        """Wrapped as a batch of one classifier."""
         return Heads(self.kernel[None], self.bias[None])
 
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """A training between two epochs."""
+    """The state of a training between two epochs."""
 
     probe: Probe
     best: LinearHead | None = None  # None before the first epoch
     best_record: dict[str, Any] = dataclasses.field(default_factory=dict)  # how it was chosen
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # a record an epoch
-    unreadable: frozenset[int] = frozenset()  # training images that others stand in for
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # one record per epoch
+    unreadable: frozenset[int] = frozenset()  # training images that were replaced
 
 
 def write_head(path: Path, head: LinearHead) -> None:
-    """Writes a head to an `.npz` file, all or nothing."""
+    """Writes a classifier to an `.npz` file, atomically."""
     about = {"weights": head.weights, "feature": head.feature, "class_names": head.class_names}
     _write(path, about, {"kernel": head.kernel, "bias": head.bias})
 
 
 def read_head(path: str) -> LinearHead:
-    """Reads a head of ours, or a linear classifier of the reference's.
+    """Reads a classifier of this package or of the reference.
 
     Args:
-      path: of an `.npz` or `.pth` file, or a hub name for the classifier released with it.
+      path: of an `.npz` or `.pth` file, or a hub name for the released classifier.
     Raises:
-      UsageError: there is none.
+      UsageError: the file is missing, damaged, or no classifier.
     """
     if path in hub.RELEASED:
         path = str(hub.fetch(path, "linear"))
@@ -69,7 +69,7 @@ def read_head(path: str) -> LinearHead:
     about, arrays = _read(
         Path(path),
         f"evaluate={path}",
-        "give a head.npz, a .pth file or a hub name",
+        "use a head.npz, a .pth file or a hub name",
         about=("weights", "feature", "class_names"),
         names=("kernel", "bias"),
     )
@@ -78,12 +78,12 @@ def read_head(path: str) -> LinearHead:
 
 
 def write_progress(path: Path, settings: dict[str, Any], progress: Progress) -> None:
-    """Writes a training to an `.npz` file, all or nothing.
+    """Writes the state of a training to an `.npz` file, atomically.
 
     Args:
       path: of the file.
-      settings: that a run which continues it must have too.
-      progress: the training, after one epoch at least.
+      settings: must be the same when the training is resumed.
+      progress: the state, after at least one epoch.
     """
     about = {
         "settings": settings,
@@ -91,7 +91,7 @@ def write_progress(path: Path, settings: dict[str, Any], progress: Progress) -> 
         "history": progress.history,
         "unreadable": sorted(progress.unreadable),
         "best": dataclasses.asdict(
-            dataclasses.replace(progress.best, kernel=None, bias=None)  # these are arrays below
+            dataclasses.replace(progress.best, kernel=None, bias=None)  # stored as arrays below
         ),
     }
     names = _progress_names()
@@ -100,27 +100,27 @@ def write_progress(path: Path, settings: dict[str, Any], progress: Progress) -> 
 
 
 def read_progress(path: Path, settings: dict[str, Any]) -> Progress:
-    """Reads a training.
+    """Reads the state of a training.
 
     Raises:
-      UsageError: it is damaged, or of other settings.
+      UsageError: the file is damaged, or its settings differ.
     """
     about, arrays = _read(
         path,
         f"workdir: {path}",
-        "remove it to begin anew",
+        "remove it to start again",
         about=("settings", "best_record", "history", "best", "unreadable"),
         names=_progress_names(),
     )
     different = [
-        f"{name}={about['settings'].get(name)} (here {value})"
+        f"{name}={about['settings'].get(name)} (now {value})"
         for name, value in json.loads(json.dumps(settings)).items()
         if decisive(about["settings"].get(name)) != decisive(value)
     ]
     if different:
         raise UsageError(
-            f"workdir={path.parent} holds a training with {', '.join(different)}: give another "
-            "workdir, or the same settings to continue it"
+            f"workdir={path.parent} contains a training with {', '.join(different)}: use another "
+            "workdir, or the same settings to resume"
         )
     *probe, kernel, bias = arrays.values()
     about["best"] |= {"kernel": kernel, "bias": bias}
@@ -151,13 +151,13 @@ def _write(path: Path, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> 
 def _read(
     path: Path, what: str, way_out: str, *, about: tuple[str, ...], names: tuple[str, ...]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """What `_write` wrote: so named entries of its text, and arrays."""
+    """Reads the named entries and arrays of a file that `_write` wrote."""
     try:
-        # Opened here, so that a broken one is closed too. A single array is no context: TypeError.
+        # Opened here, so that broken files are closed. A single array is no context: TypeError.
         with path.open("rb") as opened, np.load(opened) as file:
             text = json.loads(str(file["about"]))
             return {name: text[name] for name in about}, {name: file[name] for name in names}
     except FileNotFoundError as error:
-        raise UsageError(f"{what}: there is no such file") from error
+        raise UsageError(f"{what}: the file does not exist") from error
     except (*BROKEN_ARRAY, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{what} is damaged or no file of this job's: {way_out}") from error
+        raise UsageError(f"{what} is damaged or not a file of this job: {way_out}") from error

@@ -1,6 +1,6 @@
-"""Frozen features of all images of a source.
+"""Features of all images of a source, each transformed to one square crop.
 
-Dims: N images, B a batch, D width.
+Dims: N images, B images of a batch, D feature width.
 """
 
 import dataclasses
@@ -26,20 +26,20 @@ FeatureFn = Callable[[PyTree, PyTree, Batch], Batch]
 
 
 class Features(NamedTuple):
-    """What a pass over a source gives: a row for every readable image, in order."""
+    """The features of a source: a row for every readable image, in order."""
 
-    features: np.ndarray  # [N, ...] float32, mostly [N, D]
-    labels: np.ndarray  # [N] int32, -1 for none
-    index: np.ndarray  # [N] int32, in the source
+    features: np.ndarray  # [N, ...] float32, usually [N, D]
+    labels: np.ndarray  # [N] int32, -1 without a label
+    index: np.ndarray  # [N] int32, position in the source
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """How an image becomes the network's input (paper, appendix F.1), in pixels."""
+    """How an image becomes the input of the network (paper, appendix F.1); sizes in pixels."""
 
     resize: int = 256  # shorter side, bicubic
     crop: int = 224  # centre
-    canvas_size: int = 512  # larger images are resized by the host
+    canvas_size: int = 512  # larger images are resized on the host
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -50,15 +50,15 @@ def feature_function(
     mesh: Mesh,
     feature: Feature = ClassToken(),
 ) -> FeatureFn:
-    """Compiles the pass over one batch of canvases.
+    """Compiles the features of one batch of canvases.
 
     Args:
       graphdef: of a backbone in evaluation mode.
       transform: how canvases become images.
       mesh: the devices that share a batch.
-      feature: what is taken of the backbone.
-    Returns: maps (params, batch_stats, batch) to `features [B, ...]` and the batch's own
-      `labels [B]`, `index [B]` and `valid [B]`, all of them whole on every device and host.
+      feature: which outputs of the backbone to use.
+    Returns: a function of (params, batch_stats, batch) that returns `features [B, ...]` and the
+      batch's `labels [B]`, `index [B]` and `valid [B]`, replicated on all devices and hosts.
     """
 
     def features(model: nnx.Module, batch: Batch) -> Batch:
@@ -86,18 +86,18 @@ def stream(
     num_threads: int,
     mesh: Mesh,
 ) -> Iterator[Features]:
-    """Features of every readable image, in order, a batch at a time.
+    """Features of every readable image, in order, batch by batch.
 
     Args:
-      feature_fn: as `feature_function` gives it, with its weights bound.
+      feature_fn: from `feature_function`, with the weights bound.
       records: the images.
       transform: as given to `feature_function`.
-      batch_size: images at a time over all devices; rounded up to a multiple of their number.
-      num_threads: that decode images.
+      batch_size: images per batch, over all devices; rounded up to a multiple of their number.
+      num_threads: threads that decode images.
       mesh: the devices that share a batch.
-    Returns: features, labels and indices in the source; an image that cannot be read is left out.
+    Returns: features, labels and indices in the source; unreadable images are skipped.
     Raises:
-      UsageError: more images are unreadable than may be, or a feature is not finite.
+      UsageError: too many images are unreadable, or a feature is not finite.
     """
     batches = eval_batches(
         records,
@@ -113,7 +113,7 @@ def stream(
     def fetch(output: Batch) -> Features:
         rows = jax.device_get(output)
         kept = np.flatnonzero(rows.pop("valid"))
-        kept = kept[np.argsort(rows["index"][kept])]  # hosts take turns within a batch
+        kept = kept[np.argsort(rows["index"][kept])]  # hosts are interleaved within a batch
         found = Features(**{name: values[kept] for name, values in rows.items()})
         finite = np.isfinite(found.features).all(axis=tuple(range(1, found.features.ndim)))
         check_finite(finite, found.index, records.source.name)
@@ -123,19 +123,19 @@ def stream(
 
 
 def check_finite(is_finite: np.ndarray, index: np.ndarray, name: Callable[[int], str]) -> None:
-    """Refuses what broken weights compute, of which no score tells anything.
+    """Rejects features of broken weights, whose scores would be meaningless.
 
     Args:
-      is_finite: [B] bool, whether all of an image's feature is.
+      is_finite: [B] bool, for each image whether its whole feature is finite.
       index: [B] in the source.
       name: gives the name of an image.
     Raises:
-      UsageError: the feature of one is not finite.
+      UsageError: a feature is not finite.
     """
     if not is_finite.all():
         broken = name(int(index[np.argmin(is_finite)]))
         raise UsageError(
-            f"the features of {broken} hold a value that is not finite; the weights are broken "
+            f"the features of {broken} contain a value that is not finite: the weights are broken, "
             "or the compute dtype overflows (try float32)"
         )
 
@@ -143,11 +143,11 @@ def check_finite(is_finite: np.ndarray, index: np.ndarray, name: Callable[[int],
 def one_ahead(
     compute: Callable[[Batch], Batch], batches: Iterator[dict[str, np.ndarray]], mesh: Mesh
 ) -> Iterator[Batch]:
-    """What is computed of each batch; when it is yielded, the next one is under way.
+    """Yields the result of each batch once the next one has been dispatched.
 
     Args:
-      compute: from a batch on the devices to arrays there.
-      batches: this process's share of each, at least one.
+      compute: maps a batch on the devices to arrays on the devices.
+      batches: this process's share of each batch; at least one batch.
       mesh: the devices that share a batch.
     """
     pending = None
@@ -166,10 +166,10 @@ def extract(
     transform: EvalTransform,
     **settings: Any,
 ) -> Features:
-    """Features of every readable image, in order; arguments as those of `stream`."""
+    """Features of every readable image, in order; arguments as in `stream`."""
     return join(stream(feature_fn, records, transform, **settings))
 
 
 def join(parts: Iterable[Features]) -> Features:
-    """The rows of all parts."""
+    """Concatenates the rows of all parts."""
     return Features(*map(np.concatenate, zip(*parts, strict=True)))

@@ -42,7 +42,7 @@ def test_lengths_do_not_matter() -> None:
 
 
 def test_no_query_is_refused() -> None:
-    with pytest.raises(UsageError, match="got 0 test images; it needs at least one"):
+    with pytest.raises(UsageError, match="got 0 test images: it needs at least one"):
         neighbours(np.ones((5, 3)), np.ones((0, 3)), k=2)
 
 

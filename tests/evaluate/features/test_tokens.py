@@ -38,10 +38,10 @@ def test_tokens_of_a_block() -> None:
 
 
 def test_what_cannot_be_taken_is_said() -> None:
-    with pytest.raises(UsageError, match=r"n_last_blocks=4 with avgpool.*set n_last_blocks=1"):
+    with pytest.raises(UsageError, match=r"n_last_blocks=4 must be 1 with avgpool.*set n_last"):
         ClassTokens(n_last_blocks=4, avgpool_patchtokens=True)
     with pytest.raises(UsageError, match="n=4 blocks asked for: choose 1 to 3"):
         ClassTokens(n_last_blocks=4)(MODEL, IMAGES)
     resnet = jax.eval_shape(lambda: jnp.zeros(()))  # anything without layers
-    with pytest.raises(UsageError, match="has no tokens of single blocks"):
+    with pytest.raises(UsageError, match="does not give the tokens of single blocks"):
         BlockTokens()(resnet, IMAGES)
