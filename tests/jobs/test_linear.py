@@ -14,15 +14,13 @@ from PIL import Image
 from dino_jax.checkpoints import lock
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.classification import linear_training
-from dino_jax.evaluate.features.tokens import ClassToken, ClassTokens, probed_feature
+from dino_jax.evaluate.features.tokens import ClassTokens
 from dino_jax.jobs import linear as linear_job
 from dino_jax.jobs.linear import linear
 from tests.support.class_folders import class_folders
-from tests.support.linear_setup import OPTIONS, TEST
+from tests.support.linear_setup import OPTIONS, RATES, TEST, TRAIN, interrupted_after
 
 pytestmark = pytest.mark.usefixtures("shared_compilation")
-TRAIN = {"train": "shapes:80@train", "epochs": 4, "train_batch_size": 32, "options": OPTIONS}
-RATES = (0.01, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -73,14 +71,7 @@ def test_a_stopped_training_continues_to_the_same_bits(
     weights: str, trained: Path, tmp_path: Path
 ) -> None:
     arguments = {"workdir": tmp_path, "learning_rates": RATES} | TRAIN
-    write = linear_training._write
-
-    def killed(workdir: Path, settings: Any, progress: Any) -> None:
-        write(workdir, settings, progress)
-        if len(progress.history) == 2:
-            raise KeyboardInterrupt
-
-    with mock.patch.object(linear_training, "_write", killed), pytest.raises(KeyboardInterrupt):
+    with interrupted_after(epochs=2):
         linear(weights, TEST, **arguments)
     with pytest.raises(UsageError, match=r"contains a training with epochs=4 \(now 9\): use ano"):
         linear(weights, TEST, **arguments | {"epochs": 9})
@@ -200,13 +191,7 @@ def test_replaced_images_are_counted_once(
             path.write_text("no picture")
     arguments = {"train": str(tmp_path / "images"), "workdir": tmp_path, "learning_rates": RATES}
     arguments |= {"epochs": 3, "train_batch_size": 24, "options": OPTIONS}
-    write = linear_training._write
-
-    def killed(workdir: Path, settings: Any, progress: Any) -> None:
-        write(workdir, settings, progress)
-        raise KeyboardInterrupt
-
-    with mock.patch.object(linear_training, "_write", killed), pytest.raises(KeyboardInterrupt):
+    with interrupted_after(epochs=1):
         linear(weights, arguments["train"], **arguments)
     for _ in range(2):  # it goes on; then nothing is left to do
         metrics = linear(weights, arguments["train"], **arguments)
@@ -234,14 +219,3 @@ def test_damaged_files_are_named(weights: str, trained: Path, tmp_path: Path) ->
     (tmp_path / "progress.npz").write_bytes((trained / "progress.npz").read_bytes()[:-100])
     with pytest.raises(UsageError, match=r"progress.npz is damaged or not a file of this job"):
         linear(weights, TEST, workdir=tmp_path, learning_rates=RATES, **TRAIN)
-
-
-def test_the_feature_is_the_papers() -> None:
-    vit = {"blocks": [None] * 12, "get_intermediate_layers": None}
-    small, base = mock.Mock(embed_dim=384, **vit), mock.Mock(embed_dim=768, **vit)
-    resnet = mock.Mock(spec=["embed_dim"])
-    assert probed_feature(small, None, None) == ClassTokens(4)
-    assert probed_feature(base, None, None) == ClassTokens(1, avgpool_patchtokens=True)
-    assert probed_feature(base, 4, None) == ClassTokens(4)
-    assert probed_feature(small, None, True) == ClassTokens(1, avgpool_patchtokens=True)
-    assert probed_feature(resnet, None, None) == ClassToken()

@@ -205,5 +205,3 @@ def test_wrong_arguments(goldens: Path, oxford: Path, tmp_path: Path) -> None:
         run(goldens, oxford, output, image_size=0)
     with pytest.raises(UsageError, match=r"all_souls_000000\.jpg is 9x7 pixels.*patch of 8"):
         run(goldens, oxford, output, image_size=9)
-    with pytest.raises(UsageError, match="batch_size=0 must be at least 1"):
-        run(goldens, oxford, output, options=PassOptions(batch_size=0))

@@ -15,7 +15,7 @@ from dino_jax.evaluate.classification import linear_training
 from dino_jax.evaluate.features.extractor import Extractor
 from dino_jax.evaluate.features.tokens import ClassTokens
 from dino_jax.jobs.linear import linear
-from tests.support.linear_setup import OPTIONS, TEST
+from tests.support.linear_setup import OPTIONS, RATES, TEST, TRAIN
 
 pytestmark = pytest.mark.usefixtures("shared_compilation")
 
@@ -54,13 +54,11 @@ def test_a_loss_that_is_not_finite_ends_it(weights: str, tmp_path: Path) -> None
     def broken(probe: Any, features: Any, labels: Any, rates: jax.Array) -> Any:
         return probe, jnp.where(rates > 0.01, jnp.nan, 1.0)
 
-    arguments = {"train": "shapes:80@train", "epochs": 4, "train_batch_size": 32}
-    arguments |= {"workdir": tmp_path, "learning_rates": (0.01, 1.0), "options": OPTIONS}
     with (
         mock.patch.object(linear_training, "probe_step", broken),
         pytest.raises(UsageError, match=r"rates=\(0.01, 1.0\): the loss of 1 is nan: remove that"),
     ):
-        linear(weights, TEST, **arguments)
+        linear(weights, TEST, workdir=tmp_path, learning_rates=RATES, **TRAIN)
     assert not (tmp_path / "progress.npz").exists()
 
 

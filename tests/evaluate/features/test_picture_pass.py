@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -17,7 +18,12 @@ from dino_jax.data.pipeline import Records
 from dino_jax.data.sources.files import Files
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
-from dino_jax.evaluate.features.picture_pass import Group, PicturePass, in_place
+from dino_jax.evaluate.features.picture_pass import (
+    Group,
+    PicturePass,
+    in_place,
+    picture_sizes,
+)
 
 pytestmark = pytest.mark.usefixtures("shared_compilation")
 
@@ -108,8 +114,38 @@ def test_nothing_readable(goldens: Path, files: Files) -> None:
         passes.features(Records(files), decode, groups)
 
 
-@pytest.mark.parametrize("name", ["batch_size", "num_threads"])
-def test_options_out_of_range(name: str) -> None:
-    with pytest.raises(UsageError, match=f"{name}=0 must be at least 1"):
-        PassOptions(**{name: 0})
+def test_frames_in_order_whatever_the_batches(goldens: Path) -> None:
+    frames = [np.full((12, 10, 3), i, np.uint8) for i in range(11)]
+    for devices, batch_size in ((8, 3), (1, 4), (2, 100)):
+        passes = picture_pass(goldens, devices, PassOptions())
+        rows = list(passes.stream_frames(level_and_size, iter(frames), batch_size))
+        assert [row.tolist() for row in rows] == [[i, 360 * i, 12, 10] for i in range(11)]
+
+    def broken(model: nnx.Module, canvas: jax.Array, size: jax.Array) -> jax.Array:
+        return jnp.where(canvas[:, 0, 0, :1] == 7, jnp.nan, 1.0)
+
+    with pytest.raises(UsageError, match="features of frame 7 contain a value that is not finite"):
+        list(passes.stream_frames(broken, iter(frames), 4))
+
+
+def test_picture_sizes_skip_what_has_no_header(files: Files) -> None:
+    sizes = picture_sizes(Records(files), num_threads=2)
+    assert sizes == {
+        i: (10, 20 + i) if i % 2 else (12, 10) for i in range(COUNT) if i not in (4, 12)
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"num_threads": 0}, "num_threads=0 must be at least 1"),
+        ({"max_unreadable": -1.0}, "max_unreadable=-1.0 must be between 0 and 1"),
+        ({"max_unreadable": float("nan")}, "max_unreadable=nan must be between 0 and 1"),
+        ({"max_unreadable": 1.5}, "max_unreadable=1.5 must be between 0 and 1"),
+    ],
+)
+def test_options_out_of_range(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        PassOptions(**change)
     assert PassOptions(max_unreadable=0.0).max_unreadable == 0
