@@ -25,8 +25,8 @@ def about(name: object) -> Iterator[None]:
         raise UsageError(f"{name}: {error}") from error
 
 
-def first_few(items: Iterable[object], separator: str = ", ") -> str:
-    """Lists up to five items for a message, and counts the rest."""
-    items = [str(item) for item in items]
-    more = f" and {len(items) - 5} more" if len(items) > 5 else ""
-    return separator.join(items[:5]) + more
+def listed(items: Iterable[object], limit: int = 5, separator: str = ", ") -> str:
+    """The first items for a message: "a, b, c, d, e and 3 more"."""
+    texts = [str(item) for item in items]
+    more = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return separator.join(texts[:limit]) + more

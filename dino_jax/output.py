@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and folders checked before the work."""
+"""Atomic writes, and output paths that are checked before the work begins."""
 
 import os
 import re
@@ -11,11 +11,11 @@ from dino_jax.errors import UsageError
 
 
 def check_writable(path: Path, argument: str = "output") -> None:
-    """Finds out before the work whether its result can be written.
+    """Checks that a file can be written; creates its folder.
 
     Args:
       path: of the file.
-      argument: that names it.
+      argument: name of the argument, for the message.
     Raises:
       UsageError: it cannot.
     """
@@ -28,25 +28,28 @@ def check_writable(path: Path, argument: str = "output") -> None:
 
 
 def check_folder(path: Path, argument: str) -> None:
-    """Makes a folder where there is none, and finds out whether it can be written into.
+    """Creates a folder if it is missing, and checks that files can be written to it.
 
+    Args:
+      path: of the folder.
+      argument: name of the argument, for the message.
     Raises:
-      UsageError: it cannot; `argument` is what names it.
+      UsageError: they cannot.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise UsageError(
-            f"{argument}: the folder {path} cannot be written ({error.strerror}): give another one"
+            f"{argument}: the folder {path} cannot be written ({error.strerror}): choose another"
         ) from error
 
 
 @contextmanager
 def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """Another name of the same ending to write to; it becomes the file's own when all went well.
+    """Yields a temporary path with the same extension; renames it to `path` on success.
 
-    A device or a pipe is written as it is: it must not become a file.
+    A device or a pipe is yielded itself, as it must not be replaced by a file.
     """
     if path.exists() and not path.is_file():
         yield path
@@ -60,11 +63,11 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
 
 
 def remove_earlier(folder: Path, pattern: str) -> None:
-    """Removes what the same job has left in a folder, so that it holds one run's files alone.
+    """Removes the files that an earlier run of the same job left in a folder.
 
     Args:
       folder: may be missing.
-      pattern: a regular expression of the names that the job writes, and of no others.
+      pattern: regular expression that matches the file names that the job writes, and no others.
     """
     for path in folder.glob("*"):
         if re.fullmatch(pattern, path.name):

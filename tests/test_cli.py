@@ -75,8 +75,8 @@ def test_classes_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFi
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ({"temperature": float("nan")}, "temperature=nan must be above 0"),
         ({"memory_budget": 0}, "memory_budget=0 must be at least 1"),
-        ({"options": Extraction(crop=64, resize=32)}, "crop=64 is larger than resize=32"),
-        ({"report": Path("neighbours")}, "report=neighbours must be named as a picture"),
+        ({"options": Extraction(crop=64, resize=32)}, "crop=64 must not be larger than resize=32"),
+        ({"report": Path("neighbours")}, "report=neighbours is no picture format"),
         ({"test": "shapes:30@nope"}, "no split 'nope'"),
     ],
 )
@@ -99,7 +99,7 @@ def test_unlabelled_and_unknown_classes(tmp_path: Path) -> None:
         shape = np.array([0x800 + array.ndim, *array.shape], ">u4").tobytes()
         (tmp_path / f"train-{name}-ubyte").write_bytes(shape + array.astype(np.uint8).tobytes())
     for sources in ((f"idx:{tmp_path}@train", queries), (queries, f"idx:{tmp_path}@train")):
-        with pytest.raises(UsageError, match=r"one names its classes and the other numbers them"):
+        with pytest.raises(UsageError, match=r"has class names and the other has numbers"):
             knn("/nowhere", *sources, output=tmp_path / "r.json")
 
 

@@ -23,7 +23,7 @@ from orbax.checkpoint import checkpoint_managers as managers
 
 from dino_jax.checkpoints import lock
 from dino_jax.checkpoints.damage import DamagedCheckpoint, differences, reading, storage_status
-from dino_jax.errors import UsageError, first_few
+from dino_jax.errors import UsageError, listed
 from dino_jax.training.state import TrainState
 
 PyTree = Any
@@ -268,7 +268,7 @@ def read_items(
     if differing := differences(stored, {name: abstract_items[name] for name in stored}):
         raise UsageError(
             f"the checkpoint of step {step} in {manager.directory} does not fit: "
-            f"{first_few(differing, '; ')}; use the settings and the version of dino_jax that "
+            f"{listed(differing, separator='; ')}; use the settings and the version of dino_jax that "
             "wrote it, or another workdir"
         )
     items = _read(manager, step, abstract_items)

@@ -1,79 +1,82 @@
-"""The attention job: from weights and pictures to maps, masks and a contact sheet of each."""
+"""The attention job: maps, masks and a contact sheet for every picture."""
 
+import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
+import jax
 from PIL import Image
-from tqdm import tqdm
+from tyro.conf import arg
 
-from dino_jax.errors import about
-from dino_jax.jobs.results import write_results
+from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
+from dino_jax.evaluate.features.picture_features import AttentionMaps, check_attention
+from dino_jax.jobs.drawing import OPTIONS, over_pictures, records_of, unread
+from dino_jax.jobs.results import report
 from dino_jax.output import check_writable, remove_earlier
-from dino_jax.visualize.attention import (
-    THRESHOLD,
-    attention_of,
-    check_threshold,
-    mass_mask,
-    to_pixels,
-)
+from dino_jax.visualize.attention_masks import THRESHOLD, check_threshold, mass_mask, to_pixels
 from dino_jax.visualize.attention_sheet import Attended, named_maps, picture_sheet
-from dino_jax.visualize.pictures import SIZE, Pictures, check_size, fit, open_pictures
+from dino_jax.visualize.pictures import SIZE, fit_to_patches, open_pictures, read_pixels
 from dino_jax.visualize.sheet import PAPER, as_rgb, color_map, draw_masks, hues
-from dino_jax.weights.load import load
 
 
 def attention(
     weights: str,
     image: tuple[str, ...],
     output: Path,
-    which: Literal["teacher", "student"] = "teacher",
     size: tuple[int, ...] = SIZE,
     threshold: float | None = THRESHOLD,
+    options: Annotated[PassOptions, arg(name="")] = OPTIONS,
 ) -> list[Path]:
-    """Draws where the class token of the last block looks, in every head.
+    """Draws the attention of the class token in the last block, for every head.
 
     Args:
-      weights: A hub name, a .pth file, a converted folder, or a run folder (its workdir).
-      image: Image files, folders or other sources, as many as you like.
-      output: The folder to write to: NAME-attention.png, the contact sheet of each picture, and in
-        a folder NAME-attention the network's input, all maps and their masks over it.
-      which: The network of a run; the teacher is the better one.
+      weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
+      image: Image files, folders or other sources, any number of them.
+      output: Output folder: NAME-attention.png is the contact sheet of a picture, and a folder
+        NAME-attention contains the network's input, all maps, and their masks over the input.
       size: Height and width in pixels to resize to; one number for the shorter side, which keeps
-        the shape; 0 for images as they are.
-      threshold: Share of a map's mass that its mask holds; None draws no masks.
+        the aspect ratio; 0 to keep the size of the images.
+      threshold: Share of a map's mass that its mask holds; None for no masks.
+      options: How the backbone processes the pictures.
 
     Returns: the contact sheets.
     Raises:
-      UsageError: something cannot be loaded, opened or written; the network has no attention.
+      UsageError: something cannot be loaded, opened or written, or the network has no attention.
     """
-    settings = {name: value for name, value in locals().items() if name != "output"}
     check_threshold(threshold)
     check_writable(output / "results.json")
-    sources = open_pictures(image)
-    model, info = load(weights, which=which)
-    attend = attention_of(model, info)
-    check_size(size, info.patch_size)
-    pictures = Pictures(sources, channels=len(info.mean))
-    sheets = []
-    for name, pixels in tqdm(pictures, desc="attention", unit=" images"):
-        fitted = fit(pixels, size, info.patch_size)
-        with about(name):
-            maps = attend(fitted)
-        attended = Attended(name, fitted, maps, info.patch_size, pixels.shape[:2])
-        _save_parts(output / f"{name}-attention", attended, threshold)
-        sheet = picture_sheet(attended, threshold, title=f"{name}  ({info.source})")
-        sheets.append(output / f"{name}-attention.png")
-        sheet.save(sheets[-1])
-    print(f"contact sheets in {output}: {len(sheets)}")
-    if pictures.unreadable:
-        print(f"images that cannot be read and were left out: {len(pictures.unreadable)}")
-    metrics = {"images": len(sheets), "unreadable_images": pictures.unreadable}
-    write_results(output / "results.json", "attention", metrics, settings, info)
-    return sheets
+    source = open_pictures(image)
+    backbone = PlacedBackbone(weights, options)
+    info = backbone.info
+    check_attention(backbone.model, info.source)
+    records, names = records_of(backbone, source), source.stems()
+    sheets: dict[int, Path] = {}
+    maps_of = AttentionMaps(info.mean, info.std)
+    for index, maps in over_pictures(backbone, maps_of, records, size):
+        sheets[index] = output / f"{names[index]}-attention.png"
+        if jax.process_index() > 0 or (pixels := read_pixels(records, index)) is None:
+            continue
+        fitted = fit_to_patches(pixels, size, info.patch_size)
+        attended = Attended(names[index], fitted, maps, info.patch_size, pixels.shape[:2])
+        _save_parts(sheets[index].with_suffix(""), attended, threshold)
+        sheet = picture_sheet(attended, threshold, title=f"{names[index]}  ({info.source})")
+        sheet.save(sheets[index])
+    skipped = unread(source, list(sheets))
+    settings = {"weights": weights, "image": image, "size": size, "threshold": threshold}
+    report(
+        output / "results.json",
+        "attention",
+        {"images": len(sheets), "unreadable_images": skipped},
+        settings | dataclasses.asdict(options),
+        info,
+        notes=[f"contact sheets in {output}: {len(sheets)}"],
+        unreadable={source.spec: len(skipped)},
+    )
+    return [sheets[index] for index in sorted(sheets)]
 
 
 def _save_parts(folder: Path, attended: Attended, threshold: float | None) -> None:
-    """The network's input, and for the mean and every head the map and the mask over the input."""
+    """Writes the network's input, and the map and mask of the mean and of every head."""
     folder.mkdir(exist_ok=True)
     remove_earlier(folder, r"(mean|head\d+)(-mask)?\.png")  # another network may have more heads
     image, patch_size = attended.image, attended.patch_size

@@ -1,92 +1,92 @@
-"""How well attention covers what the pictures show: masks against true masks."""
+"""The attention-score job: attention masks compared with true masks."""
 
-from collections.abc import Callable
+import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
+from tyro.conf import arg
 
-from dino_jax.data.decode import decode
 from dino_jax.data.sources.opening import open_source
 from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError
-from dino_jax.jobs.results import table, write_results
+from dino_jax.evaluate.davis.score import region_overlap
+from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
+from dino_jax.evaluate.features.picture_features import AttentionMaps, check_attention
+from dino_jax.jobs.drawing import OPTIONS, over_pictures, records_of
+from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
-from dino_jax.visualize.attention import (
-    THRESHOLD,
-    attention_of,
-    check_threshold,
-    jaccard,
-    mass_mask,
-    to_pixels,
-)
+from dino_jax.visualize.attention_masks import THRESHOLD, check_threshold, mass_mask, to_pixels
 from dino_jax.visualize.attention_sheet import named_maps
-from dino_jax.visualize.pictures import SIZE, check_size, fit
-from dino_jax.weights.load import load
+from dino_jax.visualize.pictures import SIZE, fit_to_patches
 
 
 def attention_score(
     weights: str,
     data: str,
-    which: Literal["teacher", "student"] = "teacher",
     size: tuple[int, ...] = SIZE,
     threshold: float = THRESHOLD,
     output: Path = Path("results.json"),
+    options: Annotated[PassOptions, arg(name="")] = OPTIONS,
 ) -> dict[str, dict[str, float]]:
-    """Scores attention as a segmentation, before and after training (Jaccard, also called IoU).
+    """Scores attention as a segmentation, before and after training (Jaccard index, or IoU).
 
     Args:
-      weights: A hub name, a .pth file, a converted folder, or a run folder (its workdir).
-      data: Pictures whose true masks are known: shapes:N@test.
-      which: The network of a run; the teacher is the better one.
+      weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
+      data: Pictures with true masks: shapes:N@test.
       size: Height and width in pixels to resize to; one number for the shorter side, which keeps
-        the shape; 0 for images as they are.
+        the aspect ratio; 0 to keep the size of the images.
       threshold: Share of a map's mass that its mask holds.
-      output: The JSON file to write: scores, settings, weights' hash, versions.
+      output: The JSON file to write: scores, settings, the weights' hash, versions.
+      options: How the backbone processes the pictures.
 
-    Returns: for the network with random weights, "untrained", and with those given: mean
-      percentages of each head, of the heads' mean, and of the head that is best for each picture,
-      as the paper shows it (figure 4).
+    Returns: for the network with random weights ("untrained") and for the given one: mean
+      percentages of each head, of the heads' mean, and of the best head of each picture, as in
+      the paper (figure 4).
     Raises:
-      UsageError: something cannot be loaded, opened or written; there are no true masks.
+      UsageError: something cannot be loaded, opened or written, or there are no true masks.
     """
-    settings = {name: value for name, value in locals().items() if name != "output"}
     check_threshold(threshold)
     check_writable(output)
     source = open_source(data)
     if not hasattr(source, "mask"):
-        raise UsageError(f"{data} has no true masks to compare with: give shapes:N@test")
+        raise UsageError(f"{data} has no true masks to compare with: use shapes:N@test")
     scores = {}
-    for name in ("untrained", which):
-        model, info = load(weights, which=name)
-        attend = attention_of(model, info)
-        check_size(size, info.patch_size)
-        scores[name] = _scores(attend, source, size, info.patch_size, len(info.mean), threshold)
-    rows = [[row, *(f"{scores[name][row]:.1f}" for name in scores)] for row in scores[which]]
-    print(table(["Jaccard %", *scores], rows))
-    write_results(output, "attention-score", scores, settings, info)
+    for which in ("untrained", options.which):
+        backbone = PlacedBackbone(weights, options, which)
+        check_attention(backbone.model, backbone.info.source)
+        scores[which] = _scores(backbone, source, size, threshold)
+    settings = {"weights": weights, "data": data, "size": size, "threshold": threshold}
+    report(
+        output,
+        "attention-score",
+        scores,
+        settings | dataclasses.asdict(options),
+        backbone.info,
+        header=["Jaccard %", *scores],
+        rows=[
+            [name, *(f"{score[name]:.1f}" for score in scores.values())]
+            for name in scores[options.which]
+        ],
+    )
     return scores
 
 
 def _scores(
-    attend: Callable[[np.ndarray], np.ndarray],
-    source: Source,
-    size: tuple[int, ...],
-    patch_size: int,
-    channels: int,
-    threshold: float,
+    backbone: PlacedBackbone, source: Source, size: tuple[int, ...], threshold: float
 ) -> dict[str, float]:
-    """Mean scores in percent of each map and of the best head of each picture."""
-    scores = []
-    for index in tqdm(range(len(source)), desc=source.spec, unit=" images"):
-        image = fit(decode(source.image(index), channels=channels), size, patch_size)
+    """Mean scores in percent: of each map, and of the best head of each picture."""
+    info, records = backbone.info, records_of(backbone, source)
+    scores = {}
+    for index, maps in over_pictures(backbone, AttentionMaps(info.mean, info.std), records, size):
         mask = source.mask(index)[..., None].astype(np.uint8)
-        truth = fit(mask, size, patch_size, Image.Resampling.NEAREST)[..., 0] > 0
-        maps = named_maps(attend(image))
-        masks = mass_mask(np.stack(list(maps.values())), threshold)
-        scores.append(jaccard(to_pixels(masks, patch_size, image.shape[:2]), truth))
-    means = 100 * np.mean(scores, axis=0)
-    best = 100 * np.mean([row[1:].max() for row in scores])
-    return dict(zip(maps, means.tolist(), strict=True)) | {"best head": float(best)}
+        truth = fit_to_patches(mask, size, info.patch_size, Image.Resampling.NEAREST)[..., 0] > 0
+        named = named_maps(maps)
+        masks = mass_mask(np.stack(list(named.values())), threshold)
+        masks = to_pixels(masks, info.patch_size, truth.shape)
+        scores[index] = [region_overlap(mask, truth) for mask in masks]
+    table = np.array([scores[index] for index in sorted(scores)])  # a row for each picture
+    means = 100 * table.mean(axis=0)
+    best = 100 * table[:, 1:].max(axis=1).mean()
+    return dict(zip(named, means.tolist(), strict=True)) | {"best head": float(best)}

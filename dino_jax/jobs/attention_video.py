@@ -1,22 +1,39 @@
-"""The attention-video job: where the class token looks, frame by frame."""
+"""The attention-video job: the attention of the class token, frame by frame."""
 
+import dataclasses
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Annotated
 
+import jax
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
+from tyro.conf import arg
 
 from dino_jax.data.decode import decode
 from dino_jax.errors import UsageError
-from dino_jax.jobs.results import write_results
+from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
+from dino_jax.evaluate.features.picture_features import (
+    AttentionMaps,
+    batch_that_fits,
+    check_attention,
+)
+from dino_jax.evaluate.features.picture_pass import PicturePass
+from dino_jax.jobs.drawing import OPTIONS
+from dino_jax.jobs.results import report
 from dino_jax.output import check_folder, check_writable, remove_earlier
-from dino_jax.visualize.attention import attention_of, check_threshold, mass_mask, to_pixels
-from dino_jax.visualize.pictures import check_size, fit, resized_shape
+from dino_jax.visualize.attention_masks import check_threshold, mass_mask, to_pixels
+from dino_jax.visualize.pictures import check_input_size, fit_to_patches, resized_shape
 from dino_jax.visualize.sheet import as_rgb, color_map, draw_masks
-from dino_jax.visualize.video import check_format, check_fps, open_frames, write_video
-from dino_jax.weights.load import load
+from dino_jax.visualize.video import (
+    Frames,
+    check_fps,
+    check_video_format,
+    open_frames,
+    write_video,
+)
 
 COLOR = (255, 150, 40)  # of the mask
 
@@ -25,66 +42,63 @@ def attention_video(
     weights: str,
     video: Path,
     output: Path,
-    which: Literal["teacher", "student"] = "teacher",
     size: tuple[int, ...] = (480,),
     threshold: float | None = None,
     beside: bool = False,
     fps: float | None = None,
     keep_frames: Path | None = None,
+    options: Annotated[PassOptions, arg(name="")] = OPTIONS,
 ) -> Path:
-    """Draws the attention of the class token, averaged over the heads, to every frame of a video.
+    """Draws the attention of the class token, averaged over the heads, for every frame of a video.
 
-    The colours mean the same in all frames, so that nothing flickers.
+    All frames share one colour scale, so the video does not flicker.
 
     Args:
-      weights: A hub name, a .pth file, a converted folder, or a run folder (its workdir).
+      weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
       video: A video file, or a folder of frames.
-      output: The video to write: .mp4, .avi (both H.264) or .gif. Settings, weights' hash and what
-        was damaged are beside it, in NAME.mp4.json or the like.
-      which: The network of a run; the teacher is the better one.
-      size: Pixels of the shorter side, which keeps the shape; or height and width; 0 for frames as
-        they are.
-      threshold: Share of the mass: draws its mask over the frame instead of the map.
-      beside: Show the frame to the left.
-      fps: Frames a second of the output, at most 50 of a .gif; unset, as the input, and 25 for a
-        folder.
+      output: The video to write: .mp4, .avi (both H.264) or .gif. Settings, the weights' hash and
+        the damage found in the input are written beside it, for example to NAME.mp4.json.
+      size: Pixels of the shorter side, which keeps the aspect ratio; or height and width; 0 to keep
+        the size of the frames.
+      threshold: Draw the mask that holds this share of the mass over the frame, not the map.
+      beside: Show the frame on the left.
+      fps: Frames per second of the output, at most 50 for a .gif; default: as the input, and 25 for
+        a folder.
       keep_frames: A folder for the frames of the output as PNG files.
+      options: How the backbone processes the frames.
 
-    Returns: the video written.
+    Returns: the output video.
     Raises:
-      UsageError: something cannot be loaded, opened or written; the network has no attention.
+      UsageError: something cannot be loaded, opened or written, or the network has no attention.
     """
-    settings = {name: value for name, value in locals().items() if name != "output"}
+    settings = {"weights": weights, "video": video, "size": size, "threshold": threshold}
+    settings |= {"beside": beside, "fps": fps, "keep_frames": keep_frames}
+    settings |= dataclasses.asdict(options)
     check_threshold(threshold)
-    check_format(output)
+    check_video_format(output)
     about = output.with_name(f"{output.name}.json")
     for file in (output, about):
         check_writable(file)
-    frames = open_frames(video)
+    frames = open_frames(video, options.max_unreadable)
     _check_apart(video, output, keep_frames)
     fps = frames.fps if fps is None else fps
     check_fps(output, fps)
     if keep_frames:
         check_folder(keep_frames, "keep_frames")
-    model, info = load(weights, which=which)
-    attend = attention_of(model, info)
-    patch_size = info.patch_size
-    check_size(size, patch_size)
-
-    def fitted() -> Iterator[np.ndarray]:
-        shape = None
-        for frame in frames:  # the first one's size is everyone's
-            shape = shape or resized_shape(frame.shape[:2], size, patch_size)
-            pixels = decode(Image.fromarray(frame), channels=len(info.mean))
-            yield fit(pixels, shape, patch_size)
-
-    maps = [attend(frame).mean(axis=0) for frame in tqdm(fitted(), "attention", unit=" frames")]
+    backbone = PlacedBackbone(weights, options)
+    check_attention(backbone.model, backbone.info.source)
+    patch_size, channels = backbone.info.patch_size, len(backbone.info.mean)
+    check_input_size(size, patch_size)
+    maps = _maps(backbone, _fitted(frames, size, patch_size, channels))
     if not maps:
-        raise UsageError(f"video={video} holds no frame that can be read")
+        raise UsageError(f"video={video} has no readable frame")
+    if jax.process_index() > 0:
+        return output
     limits = float(np.min(maps)), float(np.quantile(maps, 0.999))
 
     def drawn() -> Iterator[np.ndarray]:
-        for number, (frame, values) in enumerate(zip(fitted(), maps, strict=True)):
+        fitted = _fitted(frames, size, patch_size, channels)
+        for number, (frame, values) in enumerate(zip(fitted, maps, strict=True)):
             shape = frame.shape[:2]
             if threshold is None:
                 picture = color_map(to_pixels(values, patch_size, shape), limits)
@@ -100,22 +114,44 @@ def attention_video(
     if keep_frames:
         remove_earlier(keep_frames, r"frame_\d{5,}\.png")
     write_video(output, drawn(), fps)
-    print(f"frames in {output}: {len(maps)}")
-    problems = frames.problems
+    notes, problems = [f"frames in {output}: {len(maps)}"], frames.problems
     if problems:
-        print(f"{video} is damaged; the last of {len(problems)} complaints: {problems[-1]}")
+        notes.append(f"{video} is damaged: {len(problems)} problems, the last one: {problems[-1]}")
     metrics = {"frames": len(maps), "fps": fps, "damaged": len(problems), "damage": problems[-1:]}
-    write_results(about, "attention-video", metrics, settings, info)
+    report(about, "attention-video", metrics, settings, backbone.info, notes=notes)
     return output
 
 
+def _fitted(
+    frames: Frames, size: tuple[int, ...], patch_size: int, channels: int
+) -> Iterator[np.ndarray]:
+    """The frames as the network sees them; all get the size of the first one."""
+    shape = None
+    for frame in frames:
+        shape = shape or resized_shape(frame.shape[:2], size, patch_size)
+        yield fit_to_patches(decode(Image.fromarray(frame), channels=channels), shape, patch_size)
+
+
+def _maps(backbone: PlacedBackbone, frames: Iterator[np.ndarray]) -> list[np.ndarray]:
+    """The mean map over the heads of every frame."""
+    first = next(frames, None)
+    if first is None:
+        return []
+    batch_size = backbone.options.batch_size
+    batch_size = batch_that_fits(first.shape[:2], backbone.model, backbone.mesh, batch_size)
+    feature = AttentionMaps(backbone.info.mean, backbone.info.std)
+    frames = itertools.chain([first], frames)
+    rows = PicturePass(backbone).stream_frames(feature, frames, batch_size)
+    return [row.mean(axis=0) for row in tqdm(rows, "attention", unit=" frames")]
+
+
 def _check_apart(video: Path, output: Path, keep_frames: Path | None) -> None:
-    """Raises UsageError where what is written would fall on what is read."""
+    """Raises UsageError if the output would overwrite the input."""
     if output.exists() and output.samefile(video):
-        raise UsageError(f"output={output} is the video that is read: give another name")
+        raise UsageError(f"output={output} is the input video: choose another name")
     folder = video.resolve()
     if keep_frames and folder in (keep_frames.resolve(), *keep_frames.resolve().parents):
         raise UsageError(
-            f"keep_frames={keep_frames} lies in the folder of frames that is read, {video}: give "
+            f"keep_frames={keep_frames} is inside the folder of input frames, {video}: choose "
             "another folder"
         )

@@ -1,11 +1,10 @@
-"""The copy detection job: Copydays, from weights and a folder to a table."""
+"""The copy-detection job: Copydays."""
 
 import dataclasses
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-import jax
 import numpy as np
 from tyro.conf import arg
 
@@ -14,14 +13,14 @@ from dino_jax.data.pipeline import Records
 from dino_jax.data.sources.opening import open_source
 from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features.backbone import Pass, PlacedBackbone
+from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.picture_pass import Group, PicturePass, in_place
 from dino_jax.evaluate.features.square_pass import Features
 from dino_jax.evaluate.retrieval.copy_detection import RESULTS, CopyDescriptor, score_subsets
 from dino_jax.evaluate.retrieval.copydays import open_copydays
 from dino_jax.evaluate.retrieval.whitening import learn_whitening
-from dino_jax.jobs.results import print_unreadable, table, write_results
+from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
 
 
@@ -32,26 +31,26 @@ def copy_detection(
     distractors: str | None = None,
     whitening: str | None = None,
     output: Path = Path("results.json"),
-    options: Annotated[Pass, arg(name="")] = Pass(batch_size=16),
+    options: Annotated[PassOptions, arg(name="")] = PassOptions(batch_size=16),
     cache: Annotated[FeatureCache, arg(name="")] = FeatureCache(),
 ) -> dict[str, dict[str, float | int | None]]:
-    """Finds the originals of attacked copies on Copydays, the strong ones and all other subsets.
+    """Retrieves the originals of manipulated copies on Copydays: the strong and all other subsets.
 
-    A picture is described by its class token and the GeM mean (power 4) of its patch tokens.
+    The descriptor of a picture is its class token and the GeM mean (power 4) of its patch tokens.
 
     Args:
       weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
-      data: The folder of Copydays, with original, strong, and jpegqual and crops.
-      image_size: Pixels of the square that every picture is resized to.
-      distractors: Images that join the originals (the paper: 10,000 of YFCC100M), as
+      data: Folder of Copydays, with original, strong, and jpegqual and crops.
+      image_size: Pictures are resized to a square of this many pixels.
+      distractors: Images added to the originals (the paper: 10,000 of YFCC100M), as
         KIND:LOCATION[@SPLIT].
       whitening: Other images to learn a PCA whitening from (the paper: 20,000 of YFCC100M).
-      output: The JSON file to write: scores, settings, weights' hash, versions.
-      options: How the backbone goes over the pictures.
-      cache: Where their descriptors are kept.
+      output: The JSON file to write: scores, settings, the weights' hash, versions.
+      options: How the backbone processes the pictures.
+      cache: Where descriptors are stored.
 
-    Returns: for each subset "map", the mean average precision in percent, and the number of
-      "queries" that it is over; None where none is left.
+    Returns: for each subset "map", the mean average precision in percent, and "queries", their
+      number; "map" is None if there are no queries.
     Raises:
       UsageError: something cannot be loaded, read or written, a setting is out of range, or the
         network has no patch tokens.
@@ -73,12 +72,12 @@ def copy_detection(
 
     def described(source: Source) -> Features:
         records = Records(source, max_unreadable=options.max_unreadable, channels=len(mean))
-        return passes.features(records, load, {descriptor: Group(range(len(source)), canvas)})
+        return passes.features(records, load, [(descriptor, Group(range(len(source)), canvas))])
 
     sources = [copydays.files, *others.values()]
+    transform = {"image_size": image_size}
     found = cache.features(
-        (backbone.about(x, repr(descriptor), {"image_size": image_size}) for x in sources),
-        [partial(described, source) for source in sources],
+        sources, lambda source: backbone.about(source, repr(descriptor), transform), described
     )
     unreadable = {
         source.spec: [source.name(i) for i in np.delete(np.arange(len(source)), part.index)]
@@ -88,32 +87,36 @@ def copy_detection(
     used = {name: part.features for name, part in zip(others, found[1:], strict=True)}
     more = used.get("distractors", rows[:0])
     if "whitening" in used:
-        transform = learn_whitening(used["whitening"])
-        rows, more = transform.apply(rows), transform.apply(more)
+        learned = learn_whitening(used["whitening"])
+        rows, more = learned.apply(rows), learned.apply(more)
     scores = score_subsets(copydays, rows, readable, more)
-    if jax.process_index() == 0:
-        counts = {name: len(used.get(name, [])) for name in ("distractors", "whitening")}
-        lines = [
+    counts = {name: len(used.get(name, [])) for name in ("distractors", "whitening")}
+    metrics = {
+        "copy_detection": scores,
+        "images_of_distractors": counts["distractors"],
+        "images_of_whitening": counts["whitening"],
+        "unreadable_images": [name for names in unreadable.values() for name in names],
+    }
+    settings = {"weights": weights, "data": data, "image_size": image_size}
+    settings |= {"distractors": distractors, "whitening": whitening, "results": RESULTS}
+    report(
+        output,
+        "copy-detection",
+        metrics,
+        settings | dataclasses.asdict(options) | dataclasses.asdict(cache),
+        backbone.info,
+        header=["subset", "queries", "mAP %"],
+        rows=[
             [name, row["queries"], "-" if row["map"] is None else f"{row['map']:.2f}"]
             for name, row in scores.items()
-        ]
-        print(table(["subset", "queries", "mAP %"], lines))
-        print(_conditions(**counts))
-        print_unreadable({spec: len(names) for spec, names in unreadable.items()})
-        settings = {"weights": weights, "data": data, "image_size": image_size}
-        settings |= {"distractors": distractors, "whitening": whitening, "results": RESULTS}
-        metrics = {
-            "copy_detection": scores,
-            "images_of_distractors": counts["distractors"],
-            "images_of_whitening": counts["whitening"],
-            "unreadable_images": [name for names in unreadable.values() for name in names],
-        }
-        settings |= dataclasses.asdict(options) | dataclasses.asdict(cache)
-        write_results(output, "copy-detection", metrics, settings, backbone.info)
+        ],
+        notes=[_conditions(**counts)],
+        unreadable={spec: len(names) for spec, names in unreadable.items()},
+    )
     return scores
 
 
 def _conditions(distractors: int, whitening: int) -> str:
-    """What a score must be quoted with."""
+    """The conditions that belong to a score."""
     learned = f"whitening learned on {whitening} images" if whitening else "no whitening"
-    return f"with {distractors or 'no'} distractors and {learned}; the paper has 10000 and 20000"
+    return f"with {distractors or 'no'} distractors and {learned}; in the paper 10000 and 20000"

@@ -1,4 +1,4 @@
-"""The job that writes features of any images to a file."""
+"""The embed job: writes features of any images to a file."""
 
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,10 +10,10 @@ from tyro.conf import arg
 
 from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features.embedding_files import FORMATS, check_format, names_beside
+from dino_jax.evaluate.features.embedding_files import FORMATS, check_embedding_format, names_file
 from dino_jax.evaluate.features.extractor import Extraction, Extractor
 from dino_jax.evaluate.features.tokens import BlockTokens, ClassToken, Feature
-from dino_jax.jobs.results import print_unreadable, write_results
+from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
 
 
@@ -27,34 +27,32 @@ def embed(
 ) -> dict[str, Any]:
     """Writes the features of all images to a file, with their names.
 
-    The images stream through: apart from their names, a million need no more memory than a
-    thousand. What cannot be read is named in the log and left out.
+    The images are streamed: apart from their names, a million images need no more memory than a
+    thousand. Unreadable images are logged and skipped.
 
     Args:
       weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
-      data: The images, with labels or without: folder:/path, idx:/path@train, tfds:NAME@train, ...
-      output: features.npy (names in features.csv), .npz (arrays features, labels, index, names) or
-        .parquet. Settings and weights' hash are in a .json beside it. Files of these names are
-        replaced.
-      tokens: The class token, the patches' tokens, or all (class token first).
-      block: Of a ViT; -1 is the last, 0 the first. All go through the last norm.
+      data: The images, with or without labels: folder:/path, idx:/path@train, tfds:NAME@train, ...
+      output: FILE.npy (the names go to FILE.csv) or FILE.parquet. Settings and the weights' hash
+        go to FILE.json. Existing files are overwritten.
+      tokens: The class token, the patch tokens, or all of them (class token first).
+      block: Block of a ViT: -1 is the last, 0 the first. The final norm is always applied.
       options: How features are computed.
 
     Returns: number of `images` written, and the `shape` of a feature.
     Raises:
       UsageError: something cannot be loaded, opened or written, or the backbone has no such tokens.
     """
-    check_format(output)
+    check_embedding_format(output)
     about = output.with_suffix(".json")
-    for path in (output, names_beside(output), about):
+    for path in (output, names_file(output), about):
         check_writable(path)
     source = open_source(data)
     extractor = Extractor(weights, options)
     feature = chosen_feature(extractor.model, tokens, block)
     shape = extractor.feature_shape(feature)
-    longest = max(len(source.name(i)) for i in range(len(source)))
     is_main = jax.process_index() == 0
-    sink = FORMATS[output.suffix](output, shape, longest) if is_main else nullcontext()
+    sink = FORMATS[output.suffix](output, shape) if is_main else nullcontext()
     images = 0
     with sink as append:
         for part in extractor.stream(feature, source):
@@ -62,31 +60,34 @@ def embed(
             if append is not None:
                 append(part, [source.name(int(i)) for i in part.index])
     metrics = {"images": images, "shape": list(shape)}
-    if is_main:
-        size = " x ".join(map(str, (images, *shape)))
-        print(f"{size} numbers of {source.spec} written to {output}")
-        print_unreadable(extractor.unreadable)
-        settings = {"weights": weights, "data": data, "tokens": tokens, "block": block}
-        settings |= extractor.settings(feature)
-        unreadable = {"unreadable_images": extractor.unreadable}
-        write_results(about, "embed", metrics | unreadable, settings, extractor.info)
+    settings = {"weights": weights, "data": data, "tokens": tokens, "block": block}
+    size = " x ".join(map(str, (images, *shape)))
+    report(
+        about,
+        "embed",
+        metrics | {"unreadable_images": extractor.unreadable},
+        settings | extractor.settings(feature),
+        extractor.info,
+        notes=[f"features of {source.spec} written to {output}: {size}"],
+        unreadable=extractor.unreadable,
+    )
     return metrics
 
 
 def chosen_feature(model: nnx.Module, tokens: str, block: int) -> Feature:
-    """What is written.
+    """The feature to write.
 
     Raises:
       UsageError: there is no such block.
     """
     if (tokens, block) == ("class", -1):
-        return ClassToken()  # which every backbone has
+        return ClassToken()  # every backbone has it
     if not hasattr(model, "get_intermediate_layers"):
-        return BlockTokens(tokens)  # whose own message says why not
+        return BlockTokens(tokens)  # its error message explains why it has none
     depth = len(model.blocks)
     if not -depth <= block < depth:
         raise UsageError(
-            f"block={block}: the backbone has {depth} blocks, 0 to {depth - 1}, or -1 to -{depth} "
-            "from the last"
+            f"block={block} must be from 0 to {depth - 1}, or from -1 (the last) to -{depth}: the "
+            f"backbone has {depth} blocks"
         )
     return BlockTokens(tokens, from_last=depth - block if block >= 0 else -block)

@@ -1,4 +1,4 @@
-"""The k-NN job: from weights and two sources to a table."""
+"""The knn job: k-NN classification of frozen features."""
 
 import dataclasses
 import io
@@ -25,11 +25,11 @@ from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.extractor import Extraction, Extractor
 from dino_jax.evaluate.features.square_pass import Features
 from dino_jax.evaluate.features.tokens import ClassToken
-from dino_jax.jobs.results import print_unreadable, table, write_results
+from dino_jax.jobs import results
 from dino_jax.output import check_writable
-from dino_jax.visualize.neighbours import neighbours_sheet
+from dino_jax.visualize.neighbours_sheet import neighbours_sheet
 
-QUERIES, NEIGHBOURS = 10, 10  # rows of a report, and neighbours in each
+QUERIES, NEIGHBOURS = 10, 10  # rows and columns of the picture of neighbours
 
 
 def knn(
@@ -48,15 +48,15 @@ def knn(
 
     Args:
       weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
-      train: The labelled bank: folder:/path, idx:/path@train, tfds:NAME@train, shapes:N@train.
-      test: The labelled images to classify.
-      ks: Numbers of neighbours; all in one pass.
-      temperature: Of the votes.
-      memory_budget: Bytes on each device for a block of similarities, besides the features.
-      output: The JSON file to write: scores, settings, weights' hash, versions.
+      train: Labelled training images: folder:/path, idx:/path@train, tfds:NAME@train, ...
+      test: Labelled test images.
+      ks: Numbers of neighbours; all are scored in one pass.
+      temperature: Temperature of the votes.
+      memory_budget: Bytes per device for a block of similarities, besides the features.
+      output: The JSON file to write: scores, settings, the weights' hash, versions.
       report: A picture to write: some test images, each with its nearest training images.
       options: How features are computed.
-      cache: Where features are kept.
+      cache: Where features are stored.
 
     Returns: `{k: {"top1": percent, "top5": percent}}`.
     Raises:
@@ -67,49 +67,54 @@ def knn(
         raise UsageError(f"memory_budget={memory_budget} must be at least 1 byte")
     check_writable(output)
     if report:
-        check_picture(report)
+        check_report(report)
     sources = open_labelled(train, test)
     extractor = Extractor(weights, options)
     feature = ClassToken()
     sides = extractor.features(feature, sources, cache)
     votes = {"ks": ks, "temperature": temperature, "memory_budget": memory_budget}
     scores = knn_of_sources(*sources, *sides, **votes, mesh=extractor.mesh)
-    if jax.process_index() == 0:
-        rows = [[k, f"{row['top1']:.2f}", f"{row['top5']:.2f}"] for k, row in scores.items()]
-        print(table(["k", "top-1 %", "top-5 %"], rows))
-        print_unreadable(extractor.unreadable)
-        metrics = {"knn": scores, "unreadable_images": extractor.unreadable}
-        metrics |= {"classes_without_test_images": len(untested_classes(*sources))}
-        settings = {"weights": weights, "train": train, "test": test} | votes
-        settings |= extractor.settings(feature) | dataclasses.asdict(cache)
-        write_results(output, "knn", metrics, settings, extractor.info)
-        if report:
-            write_report(report, sources, sides)
+    metrics = {"knn": scores, "unreadable_images": extractor.unreadable}
+    metrics |= {"classes_without_test_images": len(untested_classes(*sources))}
+    settings = {"weights": weights, "train": train, "test": test} | votes
+    settings |= extractor.settings(feature) | dataclasses.asdict(cache)
+    results.report(
+        output,
+        "knn",
+        metrics,
+        settings,
+        extractor.info,
+        header=["k", "top-1 %", "top-5 %"],
+        rows=[[k, f"{row['top1']:.2f}", f"{row['top5']:.2f}"] for k, row in scores.items()],
+        unreadable=extractor.unreadable,
+    )
+    if report and jax.process_index() == 0:
+        draw_report(report, sources, sides)
     return scores
 
 
-def check_picture(path: Path) -> None:
-    """Raises UsageError where a picture of this name cannot be written."""
-    try:  # some formats are for reading alone, others for pictures without colours
+def check_report(path: Path) -> None:
+    """Raises UsageError if no picture with this file name can be written."""
+    try:  # Pillow can only read some formats, and some have no colours
         kind = Image.registered_extensions()[path.suffix.lower()]
         Image.new("RGB", (1, 1)).save(io.BytesIO(), kind)
     except (KeyError, OSError, ValueError) as error:
         raise UsageError(
-            f"report={path} must be named as a picture that can be written: end it in .png or .jpg"
+            f"report={path} is no picture format that can be written: use .png or .jpg"
         ) from error
     check_writable(path, "report")
 
 
-def write_report(path: Path, sources: tuple[Source, Source], sides: Sequence[Features]) -> None:
+def draw_report(path: Path, sources: tuple[Source, Source], sides: Sequence[Features]) -> None:
     """Draws some test images with their nearest training images.
 
     Args:
       path: of the picture.
-      sources: bank and queries.
+      sources: training and test images.
       sides: their features.
     """
     (bank, queries), (bank_side, query_side) = sources, sides
-    # The same queries for all weights, so that reports can be compared; ordered by class.
+    # The same test images for all weights, so that pictures can be compared; ordered by class.
     count = len(query_side.index)
     chosen = np.random.default_rng(0).permutation(count)[:QUERIES]
     chosen = chosen[np.argsort(query_side.labels[chosen], kind="stable")]
@@ -117,7 +122,7 @@ def write_report(path: Path, sources: tuple[Source, Source], sides: Sequence[Fea
         bank_side.features,
         query_side.features[chosen],
         k=min(NEIGHBOURS, len(bank_side.index)),
-        mesh=sharding.make_mesh(jax.local_devices()),  # one host draws, without the others
+        mesh=sharding.make_mesh(jax.local_devices()),  # only this host draws
     )
     found = bank_side.index[rows]
     neighbours_sheet(queries, bank, query_side.index[chosen], found, similarities).save(path)

@@ -1,9 +1,10 @@
-"""The linear probe's job: from weights and two sources to the best classifier."""
+"""The linear job: linear classifiers on frozen features."""
 
 import dataclasses
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,23 +22,22 @@ from dino_jax.evaluate.classification.labelled import (
     untested_classes,
 )
 from dino_jax.evaluate.classification.linear_files import Progress
-from dino_jax.evaluate.classification.linear_head import score_head
+from dino_jax.evaluate.classification.linear_head import score_classifier
 from dino_jax.evaluate.classification.linear_training import (
     HEAD,
     Protocol,
     Split,
-    begin,
+    restore_or_init,
     train_heads,
 )
-from dino_jax.evaluate.features import cache as feature_store
-from dino_jax.evaluate.features.cache import FeatureCache
+from dino_jax.evaluate.features.cache import FeatureCache, describe_data
 from dino_jax.evaluate.features.extractor import Extraction, Extractor
 from dino_jax.evaluate.features.tokens import Feature, probed_feature
-from dino_jax.jobs.results import print_unreadable, table, write_results
+from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
 from dino_jax.weights.linear import read_head
 
-RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)  # the reference has 0.001 alone
+RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)  # the reference only has 0.001
 
 
 def linear(
@@ -56,36 +56,36 @@ def linear(
     options: Annotated[Extraction, arg(name="")] = Extraction(),
     cache: Annotated[FeatureCache, arg(name="")] = FeatureCache(),
 ) -> dict[str, Any]:
-    """Trains linear classifiers on frozen features, one for each learning rate, or scores one.
+    """Trains linear classifiers on frozen features, one per learning rate, or scores a trained one.
 
-    The same command continues a training that was stopped.
+    The same command resumes an interrupted training.
 
     Args:
       weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
-      test: The labelled images to classify: folder:/path, idx:/path@test, tfds:NAME@test, ...
-      train: The labelled images to train on; not needed to evaluate.
-      workdir: Folder for results.json, log.txt, the best classifier and what continues a training;
-        for evaluate.json where a classifier is scored.
-      evaluate: A classifier to score instead: head.npz of this job, a .pth of the reference, or a
-        hub name for the released one.
-      learning_rates: For 256 images; all are trained at once on the same crops.
-      epochs: Of the training.
-      train_batch_size: Images of a step over all devices.
-      n_last_blocks: Class tokens of so many last blocks of a ViT; unset, 4, or 1 for ViT-B and
-        where the mean is added.
-      avgpool_patchtokens: Add the mean of the last patch tokens; unset, for ViT-B only, and not
-        where a number of blocks is given.
-      hold_out: Share of the training images to choose rate and epoch on; 0 chooses on the test
-        images, as the reference does.
-      seed: Of the first weights, the order, the crops and what is held out.
+      test: Labelled test images: folder:/path, idx:/path@test, tfds:NAME@test, ...
+      train: Labelled training images; not needed with --evaluate.
+      workdir: Folder for results.json, log.txt, the best classifier and the state to resume from;
+        for evaluate.json with --evaluate.
+      evaluate: A trained classifier to score instead: head.npz of this job, a .pth file of the
+        reference, or a hub name for the released one.
+      learning_rates: Learning rates per 256 images; all are trained at once on the same crops.
+      epochs: Training epochs.
+      train_batch_size: Images per training step, over all devices.
+      n_last_blocks: Number of last blocks of a ViT whose class tokens are used; default: 4, or 1
+        for ViT-B and with --avgpool-patchtokens.
+      avgpool_patchtokens: Add the mean of the last patch tokens; default: only for ViT-B, and only
+        if --n-last-blocks is not set.
+      hold_out: Share of the training images used to choose learning rate and epoch; 0 chooses them
+        on the test images, as the reference does.
+      seed: Seed of the initial weights, the order, the crops and the held-out images.
       options: How features are computed.
-      cache: Where the features of test and held-out images are kept.
+      cache: Where the features of test and held-out images are stored.
 
     Returns: the metrics: `top1`, `top5`, `learning_rate`, `epoch` (counted from 1; from 0 in
-      log.txt, as the reference does), `chosen_on`, and all rates'.
+      log.txt, as in the reference), `chosen_on`, and those of all learning rates.
     Raises:
-      UsageError: something cannot be loaded, opened or written, a setting is out of range, another
-        training is at work in the workdir, or a classifier does not fit features or classes.
+      UsageError: something cannot be loaded, opened or written, a setting is out of range, the
+        workdir is in use, or a classifier does not match the features or classes.
     """
     _check(learning_rates, epochs, train_batch_size, hold_out)
     if (train is None) == (evaluate is None):
@@ -97,18 +97,35 @@ def linear(
     extractor = Extractor(weights, options)
     feature = probed_feature(extractor.model, n_last_blocks, avgpool_patchtokens)
     if train is None:
-        metrics = score_head(read_head(evaluate), evaluate, extractor, feature, sources[1], cache)
+        head = read_head(evaluate)
+        metrics = score_classifier(head, evaluate, extractor, feature, sources[1], cache)
+        outcome = Outcome(metrics)
     else:
         protocol = Protocol(learning_rates, epochs, train_batch_size, seed)
         with lock.take(workdir) if jax.process_index() == 0 else nullcontext():
-            metrics = _trained(extractor, feature, *sources, protocol, hold_out, workdir, cache)
-    if jax.process_index() == 0:
-        print(f"top-1 {metrics['top1']:.2f} %, top-5 {metrics['top5']:.2f} %")
-        print_unreadable(extractor.unreadable)
-        metrics |= {"unreadable_images": extractor.unreadable}
-        settings = given | extractor.settings(feature) | dataclasses.asdict(cache)
-        write_results(output, "linear", metrics, settings, extractor.info)
+            outcome = _trained(extractor, feature, *sources, protocol, hold_out, workdir, cache)
+    metrics = outcome.metrics | {"unreadable_images": extractor.unreadable}
+    report(
+        output,
+        "linear",
+        metrics,
+        given | extractor.settings(feature) | dataclasses.asdict(cache),
+        extractor.info,
+        header=outcome.header,
+        rows=outcome.rows,
+        notes=[*outcome.notes, f"top-1 {metrics['top1']:.2f} %, top-5 {metrics['top5']:.2f} %"],
+        unreadable=extractor.unreadable,
+    )
     return metrics
+
+
+class Outcome(NamedTuple):
+    """Metrics, and what to print besides."""
+
+    metrics: dict[str, Any]
+    header: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    notes: Sequence[str] = ()
 
 
 def _trained(
@@ -120,8 +137,8 @@ def _trained(
     hold_out: float,
     workdir: Path,
     cache: FeatureCache,
-) -> dict[str, Any]:
-    """The scores of the best classifier of a training."""
+) -> Outcome:
+    """Trains the classifiers, or resumes their training."""
     training, scored = train, {"test": test}
     if hold_out:
         order = np.random.default_rng(protocol.seed).permutation(len(train))
@@ -131,26 +148,26 @@ def _trained(
         training = Subset(train, kept, f"without {hold_out} held out")
     if len(training) < protocol.batch_size:
         raise UsageError(
-            f"train_batch_size={protocol.batch_size} is more than the {len(training)} images of "
-            f"{training.spec}: give a smaller one"
+            f"train_batch_size={protocol.batch_size} is larger than the {len(training)} images of "
+            f"{training.spec}: choose a smaller one"
         )
     if protocol.batch_size % extractor.mesh.size:
         raise UsageError(
-            f"train_batch_size={protocol.batch_size} is no multiple of the {extractor.mesh.size} "
-            "devices: give one"
+            f"train_batch_size={protocol.batch_size} is not divisible by the "
+            f"{extractor.mesh.size} devices: choose a multiple"
         )
     settings = {
         "weights": extractor.info.sha256,
         "feature": repr(feature),
         "dtype": extractor.info.dtype,
         "transform": dataclasses.asdict(extractor.transform),
-        "train": feature_store.describe_data(training),
-        "test": feature_store.describe_data(test),
+        "train": describe_data(training),
+        "test": describe_data(test),
         "class_names": train.class_names,
         "hold_out": hold_out,
     } | dataclasses.asdict(protocol)
     (width,) = extractor.feature_shape(feature)
-    progress = begin(workdir, settings, protocol, width, num_classes_of(train))
+    progress = restore_or_init(workdir, settings, protocol, width, num_classes_of(train))
     found = extractor.features(feature, list(scored.values()), cache)
     splits = [
         Split(
@@ -170,22 +187,22 @@ def _trained(
         settings=settings,
         workdir=workdir,
     )
-    if progress.unreadable and jax.process_index() == 0:
-        print(
-            f"images of {training.spec} that cannot be read and were replaced by the next readable "
-            f"ones: {len(progress.unreadable)}"
-        )
-    found = _summary(progress, protocol, splits[0].name, workdir)
-    return found | {
+    metrics = {
         "replaced_training_images": len(progress.unreadable),
         "classes_without_test_images": len(untested_classes(train, test)),
     }
+    notes = []
+    if progress.unreadable:
+        notes.append(
+            f"unreadable images of {training.spec}, replaced by the next readable ones: "
+            f"{len(progress.unreadable)}"
+        )
+    outcome = _summary(progress, protocol, splits[0].name, workdir)
+    return outcome._replace(metrics=outcome.metrics | metrics, notes=[*notes, *outcome.notes])
 
 
-def _summary(
-    progress: Progress, protocol: Protocol, chosen_on: str, workdir: Path
-) -> dict[str, Any]:
-    """The metrics of a training, and a table of the rates on the console."""
+def _summary(progress: Progress, protocol: Protocol, chosen_on: str, workdir: Path) -> Outcome:
+    """The metrics of a training, and a table of the learning rates."""
     best, last = progress.best_record, progress.history[-1]
     tops = {"best_top1": "test_top1"}
     if chosen_on == "held_out":
@@ -206,23 +223,16 @@ def _summary(
     ]
     epoch = 1 + best["epoch"]
     words = {"test": "test images", "held_out": "training images held out"}[chosen_on]
-    if jax.process_index() == 0:
-        columns = {
-            "learning_rate": "learning rate",
-            "last_train_loss": "loss",
-            "last_top1": "top-1 %",
-            "last_top5": "top-5 %",
-            "best_top1": "best top-1 %",
-            "best_held_out_top1": "best held out %",
-        }
-        columns = {name: header for name, header in columns.items() if name in rates[0]}
-        rows = [[f"{row[name]:.5g}" for name in columns] for row in rates]
-        print(table(list(columns.values()), rows))
-        print(
-            f"learning rate {best['learning_rate']:g}, epoch {epoch} of "
-            f"{protocol.epochs}, chosen on the {words}; kept in {workdir / HEAD}"
-        )
-    return {
+    columns = {
+        "learning_rate": "learning rate",
+        "last_train_loss": "loss",
+        "last_top1": "top-1 %",
+        "last_top5": "top-5 %",
+        "best_top1": "best top-1 %",
+        "best_held_out_top1": "best held out %",
+    }
+    columns = {name: header for name, header in columns.items() if name in rates[0]}
+    metrics = {
         "top1": best["test_top1"],
         "top5": best["test_top5"],
         "learning_rate": best["learning_rate"],
@@ -230,6 +240,12 @@ def _summary(
         "chosen_on": words,
         "learning_rates": rates,
     }
+    choice = (
+        f"learning rate {best['learning_rate']:g}, epoch {epoch} of {protocol.epochs}, chosen on "
+        f"the {words}; saved to {workdir / HEAD}"
+    )
+    rows = [[f"{rate[name]:.5g}" for name in columns] for rate in rates]
+    return Outcome(metrics, list(columns.values()), rows, [choice])
 
 
 def _check(

@@ -1,10 +1,9 @@
-"""The job of logistic regression: from weights and two sources to a table."""
+"""The logistic job: logistic regression on frozen features."""
 
 import dataclasses
 from pathlib import Path
 from typing import Annotated, Any
 
-import jax
 import numpy as np
 from tyro.conf import arg
 
@@ -21,7 +20,7 @@ from dino_jax.evaluate.classification.logistic import (
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.extractor import Extraction, Extractor
 from dino_jax.evaluate.features.tokens import ClassToken
-from dino_jax.jobs.results import print_unreadable, table, write_results
+from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
 
 
@@ -37,19 +36,19 @@ def logistic(
     options: Annotated[Extraction, arg(name="")] = Extraction(),
     cache: Annotated[FeatureCache, arg(name="")] = FeatureCache(),
 ) -> dict[str, dict[str, Any]]:
-    """Logistic regression on frozen features, with all training images or few of each class.
+    """Logistic regression on frozen features, with all training images or a few per class.
 
     Args:
       weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
-      train: The labelled images to fit: folder:/path, idx:/path@train, tfds:NAME@train, ...
-      test: The labelled images to classify.
-      shots: How many training images: all, 1% or 10% of each class, 5 of each, ...
-      num_seeds: Choices of images for each setting; mean and deviation are reported.
+      train: Labelled training images: folder:/path, idx:/path@train, tfds:NAME@train, ...
+      test: Labelled test images.
+      shots: How many training images to use: all, 1% or 10% of each class, 5 per class, ...
+      num_seeds: Random subsets per setting; mean and standard deviation are reported.
       c: Inverse strength of the L2 penalty on standardised features.
-      max_iterations: Of the fit.
-      output: The JSON file to write: scores, settings, weights' hash, versions.
+      max_iterations: Limit of the solver.
+      output: The JSON file to write: scores, settings, the weights' hash, versions.
       options: How features are computed.
-      cache: Where features are kept.
+      cache: Where features are stored.
 
     Returns: for each of `shots`: `top1` (the mean) and `std` in percent, `images`, the
       `top1_by_seed`, and whether all fits `converged`.
@@ -87,27 +86,25 @@ def logistic(
             for rows in choices
         ]
         metrics[shot] = summary(fits) | {"images": len(choices[0])}
-    if jax.process_index() == 0:
-        rows = [
+    found = {"logistic": metrics, "unreadable_images": extractor.unreadable}
+    report(
+        output,
+        "logistic",
+        found | {"classes_without_test_images": len(untested_classes(*sources))},
+        given | extractor.settings(feature) | dataclasses.asdict(cache),
+        extractor.info,
+        header=["shots", "images", "top-1 %", "std", "converged"],
+        rows=[
             [shot, row["images"], f"{row['top1']:.2f}", f"{row['std']:.2f}", row["converged"]]
             for shot, row in metrics.items()
-        ]
-        print(table(["shots", "images", "top-1 %", "std", "converged"], rows))
-        print_unreadable(extractor.unreadable)
-        result = {"logistic": metrics, "unreadable_images": extractor.unreadable}
-        result |= {"classes_without_test_images": len(untested_classes(*sources))}
-        write_results(
-            output,
-            "logistic",
-            result,
-            given | extractor.settings(feature) | dataclasses.asdict(cache),
-            extractor.info,
-        )
+        ],
+        unreadable=extractor.unreadable,
+    )
     return metrics
 
 
 def summary(fits: list[dict[str, Any]]) -> dict[str, Any]:
-    """Mean and sample deviation over seeds; the deviation of a single one is 0."""
+    """Mean and sample standard deviation over seeds; 0 for a single seed."""
     tops = [fit["top1"] for fit in fits]
     return {
         "top1": float(np.mean(tops)),

@@ -1,4 +1,4 @@
-"""What a job says: a table on the console and `results.json`."""
+"""The end of a job: a table on the console, and `results.json`."""
 
 import dataclasses
 import json
@@ -17,11 +17,41 @@ from dino_jax.weights.info import WeightsInfo
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of what computes, and the kind of device."""
-    found = {name: version(name) for name in PACKAGES}
-    here = {"device": jax.devices()[0].device_kind, "python": platform.python_version()}
-    return here | {"dino_jax": __version__} | found
+def report(
+    path: Path,
+    job: str,
+    metrics: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    info: WeightsInfo | None,
+    *,
+    header: Sequence[str] = (),
+    rows: Sequence[Sequence[object]] = (),
+    notes: Sequence[str] = (),
+    unreadable: Mapping[str, int] | None = None,
+) -> None:
+    """Prints the results of a job and writes them to a file, on the first process only.
+
+    Args:
+      path: of the JSON file.
+      job: name of the job.
+      metrics: its results.
+      settings: its arguments.
+      info: of the weights.
+      header: of the table to print.
+      rows: of the table; no table is printed without rows.
+      notes: lines to print below the table.
+      unreadable: number of unreadable images that were skipped, by source.
+    """
+    if jax.process_index() > 0:
+        return
+    if rows:
+        print(table(header, rows))
+    for note in notes:
+        print(note)
+    for spec, count in (unreadable or {}).items():
+        if count:
+            print(f"unreadable images of {spec}, skipped: {count}")
+    write_results(path, job, metrics, settings, info)
 
 
 def write_results(
@@ -31,15 +61,15 @@ def write_results(
     settings: Mapping[str, Any],
     info: WeightsInfo | None,
 ) -> None:
-    """Writes a job's result with all that is needed to get it again.
+    """Writes the results of a job with everything that is needed to reproduce them.
 
-    An earlier result is replaced when this one is whole.
+    The file is replaced atomically.
 
     Args:
       path: of the JSON file.
-      job: its name.
-      metrics: the numbers.
-      settings: the job's arguments.
+      job: name of the job.
+      metrics: its results.
+      settings: its arguments.
       info: of the weights.
     """
     record = {
@@ -53,16 +83,16 @@ def write_results(
         part.write_text(json.dumps(record, indent=2, default=str) + "\n")
 
 
+def versions() -> dict[str, str]:
+    """Versions of Python and the packages that affect results, and the kind of device."""
+    found = {name: version(name) for name in PACKAGES}
+    here = {"device": jax.devices()[0].device_kind, "python": platform.python_version()}
+    return here | {"dino_jax": __version__} | found
+
+
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], align: str = ">") -> str:
-    """Columns for the console, aligned to the right (">") or the left ("<")."""
+    """Formats columns for the console, aligned to the right (">") or the left ("<")."""
     cells = [[str(cell) for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(f"{c:{align}{w}}" for c, w in zip(r, widths, strict=True)) for r in cells]
     return "\n".join(line.rstrip() for line in lines)
-
-
-def print_unreadable(counts: Mapping[str, int]) -> None:
-    """Says how many images were left out; the log has named each."""
-    for spec, count in counts.items():
-        if count:
-            print(f"images of {spec} that cannot be read and were left out: {count}")

@@ -1,30 +1,27 @@
-"""The retrieval job: Revisited Oxford and Paris, from weights and a folder to a table."""
+"""The retrieval job: Revisited Oxford and Paris."""
 
 import dataclasses
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import jax
 import numpy as np
-from PIL import Image
 from tyro.conf import arg
 
 from dino_jax.data.decode import fit, fitted_size
 from dino_jax.data.pipeline import Records
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features.backbone import Pass, PlacedBackbone
+from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.cache import FeatureCache
-from dino_jax.evaluate.features.picture_pass import PicturePass, in_place
+from dino_jax.evaluate.features.picture_pass import PicturePass, in_place, picture_sizes
 from dino_jax.evaluate.features.square_pass import Features
-from dino_jax.evaluate.retrieval.ranking import KS, PROTOCOLS, rank, score
+from dino_jax.evaluate.retrieval.ranking import KS, PROTOCOLS, rank, score_ranking
 from dino_jax.evaluate.retrieval.revisited import open_revisited
 from dino_jax.evaluate.retrieval.scales import SCALES, group_by_shape
-from dino_jax.jobs.results import print_unreadable, table, write_results
+from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
 
-PRESETS: dict[str, dict[str, Any]] = {  # of the paper's table 3
+PRESETS: dict[str, dict[str, Any]] = {  # paper, table 3
     "paper-oxford": {"image_size": 224, "multiscale": False},
     "paper-paris": {"image_size": 512, "multiscale": True},
 }
@@ -37,26 +34,26 @@ def retrieval(
     image_size: int | None = None,
     multiscale: bool | None = None,
     output: Path = Path("results.json"),
-    options: Annotated[Pass, arg(name="")] = Pass(),
+    options: Annotated[PassOptions, arg(name="")] = PassOptions(),
     cache: Annotated[FeatureCache, arg(name="")] = FeatureCache(),
 ) -> dict[str, dict[str, float | None]]:
-    """Finds pictures of the same landmark on Revisited Oxford (ROxford5k) or Paris (RParis6k).
+    """Retrieves pictures of the same landmark on Revisited Oxford (ROxford5k) or Paris (RParis6k).
 
-    Queries are whole pictures, as in the reference, not their boxes.
+    Queries are whole pictures, as in the reference, not cropped to their boxes.
 
     Args:
       weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP.
-      data: The folder of the data set, such as roxford5k, with gnd_roxford5k.pkl and jpg.
-      preset: paper-oxford (224 pixels, one scale) or paper-paris (512 pixels, three scales); unset,
-        that of the data set.
-      image_size: Pixels of the square that pictures are shrunk into; unset, the preset's.
-      multiscale: Average the features of scales 1, 0.71 and 0.5; unset, the preset's.
-      output: The JSON file to write: scores, settings, weights' hash, versions.
-      options: How the backbone goes over the pictures.
-      cache: Where features are kept.
+      data: Folder of the data set, such as roxford5k, with gnd_roxford5k.pkl and jpg.
+      preset: paper-oxford (224 pixels, one scale) or paper-paris (512 pixels, three scales);
+        default: chosen by the data set.
+      image_size: Pictures are shrunk to fit a square of this many pixels; default: the preset's.
+      multiscale: Average the features of scales 1, 0.71 and 0.5; default: the preset's.
+      output: The JSON file to write: scores, settings, the weights' hash, versions.
+      options: How the backbone processes the pictures.
+      cache: Where features are stored.
 
     Returns: for each protocol (easy, medium, hard) "map" and "mp_at_1", "mp_at_5", "mp_at_10" in
-      percent, None where no query has anything to find.
+      percent, None if no query has a positive.
     Raises:
       UsageError: something cannot be loaded, read or written, or a setting is out of range.
     """
@@ -77,59 +74,60 @@ def retrieval(
     )
     transform = chosen | {"mean": backbone.info.mean, "std": backbone.info.std}
     (found,) = cache.features(
-        [backbone.about(dataset.pictures, "AtScales", transform)],
-        [partial(_features, backbone, records, **chosen)],
+        [dataset.pictures],
+        lambda source: backbone.about(source, "AtScales", transform),
+        lambda _: _features(backbone, records, **chosen),
     )
     rows, readable = in_place(found, len(records))
     truth = dataset.truth_among(readable)
     ranks = rank(rows[: dataset.num_images], rows[dataset.num_images :])
     scores = {}
     for protocol in PROTOCOLS:
-        found = score(ranks, truth, protocol)
+        found = score_ranking(ranks, truth, protocol)
         measures = {"map": found.mean_average_precision} | {
             f"mp_at_{k}": precision for k, precision in found.mean_precision.items()
         }
         scores[protocol] = {
             name: None if np.isnan(value) else 100 * value for name, value in measures.items()
         }
-    if jax.process_index() == 0:
-        shown = [
+    unreadable = [dataset.pictures.name(i) for i in np.flatnonzero(~readable)]
+    settings = {"weights": weights, "data": data, "preset": preset} | chosen
+    report(
+        output,
+        "retrieval",
+        {"retrieval": scores, "unreadable_images": unreadable},
+        settings | dataclasses.asdict(options) | dataclasses.asdict(cache),
+        backbone.info,
+        header=["protocol", "mAP %", *(f"mP@{k} %" for k in KS)],
+        rows=[
             [protocol, *("-" if value is None else f"{value:.2f}" for value in row.values())]
             for protocol, row in scores.items()
-        ]
-        print(table(["protocol", "mAP %", *(f"mP@{k} %" for k in KS)], shown))
-        unreadable = [dataset.pictures.name(i) for i in np.flatnonzero(~readable)]
-        print_unreadable({dataset.pictures.spec: len(unreadable)})
-        settings = {"weights": weights, "data": data, "preset": preset} | chosen
-        settings |= dataclasses.asdict(options) | dataclasses.asdict(cache)
-        metrics = {"retrieval": scores, "unreadable_images": unreadable}
-        write_results(output, "retrieval", metrics, settings, backbone.info)
+        ],
+        unreadable={dataset.pictures.spec: len(unreadable)},
+    )
     return scores
 
 
 def _features(
     backbone: PlacedBackbone, records: Records, *, image_size: int, multiscale: bool
 ) -> Features:
-    """Features [N, D] of all pictures that can be read."""
+    """Features [N, D] of all readable pictures."""
     scales = SCALES if multiscale else (1.0,)
     info = backbone.info
     patch_size = info.patch_size if getattr(backbone.model, "family", None) == "vit" else None
 
-    def size_of(image: Image.Image) -> tuple[int, int]:
-        with image:
-            return fitted_size(image.size, image_size)
-
-    with ThreadPoolExecutor(backbone.options.num_threads) as threads:  # headers alone
-        read = threads.map(lambda i: records.read(i, size_of), range(len(records)))
-        sizes = {i: size for i, size in enumerate(read) if size is not None}
+    sizes = {
+        i: fitted_size((width, height), image_size)
+        for i, (height, width) in picture_sizes(records, backbone.options.num_threads).items()
+    }
     for i, size in sizes.items():
         smallest = min(scales) * min(size)
         if patch_size is not None and smallest < patch_size:
             raise UsageError(
                 f"{records.source.name(i)} is {size[1]}x{size[0]} pixels at "
-                f"image_size={image_size}, and at the smallest scale {smallest:.0f}, less than a "
-                f"patch of {patch_size}: raise image_size, or take one scale"
+                f"image_size={image_size}, and {smallest:.0f} at the smallest scale, less than one "
+                f"patch of {patch_size}: raise image_size, or use a single scale"
             )
     groups = group_by_shape(sizes, scales, patch_size, info.mean, info.std)
     load = partial(fit, side=image_size, channels=records.channels)
-    return PicturePass(backbone).features(records, load, groups)
+    return PicturePass(backbone).features(records, load, groups.items())

@@ -1,4 +1,4 @@
-"""The video segmentation job: DAVIS 2017, from weights and a folder to masks and their score."""
+"""The video-segmentation job: DAVIS 2017, masks and their score."""
 
 import csv
 import dataclasses
@@ -28,8 +28,8 @@ from dino_jax.evaluate.davis.propagation import (
 )
 from dino_jax.evaluate.davis.report import MEASURES, ObjectRow, mean_of, object_rows
 from dino_jax.evaluate.davis.score import object_scores
-from dino_jax.evaluate.features.backbone import Pass, PlacedBackbone
-from dino_jax.jobs.results import table, write_results
+from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
+from dino_jax.jobs.results import report
 from dino_jax.output import check_writable, remove_earlier
 
 
@@ -40,22 +40,22 @@ def video_segmentation(
     split: str = "val",
     image_size: int = 480,
     propagation: Annotated[Propagation, arg(name="")] = Propagation(),
-    options: Annotated[Pass, arg(name="")] = Pass(batch_size=8),
+    options: Annotated[PassOptions, arg(name="")] = PassOptions(batch_size=8),
 ) -> dict[str, float] | None:
-    """Follows the objects of DAVIS 2017 from their masks in the first frame, and scores that.
+    """Propagates the masks of the first frame of each DAVIS 2017 video, and scores the result.
 
     Args:
       weights: A hub name, a .pth file, a converted folder, a run folder, or WORKDIR@STEP; of a ViT.
-      data: The folder of DAVIS 2017, with ImageSets, JPEGImages and Annotations.
-      output: A folder for the masks (SEQUENCE/00000.png, ...), results.json, per_sequence.csv and
-        per_object.csv.
-      split: The list in ImageSets/2017.
-      image_size: Pixels of a frame's shorter side.
-      propagation: How labels are handed on.
-      options: How the backbone goes over the frames.
+      data: Folder of DAVIS 2017, with ImageSets, JPEGImages and Annotations.
+      output: Output folder for the masks (SEQUENCE/00000.png, ...), results.json, per_sequence.csv
+        and per_object.csv.
+      split: Name of a list in ImageSets/2017.
+      image_size: Pixels of the shorter side of a frame.
+      propagation: How labels are propagated.
+      options: How the backbone processes the frames.
 
-    Returns: J&F and its parts in percent, means over all objects; None where no sequence has the
-      masks for it.
+    Returns: J&F and its parts in percent, means over all objects; None if no sequence has masks to
+      compare with.
     Raises:
       UsageError: something cannot be loaded, read or written, a setting is out of range, or the
         network has no patch tokens.
@@ -88,28 +88,37 @@ def video_segmentation(
             rows += object_rows(video, [x for x in scores.values() if x is not None])
     found = mean_of(rows)
     if jax.process_index() == 0:
-        report(output, rows)
-        if skipped:
-            print(f"frames or masks that cannot be read and were left out: {len(skipped)}")
-        settings = {"weights": weights, "data": data, "split": split, "image_size": image_size}
-        settings |= dataclasses.asdict(propagation) | dataclasses.asdict(options)
-        scored = {row.video for row in rows}
-        unscored = [video.name for video in videos if video.name not in scored]
-        if unscored:
-            print(f"sequences without masks to be scored by: {len(unscored)} of {len(videos)}")
-        metrics = {
-            "video_segmentation": found,
-            "objects": len(rows),
-            "sequences_without_score": unscored,
-            "unreadable_images": skipped,
-        }
-        file = output / "results.json"
-        write_results(file, "video-segmentation", metrics, settings, backbone.info)
+        _write_csv(output / "per_sequence.csv", ["Sequence"], _sequence_rows(rows))
+        objects = [[row.video, row.number, *_rounded(row.values)] for row in rows]
+        _write_csv(output / "per_object.csv", ["Sequence", "Object"], objects)
+    scored = {row.video for row in rows}
+    unscored = [video.name for video in videos if video.name not in scored]
+    metrics = {
+        "video_segmentation": found,
+        "objects": len(rows),
+        "sequences_without_score": unscored,
+        "unreadable_images": skipped,
+    }
+    settings = {"weights": weights, "data": data, "split": split, "image_size": image_size}
+    total = [["all objects", *_rounded(found.values())]] if found else []
+    report(
+        output / "results.json",
+        "video-segmentation",
+        metrics,
+        settings | dataclasses.asdict(propagation) | dataclasses.asdict(options),
+        backbone.info,
+        header=["sequence, %", *MEASURES],
+        rows=_sequence_rows(rows) + total,
+        notes=[f"not scored, for lack of masks: {len(unscored)} of {len(videos)} sequences"]
+        if unscored
+        else [],
+        unreadable={str(data): len(skipped)},
+    )
     return found
 
 
 def _check_apart(output: Path, data: Path, videos: Sequence[Video]) -> None:
-    """Raises UsageError where masks would fall on the data set, or outside the output."""
+    """Raises UsageError if masks would overwrite the data set, or land outside the output."""
     names = [video.name for video in videos]
     read = {
         (data / kind / "480p" / name).resolve()
@@ -120,13 +129,13 @@ def _check_apart(output: Path, data: Path, videos: Sequence[Video]) -> None:
         folder = (output / name).resolve()
         if folder in read:
             raise UsageError(
-                f"output={output} has a folder of the data set, {folder}, whose masks or frames "
-                "would be overwritten: give another folder"
+                f"output={output} contains {folder}, a folder of the data set that would be "
+                "overwritten: choose another folder"
             )
         if output.resolve() not in folder.parents:
             raise UsageError(
                 f"sequence {name!r} would be written to {folder}, outside output={output}: "
-                "mend the list of sequences"
+                "fix the list of sequences"
             )
 
 
@@ -136,7 +145,7 @@ def _write(output: Path, video: Video, frame: int, labels: np.ndarray) -> None:
 
 
 def _finish(output: Path, video: Video, frame: int, labels: jax.Array) -> np.ndarray | None:
-    """Writes a frame's mask; its J and F [O, 2], or None where it is not to be scored."""
+    """Writes the mask of a frame; returns J and F [O, 2], or None if it is not scored."""
     size = video.first.shape[::-1]
     mask = np.asarray(Image.fromarray(np.asarray(labels)).resize(size, Image.Resampling.NEAREST))
     _write(output, video, frame, mask)
@@ -151,35 +160,24 @@ def _finish(output: Path, video: Video, frame: int, labels: jax.Array) -> np.nda
 
 
 def _skipped(video: Video, scores: dict[int, np.ndarray | None]) -> list[str]:
-    """Frames without labels, and true masks that could not be read."""
+    """Unreadable frames, and unreadable true masks."""
     frames = [video.frames.name(i) for i in range(1, len(video.frames)) if i not in scores]
     masks = [str(path) for i, path in video.masks.items() if scores.get(i, 0) is None]
     return frames + masks
 
 
-def report(output: Path, rows: Sequence[ObjectRow]) -> None:
-    """Writes per_object.csv and per_sequence.csv, and prints the latter with the mean of all.
-
-    Args:
-      output: folder of the files.
-      rows: of all videos.
-    """
-
-    def rounded(values: Iterable[float]) -> list[str]:
-        return [f"{value:.2f}" for value in values]
-
-    videos = dict.fromkeys(row.video for row in rows)
-    sequences = [
-        [name, *rounded(mean_of(row for row in rows if row.video == name).values())]
-        for name in videos
+def _sequence_rows(rows: Sequence[ObjectRow]) -> list[list[str]]:
+    """The mean over the objects of every video."""
+    return [
+        [name, *_rounded(mean_of(row for row in rows if row.video == name).values())]
+        for name in dict.fromkeys(row.video for row in rows)
     ]
-    objects = [[row.video, row.number, *rounded(row.values)] for row in rows]
-    for name, header, lines in (
-        ("per_sequence.csv", ["Sequence"], sequences),
-        ("per_object.csv", ["Sequence", "Object"], objects),
-    ):
-        with (output / name).open("w", newline="") as file:
-            csv.writer(file).writerows([[*header, *MEASURES], *lines])
-    if rows:
-        total = ["all objects", *rounded(mean_of(rows).values())]
-        print(table(["sequence, %", *MEASURES], [*sequences, total]))
+
+
+def _rounded(values: Iterable[float]) -> list[str]:
+    return [f"{value:.2f}" for value in values]
+
+
+def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[object]]) -> None:
+    with path.open("w", newline="") as file:
+        csv.writer(file).writerows([[*header, *MEASURES], *rows])

@@ -1,1 +1,1 @@
-"""Pictures of what a network sees; each module of pure functions has its job beside it."""
+"""Drawing: attention maps, principal components, neighbours, contact sheets and videos."""

@@ -1,4 +1,4 @@
-"""Contact sheets of attention: a picture's, with a tile for each head, and several pictures'.
+"""Contact sheets of attention: of one picture with a tile per head, or of several pictures.
 
 Dims: H and W pixels of the network's input, C channels, h heads, r rows and c columns of patches.
 """
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from dino_jax.visualize.attention import mass_mask, to_pixels
+from dino_jax.visualize.attention_masks import mass_mask, to_pixels
 from dino_jax.visualize.sheet import (
     PAPER,
     TILE,
@@ -25,22 +25,22 @@ from dino_jax.visualize.sheet import (
 
 @dataclasses.dataclass(frozen=True)
 class Attended:
-    """A picture and the attention to it."""
+    """A picture and its attention maps."""
 
     name: str
     image: np.ndarray  # [H, W, C] uint8, the network's input
     maps: np.ndarray  # [h, r, c]
     patch_size: int  # pixels
-    shape: tuple[int, int]  # height and width of the picture before it was resized
+    shape: tuple[int, int]  # height and width of the original picture
 
 
 def named_maps(maps: np.ndarray) -> dict[str, np.ndarray]:
-    """The mean of some heads' maps [h, r, c] and each of them, by name, [r, c]."""
+    """The mean of the maps [h, r, c] and the map of each head, by name, each [r, c]."""
     return {"mean": maps.mean(axis=0)} | {f"head {i}": x for i, x in enumerate(maps)}
 
 
 def picture_sheet(attended: Attended, threshold: float | None, title: str) -> Image.Image:
-    """The attention of every head to one picture; below each map the mask that it makes.
+    """Draws the attention maps of one picture, with the mask of each map below it.
 
     Args:
       attended: the picture.
@@ -62,7 +62,7 @@ def picture_sheet(attended: Attended, threshold: float | None, title: str) -> Im
 
 
 def pictures_sheet(pictures: Sequence[Attended], threshold: float, title: str) -> Image.Image:
-    """A row for every picture: itself, the masks of all heads over it, and the maps."""
+    """Draws a row per picture: the picture, the masks of all heads over it, and the maps."""
     side = TILE * 3 // 4
     rows = [
         [
@@ -80,7 +80,7 @@ def _image_tile(attended: Attended, side: int, caption: str) -> Tile:
 
 
 def _map_tiles(attended: Attended, side: int) -> list[Tile]:
-    """In colours the mean of the maps and each of them."""
+    """The mean map and the map of each head, in colours."""
     tiles = []
     for caption, values in named_maps(attended.maps).items():
         pixels = color_map(to_pixels(values, attended.patch_size, attended.image.shape[:2]))
@@ -89,7 +89,7 @@ def _map_tiles(attended: Attended, side: int) -> list[Tile]:
 
 
 def _heads_tile(attended: Attended, threshold: float, side: int, caption: str) -> Tile:
-    """The masks of all heads; where they overlap, the head that gives the patch the most has it."""
+    """The masks of all heads; overlaps go to the head with the most attention to the patch."""
     maps = attended.maps
     masks = mass_mask(maps, threshold)
     shares = np.where(masks, maps / maps.sum(axis=(1, 2), keepdims=True), 0)
@@ -104,7 +104,7 @@ def _mask_tile(
     side: int,
     caption: str,
 ) -> Tile:
-    """Masks [.., r, c] drawn over the tile itself, so that contours stay sharp."""
+    """Draws masks [.., r, c] at the resolution of the tile, so that contours stay sharp."""
     ground = tile_of(attended.image, attended.shape, side=side, smooth=True)
     pixels = to_pixels(masks, attended.patch_size, attended.image.shape[:2])
     rows = np.arange(ground.height) * pixels.shape[1] // ground.height

@@ -1,4 +1,4 @@
-"""Principal components of patch tokens as colours, and which patches are foreground.
+"""Principal components of patch tokens as colours, and the foreground patches.
 
 Dims: N tokens of all pictures, D width.
 """
@@ -7,13 +7,13 @@ import numpy as np
 
 
 def principal_components(tokens: np.ndarray, count: int) -> np.ndarray:
-    """Projects tokens onto the directions in which they vary most.
+    """Projects tokens onto their principal components.
 
     Args:
       tokens: [N, D].
-      count: of components, at most D.
-    Returns: [N, count] float64, centred, most important first. The sign of a direction, which is
-      free, makes its largest entry positive.
+      count: number of components, at most D.
+    Returns: [N, count] float64, centred, most important first. The sign of each direction is chosen
+      so that its largest entry is positive.
     """
     centred = tokens - tokens.mean(axis=0, dtype=np.float64)
     _, directions = np.linalg.eigh(centred.T @ centred)
@@ -23,11 +23,11 @@ def principal_components(tokens: np.ndarray, count: int) -> np.ndarray:
 
 
 def to_colors(components: np.ndarray) -> np.ndarray:
-    """Three components as red, green and blue.
+    """Maps three components to red, green and blue.
 
     Args:
       components: [N, 3].
-    Returns: [N, 3] uint8; each is stretched between its 1st and its 99th percentile.
+    Returns: [N, 3] uint8; each component is scaled to its 1st and 99th percentiles.
     """
     low, high = np.quantile(components, [0.01, 0.99], axis=0)
     scaled = (components - low) / np.maximum(high - low, 1e-12)
@@ -35,12 +35,12 @@ def to_colors(components: np.ndarray) -> np.ndarray:
 
 
 def is_foreground(first: np.ndarray, on_border: np.ndarray) -> np.ndarray:
-    """Splits tokens in two by their first component.
+    """Separates foreground and background by the first component.
 
     Args:
       first: [N].
-      on_border: [N] bool: which lie at the edge of their picture, where background is likelier;
-        the side that has less of them is the foreground.
+      on_border: [N] bool, tokens at the border of their picture. The border is mostly background,
+        so the side with fewer border tokens is the foreground.
     Returns: [N] bool.
     """
     upper = first >= _otsu(first)
@@ -48,7 +48,7 @@ def is_foreground(first: np.ndarray, on_border: np.ndarray) -> np.ndarray:
 
 
 def _otsu(values: np.ndarray) -> float:
-    """The least value of the upper of two classes that differ most (Otsu, 1979)."""
+    """The lower limit of the upper of two classes, by the method of Otsu (1979)."""
     ordered = np.sort(values)
     below = np.arange(1, len(values))
     sums = ordered.cumsum()

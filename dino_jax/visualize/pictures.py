@@ -1,41 +1,75 @@
-"""Which pictures a job draws, and how they become the network's input.
+"""The pictures that a job draws: sources, file names and the size of the network's input.
 
-Dims: `h, w` pixels of a picture as it is, `H, W` of the network's input, `C` channels.
+Dims: `h, w` pixels of a picture, `H, W` of the network's input, `C` channels.
 """
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import jax
 import numpy as np
-from flax import nnx
 from PIL import Image
 
-from dino_jax import sharding
 from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records
 from dino_jax.data.sources.files import Files
 from dino_jax.data.sources.opening import open_source
 from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError
-from dino_jax.memory import device_limit, gib, machine_memory
 
 SIZE = (480, 480)  # height and width in pixels, as in the reference
 
 
-def open_pictures(names: Sequence[str]) -> list[Source]:
-    """Opens image files, folders and other sources, in the order given.
+class PictureList:
+    """Several sources as one, without labels; implements `Source`."""
+
+    class_names, labels = None, None
+
+    def __init__(self, sources: Sequence[Source]) -> None:
+        self.spec = ", ".join(source.spec for source in sources)
+        self._places = [(source, i) for source in sources for i in range(len(source))]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def image(self, index: int) -> Image.Image:
+        source, i = self._places[index]
+        return source.image(i)
+
+    def label(self, index: int) -> int:
+        return -1
+
+    def name(self, index: int) -> str:
+        source, i = self._places[index]
+        return source.name(i)
+
+    def stamp(self, index: int) -> str:
+        source, i = self._places[index]
+        return source.stamp(i)
+
+    def stems(self) -> list[str]:
+        """A unique file stem for each picture; repeated ones get a number: photo, photo_2."""
+        taken: dict[str, None] = {}
+        for source, i in self._places:
+            stem = file_stem(source, i)
+            candidates = itertools.chain([stem], (f"{stem}_{n}" for n in itertools.count(2)))
+            taken[next(candidate for candidate in candidates if candidate not in taken)] = None
+        return list(taken)
+
+
+def open_pictures(names: Sequence[str]) -> PictureList:
+    """Opens image files, folders and other sources, in the given order.
 
     Raises:
-      UsageError: one of them does not exist or is none of these.
+      UsageError: one of them does not exist or cannot be opened.
     """
     if not names:
-        raise UsageError("no image was given: name files, folders or other sources")
+        raise UsageError("no images given: name files, folders or other sources")
     for name in names:
         if Path(name).suffix and ":" not in name and not Path(name).exists():
-            raise UsageError(f"there is no image {name}: check the path")
+            raise UsageError(f"image file {name} does not exist: check the path")
     sources: list[Source] = []
     for is_file, group in itertools.groupby(names, key=lambda name: Path(name).is_file()):
         if is_file:
@@ -43,101 +77,43 @@ def open_pictures(names: Sequence[str]) -> list[Source]:
             sources.append(Files(", ".join(map(str, paths)), paths))
         else:
             sources.extend(map(open_source, group))
-    return sources
+    return PictureList(sources)
 
 
-class Pictures:
-    """The readable pictures of some sources, each with a name that is unique among them.
-
-    Iterating gives (name, [h, w, C] uint8); `unreadable` names those that were left out so far,
-    each of which is logged.
-    """
-
-    def __init__(self, sources: Sequence[Source], *, channels: int) -> None:
-        # However many are unreadable, the others are drawn.
-        self._records = [Records(x, max_unreadable=1.0, channels=channels) for x in sources]
-
-    def __len__(self) -> int:
-        return sum(map(len, self._records))
-
-    @property
-    def unreadable(self) -> list[str]:
-        return [x.source.name(i) for x in self._records for i in sorted(x.unreadable)]
-
-    def __iter__(self) -> Iterator[tuple[str, np.ndarray]]:
-        taken: set[str] = set()
-        for records in self._records:
-            for index in range(len(records)):
-                pixels = records.read(
-                    index, lambda image, n=records.channels: decode(image, None, n)
-                )
-                if pixels is not None:
-                    name = records.source.name(index).removeprefix(f"{records.source.spec} ")
-                    yield _unique(name, taken), pixels
-        if not taken:
-            specs = ", ".join(records.source.spec for records in self._records)
-            raise UsageError(f"no image of {specs} can be read; the warnings above say why")
+def file_stem(source: Source, index: int) -> str:
+    """The name of a picture as a file stem: without folder, extension and unusual characters."""
+    name = source.name(index).removeprefix(f"{source.spec} ")
+    return re.sub(r"[^\w.-]+", "_", Path(name).stem) or "picture"
 
 
-def _unique(name: str, taken: set[str]) -> str:
-    """A file's name for a picture, without folder and ending; counted up where it is taken."""
-    stem = re.sub(r"[^\w.-]+", "_", Path(name).stem) or "picture"
-    candidates = itertools.chain([stem], (f"{stem}_{i}" for i in itertools.count(2)))
-    unique = next(candidate for candidate in candidates if candidate not in taken)
-    taken.add(unique)
-    return unique
+def read_pixels(records: Records, index: int) -> np.ndarray | None:
+    """Decodes a picture at its full size: [h, w, C] uint8, or None if it is unreadable."""
+    return records.read(index, partial(decode, channels=records.channels))
 
 
-def check_size(size: Sequence[int], patch_size: int) -> None:
-    """Raises UsageError for a size that `fit` cannot make."""
+def check_input_size(size: Sequence[int], patch_size: int) -> None:
+    """Raises UsageError for a size that `fit_to_patches` cannot produce."""
     if len(size) not in (1, 2) or (tuple(size) != (0,) and min(size) < patch_size):
         raise UsageError(
             f"size={' '.join(map(str, size))}: give height and width, or the shorter side alone, "
-            f"of at least {patch_size} pixels (a patch); 0 leaves images as they are"
+            f"of at least {patch_size} pixels (one patch); 0 keeps the size of the images"
         )
 
 
-def check_memory(image: np.ndarray, model: nnx.Module) -> None:
-    """Raises UsageError for an input [H, W, C] whose attention alone takes more than all memory.
-
-    A ViT's grows with the square of the number of patches, an XCiT's does not.
-    """
-    if model.family != "vit":
-        return
-    height, width = image.shape[:2]
-    tokens = 1 + height // model.patch_size * (width // model.patch_size)
-    need = 4 * model.num_heads * tokens**2
-    limit = device_limit(sharding.make_mesh(jax.local_devices()[:1])) or machine_memory()
-    if need > limit:
-        raise UsageError(
-            f"{width}x{height} pixels are {tokens} tokens, whose attention to each other takes "
-            f"{gib(need)} of memory, and there are {gib(limit)}: give a smaller --size, such as "
-            f"--size {min(SIZE)} for the shorter side"
-        )
-
-
-def check_finite(values: np.ndarray, what: str) -> None:
-    """Raises UsageError where `what`, which a network has computed, is not finite everywhere."""
-    if not np.isfinite(values).all():
-        raise UsageError(
-            f"{what} hold a value that is not finite: the weights are broken, give others"
-        )
-
-
-def fit(
+def fit_to_patches(
     pixels: np.ndarray,
     size: Sequence[int],
     patch_size: int,
     resample: Image.Resampling = Image.Resampling.BILINEAR,
 ) -> np.ndarray:
-    """Resizes a picture, antialiased, and cuts the right and bottom to whole patches.
+    """Resizes a picture, antialiased, and crops right and bottom to whole patches.
 
     Args:
       pixels: [h, w, C] uint8.
-      size: as `resized_shape` takes it.
+      size: as in `resized_shape`.
       patch_size: pixels.
       resample: NEAREST for masks.
-    Returns: [H, W, C] uint8, both sides multiples of the patch, of which there is at least one.
+    Returns: [H, W, C] uint8; both sides are multiples of the patch size, at least one patch.
     """
     height, width = resized_shape(pixels.shape[:2], size, patch_size)
     picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
@@ -146,11 +122,12 @@ def fit(
 
 
 def resized_shape(shape: tuple[int, int], size: Sequence[int], patch_size: int) -> tuple[int, int]:
-    """Height and width that a picture is resized to, at least a patch.
+    """Height and width that a picture is resized to, at least one patch.
 
     Args:
-      shape: its height and width.
-      size: (height, width); (shorter side,), which keeps the shape; or (0,), as it is.
+      shape: height and width of the picture.
+      size: (height, width); (shorter side,), which keeps the aspect ratio; or (0,), which keeps
+        the size.
       patch_size: pixels.
     """
     if len(size) == 2:
@@ -158,3 +135,11 @@ def resized_shape(shape: tuple[int, int], size: Sequence[int], patch_size: int) 
     elif size[0]:
         shape = tuple(round(size[0] * side / min(shape)) for side in shape)
     return max(shape[0], patch_size), max(shape[1], patch_size)
+
+
+def patch_grid_shape(
+    shape: tuple[int, int], size: Sequence[int], patch_size: int
+) -> tuple[int, int]:
+    """Height and width (H, W) that `fit_to_patches` gives; arguments as in `resized_shape`."""
+    height, width = resized_shape(shape, size, patch_size)
+    return height - height % patch_size, width - width % patch_size

@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 TILE = 224  # pixels of a tile's longer side
-COLUMNS = 8  # at most, side by side
+COLUMNS = 8  # maximum per row
 MARGIN, GAP = 24, 12  # pixels around a sheet and between tiles
-CAPTION, TITLE = 15, 20  # pixels of the fonts
-WORDS = 10 * CAPTION  # pixels that a caption gets beside narrow tiles
+CAPTION, TITLE = 15, 20  # font sizes in pixels
+WORDS = 10 * CAPTION  # minimum width of long captions, in pixels
 PAPER, INK = (255, 255, 255), (40, 40, 45)
 
 Color = tuple[int, int, int]
@@ -33,32 +33,32 @@ class Tile:
 
 
 def color_map(values: np.ndarray, limits: tuple[float, float] | None = None) -> np.ndarray:
-    """Colours for numbers, from black over red to light yellow.
+    """Maps numbers to colours, from black over red to light yellow.
 
     Args:
       values: [H, W].
-      limits: the numbers that get the first and the last colour; unset, the least one and that
-        which half a percent exceed, so that a few do not take the contrast from all others.
+      limits: numbers of the first and the last colour; default: the minimum and the 99.5th
+        percentile, so that outliers do not reduce the contrast.
     Returns: [H, W, 3] uint8.
     """
-    from matplotlib import colormaps  # here: too slow for commands that draw nothing
+    from matplotlib import colormaps  # imported here, as it is slow
 
     low, high = limits or (values.min(), np.quantile(values, 0.995))
     return colormaps["inferno"]((values - low) / max(high - low, 1e-12), bytes=True)[..., :3]
 
 
 def hues(count: int) -> list[Color]:
-    """Bright colours, as far apart as so many can be."""
+    """Bright colours with evenly spaced hues."""
     rgb = (colorsys.hsv_to_rgb(0.04 + i / count, 0.75, 1.0) for i in range(count))
     return [tuple(round(255 * x) for x in color) for color in rgb]
 
 
 def draw_masks(picture: np.ndarray, masks: np.ndarray, colors: Sequence[Color]) -> np.ndarray:
-    """Masks in colours over a picture, each with its contour.
+    """Draws coloured masks with contours over a picture.
 
     Args:
       picture: [H, W, C] uint8, grey or RGB.
-      masks: [h, H, W] bool; where they overlap, their colours mix.
+      masks: [h, H, W] bool; overlaps get the mean colour.
       colors: one for each mask.
     Returns: [H, W, 3] uint8.
     """
@@ -78,13 +78,13 @@ def draw_masks(picture: np.ndarray, masks: np.ndarray, colors: Sequence[Color]) 
 def tile_of(
     pixels: np.ndarray, shape: tuple[int, int], *, side: int = TILE, smooth: bool = False
 ) -> Image.Image:
-    """Pixels as a picture in the shape of another one.
+    """Resizes pixels to a tile with a given aspect ratio.
 
     Args:
       pixels: [H, W, C] uint8, grey or RGB.
-      shape: height and width whose ratio the tile gets.
-      side: the longer one in pixels.
-      smooth: whether to interpolate; else each pixel stays a sharp block.
+      shape: height and width in this ratio.
+      side: pixels of the longer side.
+      smooth: interpolate; otherwise each pixel stays a sharp block.
     """
     height, width = (max(1, round(side * length / max(shape))) for length in shape)
     way = Image.Resampling.BICUBIC if smooth else Image.Resampling.NEAREST
@@ -92,23 +92,23 @@ def tile_of(
 
 
 def as_rgb(pixels: np.ndarray) -> np.ndarray:
-    """[H, W, C] uint8, grey or RGB, to [H, W, 3]."""
+    """[H, W, C] uint8, grey or RGB -> [H, W, 3]."""
     return np.repeat(pixels, 3, axis=-1) if pixels.shape[-1] == 1 else pixels
 
 
 def wrapped(tiles: Sequence[Tile], columns: int = COLUMNS) -> list[list[Tile]]:
-    """Rows of like length, none longer than `columns`."""
+    """Splits tiles into rows of similar length, at most `columns`."""
     rows = -(-len(tiles) // columns)
     length = -(-len(tiles) // rows)
     return [list(tiles[i : i + length]) for i in range(0, len(tiles), length)]
 
 
 def contact_sheet(rows: Sequence[Sequence[Tile]], *, title: str = "") -> Image.Image:
-    """Tiles in rows and columns on white, captions in a line below each row.
+    """Draws tiles in rows and columns on white, with their captions below.
 
     Args:
-      rows: of tiles; the shorter ones end earlier.
-      title: a line above.
+      rows: of tiles, of any lengths.
+      title: a line above the tiles.
     """
     columns = max(map(len, rows))
     widths = [max(_width(row[i]) for row in rows if i < len(row)) for i in range(columns)]
@@ -144,7 +144,7 @@ def _width(tile: Tile) -> int:
 
 
 def _cut(text: str, size: int, width: float) -> str:
-    """The text, or as much of it as fits before an ellipsis."""
+    """The text, truncated with an ellipsis to a width in pixels."""
     if _font(size).getlength(text) <= width:
         return text
     while text and _font(size).getlength(text + "…") > width:
@@ -154,6 +154,6 @@ def _cut(text: str, size: int, width: float) -> str:
 
 @cache
 def _font(size: int) -> ImageFont.FreeTypeFont:
-    from matplotlib import get_data_path  # its font has most alphabets
+    from matplotlib import get_data_path  # for its font, which covers most alphabets
 
     return ImageFont.truetype(Path(get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", size)

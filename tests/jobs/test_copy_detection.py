@@ -14,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 import dino_jax
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features import backbone
-from dino_jax.evaluate.features.backbone import Pass
+from dino_jax.evaluate.features.backbone import PassOptions
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.picture_pass import PicturePass
 from dino_jax.evaluate.retrieval.copy_detection import copy_precisions, generalized_mean
@@ -79,7 +79,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(goldens: Path, data: Path, output: Path, **settings: Any) -> dict[str, Any]:
-    options = Pass(batch_size=16, num_threads=2)
+    options = PassOptions(batch_size=16, num_threads=2)
     weights = str(goldens / "pth/backbone.pth")
     settings = {"image_size": SIDE} | settings
     return copy_detection(weights, data, output=output, options=options, **settings)
@@ -203,14 +203,14 @@ def test_broken_pictures_are_named_and_left_out(
     scores = run(goldens, data, output)
     assert [row["queries"] for row in scores.values()] == [7, 20]
     assert json.loads(output.read_text())["metrics"]["unreadable_images"] == list(map(str, broken))
-    assert "were left out: 2" in capsys.readouterr().out
+    assert "skipped: 2" in capsys.readouterr().out
 
 
 def test_wrong_arguments(
     goldens: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     output = tmp_path / "r.json"
-    with pytest.raises(UsageError, match=r"no images in .*crops/original: give the folder"):
+    with pytest.raises(UsageError, match=r"no images in .*crops/original: use the folder"):
         run(goldens, folder / "crops", output)
     with pytest.raises(UsageError, match="image_size=0 must be at least 1"):
         run(goldens, folder, output, image_size=0)
@@ -224,5 +224,5 @@ def test_wrong_arguments(
         open_copydays(tmp_path / "orphan")
     _, info = dino_jax.load(goldens / "pth/backbone.pth")
     monkeypatch.setattr(backbone, "load", lambda *_, **__: (Tokenless(), info))
-    with pytest.raises(UsageError, match=r"Tokenless has no tokens of single .*: give a ViT"):
+    with pytest.raises(UsageError, match=r"Tokenless does not give the tokens .*: use a ViT"):
         run(goldens, folder, output)

@@ -14,15 +14,13 @@ from PIL import Image
 from dino_jax.checkpoints import lock
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.classification import linear_training
-from dino_jax.evaluate.features.tokens import ClassToken, ClassTokens, probed_feature
+from dino_jax.evaluate.features.tokens import ClassTokens
 from dino_jax.jobs import linear as linear_job
 from dino_jax.jobs.linear import linear
 from tests.support.class_folders import class_folders
-from tests.support.linear_setup import OPTIONS, TEST
+from tests.support.linear_setup import OPTIONS, RATES, TEST, TRAIN, interrupted_after
 
 pytestmark = pytest.mark.usefixtures("shared_compilation")
-TRAIN = {"train": "shapes:80@train", "epochs": 4, "train_batch_size": 32, "options": OPTIONS}
-RATES = (0.01, 1.0)
 
 
 @pytest.fixture(scope="module")
@@ -73,16 +71,9 @@ def test_a_stopped_training_continues_to_the_same_bits(
     weights: str, trained: Path, tmp_path: Path
 ) -> None:
     arguments = {"workdir": tmp_path, "learning_rates": RATES} | TRAIN
-    write = linear_training._write
-
-    def killed(workdir: Path, settings: Any, progress: Any) -> None:
-        write(workdir, settings, progress)
-        if len(progress.history) == 2:
-            raise KeyboardInterrupt
-
-    with mock.patch.object(linear_training, "_write", killed), pytest.raises(KeyboardInterrupt):
+    with interrupted_after(epochs=2):
         linear(weights, TEST, **arguments)
-    with pytest.raises(UsageError, match=r"holds a training with epochs=4 \(here 9\): give ano"):
+    with pytest.raises(UsageError, match=r"contains a training with epochs=4 \(now 9\): use ano"):
         linear(weights, TEST, **arguments | {"epochs": 9})
     linear(weights, TEST, **arguments)
     assert (tmp_path / "log.txt").read_bytes() == (trained / "log.txt").read_bytes()
@@ -90,7 +81,7 @@ def test_a_stopped_training_continues_to_the_same_bits(
         with np.load(tmp_path / name) as ours, np.load(trained / name) as theirs:
             for key in theirs:
                 np.testing.assert_array_equal(ours[key], theirs[key])
-    with mock.patch.object(linear_training, "train_step", side_effect=AssertionError("trained")):
+    with mock.patch.object(linear_training, "probe_step", side_effect=AssertionError("trained")):
         linear(weights, TEST, **arguments)  # nothing is left to do
 
 
@@ -172,10 +163,10 @@ def test_the_rate_may_be_chosen_on_held_out_images(
         ({"learning_rates": (0.1, np.nan)}, r"learning_rates=\(0.1, nan\) must be"),
         ({"hold_out": 1.0}, "hold_out=1.0 must be at least 0 and below 1"),
         ({"epochs": 0}, "epochs=0 and train_batch_size=32 must be at least 1"),
-        ({"train_batch_size": 96}, "train_batch_size=96 is more than the 80 images"),
-        ({"train_batch_size": 36}, "train_batch_size=36 is no multiple of the 8 devices"),
+        ({"train_batch_size": 96}, "train_batch_size=96 is larger than the 80 images"),
+        ({"train_batch_size": 36}, "train_batch_size=36 is not divisible by the 8 devices"),
         ({"n_last_blocks": 9}, "n=9 must be between 1 and the depth, 2"),
-        ({"evaluate": "/nowhere.npz", "train": None}, "evaluate=/nowhere.npz: there is no such"),
+        ({"evaluate": "/nowhere.npz", "train": None}, "/nowhere.npz: no such file"),
         ({"evaluate": "WEIGHTS", "train": None}, "is a backbone, not a linear classifier"),
     ],
 )
@@ -200,19 +191,13 @@ def test_replaced_images_are_counted_once(
             path.write_text("no picture")
     arguments = {"train": str(tmp_path / "images"), "workdir": tmp_path, "learning_rates": RATES}
     arguments |= {"epochs": 3, "train_batch_size": 24, "options": OPTIONS}
-    write = linear_training._write
-
-    def killed(workdir: Path, settings: Any, progress: Any) -> None:
-        write(workdir, settings, progress)
-        raise KeyboardInterrupt
-
-    with mock.patch.object(linear_training, "_write", killed), pytest.raises(KeyboardInterrupt):
+    with interrupted_after(epochs=1):
         linear(weights, arguments["train"], **arguments)
     for _ in range(2):  # it goes on; then nothing is left to do
         metrics = linear(weights, arguments["train"], **arguments)
         assert metrics["replaced_training_images"] == 3
         shown = capsys.readouterr().out
-        assert f"images of folder:{tmp_path}/images that cannot be read and were replaced" in shown
+        assert f"unreadable images of folder:{tmp_path}/images, replaced by the next" in shown
     assert result(tmp_path)["metrics"]["unreadable_images"] == {f"folder:{tmp_path}/images": 3}
 
 
@@ -225,23 +210,12 @@ def test_files_of_something_else_are_no_heads(weights: str, trained: Path, tmp_p
     others = [tmp_path / f"{name}.npz" for name in ("array", "list", "header")]
     for path in (trained / "progress.npz", *others):
         with pytest.raises(
-            UsageError, match=rf"evaluate={path} is damaged or no file of this job's: give a head"
+            UsageError, match=rf"evaluate={path} is damaged or not a file of this job: use a head"
         ):
             linear(weights, TEST, evaluate=str(path), workdir=tmp_path, options=OPTIONS)
 
 
 def test_damaged_files_are_named(weights: str, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "progress.npz").write_bytes((trained / "progress.npz").read_bytes()[:-100])
-    with pytest.raises(UsageError, match=r"progress.npz is damaged or no file of this job's"):
+    with pytest.raises(UsageError, match=r"progress.npz is damaged or not a file of this job"):
         linear(weights, TEST, workdir=tmp_path, learning_rates=RATES, **TRAIN)
-
-
-def test_the_feature_is_the_papers() -> None:
-    vit = {"blocks": [None] * 12, "get_intermediate_layers": None}
-    small, base = mock.Mock(embed_dim=384, **vit), mock.Mock(embed_dim=768, **vit)
-    resnet = mock.Mock(spec=["embed_dim"])
-    assert probed_feature(small, None, None) == ClassTokens(4)
-    assert probed_feature(base, None, None) == ClassTokens(1, avgpool_patchtokens=True)
-    assert probed_feature(base, 4, None) == ClassTokens(4)
-    assert probed_feature(small, None, True) == ClassTokens(1, avgpool_patchtokens=True)
-    assert probed_feature(resnet, None, None) == ClassToken()

@@ -4,9 +4,10 @@ import errno
 import json
 from pathlib import Path
 
+import jax
 import pytest
 
-from dino_jax.jobs.results import write_results
+from dino_jax.jobs.results import report, write_results
 
 
 def test_a_full_disk_leaves_the_earlier_result(
@@ -33,3 +34,24 @@ def test_a_device_stays_one(tmp_path: Path) -> None:
     path.symlink_to("/dev/null")
     write_results(path, "knn", {}, {}, None)
     assert path.is_char_device()
+
+
+def test_report_prints_in_order_and_writes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "results.json"
+    arguments = {"header": ["k", "top-1 %"], "rows": [[10, "1.50"]], "notes": ["a note"]}
+    arguments |= {"unreadable": {"shapes:5": 2, "shapes:9": 0}}
+    report(path, "knn", {"top1": 1.5}, {"k": 10}, None, **arguments)
+    assert capsys.readouterr().out.splitlines() == [
+        " k  top-1 %",
+        "10     1.50",
+        "a note",
+        "unreadable images of shapes:5, skipped: 2",
+    ]
+    assert json.loads(path.read_text())["job"] == "knn"
+    path.unlink()
+    monkeypatch.setattr(jax, "process_index", lambda: 1)  # another process of the same job
+    report(path, "knn", {"top1": 1.5}, {"k": 10}, None, **arguments)
+    assert capsys.readouterr().out == ""
+    assert not path.exists()

@@ -21,7 +21,7 @@ from dino_jax.evaluate.davis.propagation import Propagation
 from dino_jax.evaluate.davis.report import MEASURES
 from dino_jax.evaluate.davis.score import object_scores
 from dino_jax.evaluate.features import backbone
-from dino_jax.evaluate.features.backbone import Pass
+from dino_jax.evaluate.features.backbone import PassOptions
 from dino_jax.jobs.video_segmentation import video_segmentation
 from dino_jax.visualize.video import open_frames
 from tests.support.clips import clip
@@ -78,7 +78,7 @@ def write_sequence(root: Path, name: str, frames: int, step: int) -> None:
 
 
 def run(goldens: Path, data: Path, output: Path, **settings: Any) -> dict[str, float] | None:
-    options = Pass(batch_size=4, num_threads=2)
+    options = PassOptions(batch_size=4, num_threads=2)
     weights = str(goldens / "pth/backbone.pth")
     settings = {"image_size": 64} | settings
     return video_segmentation(weights, data, output, options=options, **settings)
@@ -241,8 +241,8 @@ def test_what_cannot_be_read_is_named_and_left_out(
     ]
     assert found["J-Mean"] == pytest.approx(100 * np.mean(scores, axis=(0, 1))[0])
     shown = capsys.readouterr().out
-    assert "frames or masks that cannot be read and were left out: 3" in shown
-    assert "sequences without masks to be scored by: 1 of 2" in shown
+    assert f"unreadable images of {davis}, skipped: 3" in shown
+    assert "not scored, for lack of masks: 1 of 2 sequences" in shown
 
 
 def test_without_any_true_masks_there_is_no_score(
@@ -258,10 +258,10 @@ def test_without_any_true_masks_there_is_no_score(
 @pytest.mark.parametrize(
     ("output", "sequence", "message"),
     [
-        ("davis/Annotations/480p", "one", r"a folder of the data set, .*480p/one, whose masks or"),
+        ("davis/Annotations/480p", "one", r"contains .*480p/one, a folder of the data set"),
         ("davis/JPEGImages/../JPEGImages/480p", "one", "a folder of the data set"),
         ("link", "one", "a folder of the data set"),
-        ("out", "../480p/one", r"'../480p/one' would be written to .*, outside output=.*out: mend"),
+        ("out", "../480p/one", r"'../480p/one' would be written to .*, outside output=.*out: fix"),
     ],
 )
 def test_nothing_is_written_over_the_data_set(
@@ -281,7 +281,7 @@ def test_wrong_arguments(
     goldens: Path, davis: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (davis / "Annotations/480p/two/00000.png").unlink()
-    with pytest.raises(UsageError, match="sequence two has no first mask"):
+    with pytest.raises(UsageError, match="sequence two lacks its first mask"):
         video_segmentation("/nowhere", davis, tmp_path / "out")
     (davis / "ImageSets/2017/val.txt").write_text("one")
     weights = str(goldens / "pth/backbone.pth")
@@ -290,5 +290,5 @@ def test_wrong_arguments(
             video_segmentation(weights, davis, tmp_path / "out", image_size=side)
     _, info = dino_jax.load(weights)
     monkeypatch.setattr(backbone, "load", lambda *_, **__: (Tokenless(), info))
-    with pytest.raises(UsageError, match=r"Tokenless has no tokens of single .*: give a ViT"):
+    with pytest.raises(UsageError, match=r"Tokenless does not give the tokens .*: use a ViT"):
         run(goldens, davis, tmp_path / "out")

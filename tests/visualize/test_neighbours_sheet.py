@@ -9,8 +9,8 @@ from PIL import Image
 from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.square_pass import Features
-from dino_jax.jobs.knn import check_picture, write_report
-from dino_jax.visualize.neighbours import RIGHT, WRONG, neighbours_sheet
+from dino_jax.jobs.knn import check_report, draw_report
+from dino_jax.visualize.neighbours_sheet import RIGHT, WRONG, neighbours_sheet
 
 
 def count(picture: Image.Image, color: tuple[int, int, int]) -> int:
@@ -38,22 +38,22 @@ def test_report_of_two_passes(tmp_path: Path) -> None:
         labels = source.labels[index]
         sides.append(Features(np.eye(10, dtype=np.float32)[labels], labels, index))
     path = tmp_path / "report.png"
-    write_report(path, sources, sides)
+    draw_report(path, sources, sides)
     with Image.open(path) as report:
         assert count(report, RIGHT) > 0
         assert count(report, WRONG) > 0
     again = tmp_path / "again.png"
-    write_report(again, sources, sides)
+    draw_report(again, sources, sides)
     assert again.read_bytes() == path.read_bytes()
 
 
 def test_refuses_what_is_no_picture(tmp_path: Path) -> None:
     """Of unknown format; of one that is read only; of one without colours."""
     for name in ("x.txt", "x", "x.psd", "x.xbm"):
-        with pytest.raises(UsageError, match=rf"report=.*{name} must be named as a picture that"):
-            check_picture(tmp_path / name)
+        with pytest.raises(UsageError, match=rf"report=.*{name} is no picture format that can"):
+            check_report(tmp_path / name)
     for name in ("x.png", "x.JPG", "x.webp"):
-        check_picture(tmp_path / name)
+        check_report(tmp_path / name)
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match=r"cannot be written"):
-        check_picture(tmp_path / "file" / "x.png")
+        check_report(tmp_path / "file" / "x.png")

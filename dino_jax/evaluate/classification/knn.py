@@ -1,8 +1,8 @@
 """Weighted k-nearest-neighbour classification of frozen features.
 
 The protocol of Wu et al. 2018 (https://arxiv.org/abs/1805.01978, section 3.4) as the DINO paper
-uses it: cosine similarity; each of the k nearest training images votes for its class with weight
-`exp(similarity / temperature)`.
+uses it: each of the k nearest training images by cosine similarity votes for its class, with
+weight `exp(similarity / temperature)`.
 
 Dims: N bank (training) images, Q query (test) images, q queries in a block, D feature width,
 C classes in the bank, k neighbours.
@@ -19,9 +19,9 @@ from jax.sharding import Mesh
 
 from dino_jax import sharding
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.classification.neighbours import Layout, make_bank, nearest, query_blocks
+from dino_jax.evaluate.classification.neighbours import BankLayout, make_bank, nearest, query_blocks
 
-KS = (10, 20, 100, 200)  # the paper's four; 20 is usually best
+KS = (10, 20, 100, 200)  # as in the paper; 20 is usually best
 TOP = 5  # classes ranked per query: enough for top-1 and top-5
 
 
@@ -36,23 +36,23 @@ def knn_accuracy(
     memory_budget: int = 1 << 30,
     mesh: Mesh | None = None,
 ) -> dict[int, dict[str, float]]:
-    """Scores features by how often the neighbours' vote names the right class.
+    """Accuracy of the vote of the nearest neighbours.
 
     Args:
-      train_features: [N, D], the bank; any float dtype, need not be normalised.
-      train_labels: [N] integers, need not be contiguous.
+      train_features: [N, D], the bank; any float dtype, not necessarily normalised.
+      train_labels: [N] integers, not necessarily contiguous.
       test_features: [Q, D].
-      test_labels: [Q]; a class that the bank does not hold counts as wrong.
-      ks: numbers of neighbours; all are scored in one pass. One larger than N is cut to N, which
-        is logged as a warning.
+      test_labels: [Q]; a class that is not in the bank counts as wrong.
+      ks: numbers of neighbours; all are scored in one pass. A number larger than N is reduced to
+        N, with a warning.
       temperature: of the votes, 0.07 in the paper.
-      memory_budget: bytes that one block of queries may take on a device, besides the features.
-      mesh: the devices that share the bank; all if not given.
-    Returns: `{k: {"top1": percent, "top5": percent}}`, ascending in k, under the k really used.
-      Like the reference, top5 looks at `min(5, k, C)` classes, in which classes without a vote
-      fill up the ranks that the voted ones leave.
-    Raises: UsageError for shapes that do not fit together, an empty set, a value that is not
-      finite, or a setting out of range.
+      memory_budget: bytes per device for one block of queries, besides the features.
+      mesh: the devices that share the bank; default: all.
+    Returns: `{k: {"top1": percent, "top5": percent}}`, ascending in k, with the k that was used.
+      As in the reference, top5 considers `min(5, k, C)` classes; classes with no votes fill the
+      remaining ranks.
+    Raises: UsageError for shapes that do not match, an empty set, a value that is not finite, or a
+      setting out of range.
     """
     test_labels = np.asarray(test_labels)
     _check_labels("test", test_features, test_labels)
@@ -85,7 +85,7 @@ def knn_predict(
     memory_budget: int = 1 << 30,
     mesh: Mesh | None = None,
 ) -> dict[int, np.ndarray]:
-    """Ranks the classes for every query; arguments and errors as in `knn_accuracy`.
+    """Ranks the classes of every query; arguments and errors as in `knn_accuracy`.
 
     Returns: `{k: [Q, min(5, k, C)]}` labels as in `train_labels`, most votes first.
     """
@@ -119,7 +119,7 @@ def knn_predict(
 
 
 def check_votes(ks: Sequence[int], temperature: float) -> None:
-    """Finds settings that cannot be meant; raises UsageError."""
+    """Raises UsageError for settings out of range."""
     if not ks or min(ks) < 1:
         raise UsageError(f"ks={tuple(ks)} must be one or more numbers of at least 1, such as {KS}")
     if not temperature > 0:
@@ -132,20 +132,20 @@ def _rank_classes(
     bank: jax.Array,
     codes: jax.Array,
     temperature: float,
-    layout: Layout,
+    layout: BankLayout,
     *,
     ks: tuple[int, ...],
     num_classes: int,
 ) -> list[jax.Array]:
-    """Class codes by falling votes, [q, min(5, k, C)] for each of the ascending `ks`."""
+    """Class codes by descending votes, [q, min(5, k, C)] for each of the ascending `ks`."""
     similarities, neighbours = nearest(queries, bank, layout)  # [q, k]
     neighbour_codes = codes[neighbours]
-    # Relative to the nearest: the same ranking, and no temperature can overflow.
+    # Relative to the nearest neighbour: same ranking, but no temperature can overflow.
     weights = jnp.exp((similarities - similarities[:, :1]) / temperature)
     rows = jnp.arange(len(queries))[:, None]
     votes = jnp.zeros((len(queries), num_classes))
     ranked, counted = [], 0
-    for k in ks:  # the neighbours of a smaller k are the first of a larger one's
+    for k in ks:  # the neighbours of a smaller k are the first of a larger k
         votes = votes.at[rows, neighbour_codes[:, counted:k]].add(weights[:, counted:k])
         ranked.append(jax.lax.top_k(votes, min(TOP, k, num_classes))[1])
         counted = k
@@ -153,32 +153,32 @@ def _rank_classes(
 
 
 def _usable_ks(ks: Sequence[int], num_bank: int) -> tuple[int, ...]:
-    """Ascending and without repeats, none larger than the bank."""
+    """Ascending and unique; values larger than the bank are reduced to its size."""
     for k in ks:
         if k > num_bank:
             _warn_cut(k, num_bank)
     return tuple(sorted({min(k, num_bank) for k in ks}))
 
 
-@cache  # once, not after every epoch
+@cache  # warn once, not after every epoch
 def _warn_cut(k: int, num_bank: int) -> None:
-    logging.warning("k-NN: k=%d is more than the bank's %d images; all of them vote", k, num_bank)
+    logging.warning("k-NN: k=%d is larger than the bank of %d images: all vote", k, num_bank)
 
 
 def _check_labels(name: str, features: np.ndarray | jax.Array, labels: np.ndarray) -> None:
     if features.ndim != 2 or labels.shape != features.shape[:1]:
         raise UsageError(
             f"{name} labels of shape {labels.shape} do not match features of shape "
-            f"{features.shape}: they must be [images] and [images, width], one label per image"
+            f"{features.shape}: they must have the shapes [images] and [images, width]"
         )
     if len(labels) == 0:
-        raise UsageError(f"k-NN got 0 {name} images; it needs at least one")
+        raise UsageError(f"k-NN got 0 {name} images: it needs at least one")
 
 
 def _check_finite(name: str, features: np.ndarray) -> None:
     bad = int((~np.isfinite(features).all(axis=1)).sum())
     if bad:
         raise UsageError(
-            f"{bad} of {len(features)} {name} feature vectors hold a value that is not finite; "
-            "the weights are broken or the compute dtype overflows (try float32)"
+            f"{bad} of {len(features)} {name} feature vectors contain a value that is not finite: "
+            "the weights are broken, or the compute dtype overflows (try float32)"
         )

@@ -1,4 +1,4 @@
-"""Training and test images of a classification: two sources whose classes agree."""
+"""Labelled training and test images: two sources with matching classes."""
 
 import logging
 from typing import Any
@@ -7,36 +7,36 @@ import numpy as np
 
 from dino_jax.data.sources.opening import open_source
 from dino_jax.data.sources.source import Source
-from dino_jax.errors import UsageError
+from dino_jax.errors import UsageError, listed
 from dino_jax.evaluate.classification.knn import knn_accuracy
 from dino_jax.evaluate.features.square_pass import Features
 
 
 def open_labelled(train: str, test: str) -> tuple[Source, Source]:
-    """Opens a bank of training images and the test images to be classified by it.
+    """Opens training images and the test images to classify with them.
 
-    Classes are those that occur in the labels: a part of a source may hold few. Classes without
-    test images are logged.
+    Only classes that occur in the labels count, as a slice of a source may lack some. Classes
+    without test images are logged.
 
     Raises:
-      UsageError: one cannot be opened or has no labels, or the test images have a class that the
-        bank lacks.
+      UsageError: a source cannot be opened or has no labels, or a class of the test images has no
+        training images.
     """
     bank, queries = open_test(train), open_test(test)
     if (bank.class_names is None) != (queries.class_names is None):
         raise UsageError(
-            f"of {train} and {test} one names its classes and the other numbers them: "
-            "give two sources of one kind"
+            f"one of {train} and {test} has class names and the other has numbers: "
+            "use two sources of the same kind"
         )
     if unknown := untested_classes(queries, bank):
-        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
         raise UsageError(
-            f"{test} has classes that {train} lacks ({', '.join(map(str, unknown[:5]))}{more}): "
-            "give a bank with images of all (folders are sorted by class: a part [a:b] has few)"
+            f"{test} has classes that {train} lacks ({listed(unknown)}): use a training set "
+            "that covers every test class (a slice [a:b] of a folder lacks some, because images "
+            "are sorted by class)"
         )
     if untested := untested_classes(bank, queries):
         logging.warning(
-            "%s has no images of %d of the %d classes of %s, such as %s: no score tells of them",
+            "%s has no images of %d of the %d classes of %s, such as %s: they are not evaluated",
             test,
             len(untested),
             len(classes_of(bank)),
@@ -47,15 +47,15 @@ def open_labelled(train: str, test: str) -> tuple[Source, Source]:
 
 
 def classes_of(source: Source) -> set[str] | set[int]:
-    """The classes that occur, by name, else by number."""
-    if source.labels is None:  # only the records tell
+    """The classes that occur: their names, or their numbers if they have no names."""
+    if source.labels is None:  # labels are only in the records
         return set(source.class_names)
     numbers = np.unique(source.labels).tolist()
     return {source.class_names[i] for i in numbers} if source.class_names else set(numbers)
 
 
 def untested_classes(bank: Source, queries: Source) -> list[str] | list[int]:
-    """Classes of the bank without test images, by name, else by number."""
+    """Classes of the bank without test images: names, or numbers if they have no names."""
     return sorted(classes_of(bank) - classes_of(queries))
 
 
@@ -63,19 +63,19 @@ def open_test(spec: str) -> Source:
     """Opens labelled images.
 
     Raises:
-      UsageError: they cannot be opened or have no labels.
+      UsageError: the source cannot be opened or has no labels.
     """
     source = open_source(spec)
     if source.label(0) < 0:
         raise UsageError(
-            f"{spec} has no labels, which a classification needs: put its images into a folder for "
-            f"each class, and none beside these folders; the first one is {source.name(0)}"
+            f"{spec} has no labels, which classification needs: put the images of each class "
+            f"into a folder of its own, and none beside these folders, such as {source.name(0)}"
         )
     return source
 
 
 def num_classes_of(source: Source) -> int:
-    """By the names of the classes, else by the largest label."""
+    """The number of class names, or the largest label plus one if there are no names."""
     if source.class_names is not None:
         return len(source.class_names)
     return 1 + max(source.label(i) for i in range(len(source)))
@@ -84,12 +84,12 @@ def num_classes_of(source: Source) -> int:
 def renumbered(
     labels: np.ndarray, queries: Source, class_names: tuple[str, ...] | None
 ) -> np.ndarray:
-    """Labels of the queries as others number the classes: classes of one name are one class.
+    """Converts labels of the queries to the class numbers of another source, by class name.
 
     Args:
       labels: [Q] of the queries.
-      queries: have no images of classes that the others lack.
-      class_names: of the others; None where neither has names.
+      queries: every class of theirs occurs in `class_names`.
+      class_names: of the other source; None if neither has names.
     """
     if class_names is None:
         return labels
@@ -107,11 +107,11 @@ def knn_of_sources(
     """The k-NN table of two sources.
 
     Args:
-      bank: as `open_labelled` gives it.
-      queries: likewise.
-      bank_features: as `features.extract` gives them for the bank.
-      query_features: likewise for the queries.
-      **settings: of `knn_accuracy`.
+      bank: training images, from `open_labelled`.
+      queries: test images, likewise.
+      bank_features: features of the bank.
+      query_features: features of the queries.
+      **settings: as in `knn_accuracy`.
     Returns: `{k: {"top1": percent, "top5": percent}}`.
     """
     return knn_accuracy(

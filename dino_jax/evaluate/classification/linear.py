@@ -1,8 +1,8 @@
-"""Linear classifiers on frozen features, one for each of several learning rates, side by side.
+"""Linear classifiers on frozen features, one per learning rate, trained side by side.
 
-The protocol of the DINO paper (section 3.2 and appendix F): weights normal with deviation 0.01, SGD
-with momentum 0.9 and without weight decay, learning rate `base * batch / 256`, cosine per epoch
-to 0. The features are computed once for all of them.
+The protocol of the DINO paper (section 3.2 and appendix F): normal initialisation with standard
+deviation 0.01, SGD with momentum 0.9 and without weight decay, learning rate `base * batch / 256`
+with a cosine decay to 0 per epoch. All classifiers share the features of a step.
 
 Dims: R learning rates, B images, F feature width, C classes.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 TOP = 5
 MOMENTUM = 0.9
-BLOCK_BYTES = 1 << 28  # for features and logits of images that are scored at once
+BLOCK_BYTES = 1 << 28  # for features and logits of one scoring block
 
 
 class Heads(NamedTuple):
@@ -34,7 +34,7 @@ class Probe(NamedTuple):
 
 
 def new_probe(key: jax.Array, num_rates: int, width: int, num_classes: int) -> Probe:
-    """Classifiers that have seen nothing; all begin with the same weights."""
+    """Initial classifiers; all have the same weights."""
     kernel = 0.01 * jax.random.normal(key, (width, num_classes), jnp.float32)
     heads = Heads(jnp.tile(kernel, (num_rates, 1, 1)), jnp.zeros((num_rates, num_classes)))
     return Probe(heads, jax.tree.map(jnp.zeros_like, heads))
@@ -49,13 +49,13 @@ def learning_rates(
       base: R rates for 256 images.
       batch_size: images of a step over all devices.
       epoch: counted from 0.
-      epochs: of the whole training; the epoch after the last would have rate 0.
+      epochs: of the whole training; the rate reaches 0 after the last one.
     """
     cosine = 0.5 * (1 + math.cos(math.pi * epoch / epochs))
     return np.array([rate * batch_size / 256 * cosine for rate in base], np.float32)
 
 
-def train_step(
+def probe_step(
     probe: Probe, features: jax.Array, labels: jax.Array, rates: jax.Array
 ) -> tuple[Probe, jax.Array]:
     """One step of SGD for every classifier.
@@ -70,7 +70,7 @@ def train_step(
 
     def total(heads: Heads) -> tuple[jax.Array, jax.Array]:
         losses = cross_entropies(logits_of(heads, features), labels).mean(axis=0)
-        return losses.sum(), losses  # a rate's gradient is that of its own loss
+        return losses.sum(), losses  # the gradient of each classifier is that of its own loss
 
     (_, losses), gradients = jax.value_and_grad(total, has_aux=True)(probe.heads)
     momentum = jax.tree.map(lambda m, g: MOMENTUM * m + g, probe.momentum, gradients)
@@ -93,14 +93,14 @@ def cross_entropies(logits: jax.Array, labels: jax.Array) -> jax.Array:
     return jax.nn.logsumexp(logits, axis=2) - right
 
 
-def score(heads: Heads, features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """How well classifiers do.
+def score_heads(heads: Heads, features: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Scores classifiers.
 
     Args:
       heads: R classifiers.
       features: [B, F] float32.
       labels: [B] int32.
-    Returns: `loss`, and `top1` and `top5` in percent, each [R]; top5 looks at `min(5, C)` classes.
+    Returns: `loss`, and `top1` and `top5` in percent, each [R]; top5 considers `min(5, C)` classes.
     """
     num_rates, width, num_classes = heads.kernel.shape
     totals = np.zeros((3, num_rates))
@@ -114,7 +114,7 @@ def score(heads: Heads, features: np.ndarray, labels: np.ndarray) -> dict[str, n
 
 @jax.jit
 def _score_block(heads: Heads, features: jax.Array, labels: jax.Array) -> jax.Array:
-    """Sums over the images of the loss, and of the first and the first five being right: [3, R]."""
+    """Sums over the images [3, R]: loss, top-1 hits and top-5 hits."""
     logits = logits_of(heads, features)
     ranks = jax.lax.top_k(logits, min(TOP, logits.shape[2]))[1]  # [B, R, 5]
     hits = ranks == labels[:, None, None]

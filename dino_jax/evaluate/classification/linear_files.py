@@ -1,4 +1,4 @@
-"""A linear classifier, and one in training, on disk."""
+"""Files of linear classifiers: finished ones, and the state of a training."""
 
 import dataclasses
 import json
@@ -16,22 +16,22 @@ from dino_jax.weights.linear import LinearHead, read_arrays, write_arrays
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """A training between two epochs."""
+    """The state of a training between two epochs."""
 
     probe: Probe
     best: LinearHead | None = None  # None before the first epoch
     best_record: dict[str, Any] = dataclasses.field(default_factory=dict)  # how it was chosen
-    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # a record an epoch
-    unreadable: frozenset[int] = frozenset()  # training images that others stand in for
+    history: list[dict[str, Any]] = dataclasses.field(default_factory=list)  # one record per epoch
+    unreadable: frozenset[int] = frozenset()  # training images that were replaced
 
 
 def write_progress(path: Path, settings: dict[str, Any], progress: Progress) -> None:
-    """Writes a training to an `.npz` file, all or nothing.
+    """Writes the state of a training to an `.npz` file, atomically.
 
     Args:
       path: of the file.
-      settings: that a run which continues it must have too.
-      progress: the training, after one epoch at least.
+      settings: must be the same when the training is resumed.
+      progress: the state, after at least one epoch.
     """
     about = {
         "settings": settings,
@@ -39,7 +39,7 @@ def write_progress(path: Path, settings: dict[str, Any], progress: Progress) -> 
         "history": progress.history,
         "unreadable": sorted(progress.unreadable),
         "best": dataclasses.asdict(
-            dataclasses.replace(progress.best, kernel=None, bias=None)  # these are arrays below
+            dataclasses.replace(progress.best, kernel=None, bias=None)  # stored as arrays below
         ),
     }
     names = _progress_names()
@@ -48,27 +48,27 @@ def write_progress(path: Path, settings: dict[str, Any], progress: Progress) -> 
 
 
 def read_progress(path: Path, settings: dict[str, Any]) -> Progress:
-    """Reads a training.
+    """Reads the state of a training.
 
     Raises:
-      UsageError: it is damaged, or of other settings.
+      UsageError: the file is damaged, or its settings differ.
     """
     about, arrays = read_arrays(
         path,
         f"workdir: {path}",
-        "remove it to begin anew",
+        "remove it to start again",
         about=("settings", "best_record", "history", "best", "unreadable"),
         names=_progress_names(),
     )
     different = [
-        f"{name}={about['settings'].get(name)} (here {value})"
+        f"{name}={about['settings'].get(name)} (now {value})"
         for name, value in json.loads(json.dumps(settings)).items()
         if decisive(about["settings"].get(name)) != decisive(value)
     ]
     if different:
         raise UsageError(
-            f"workdir={path.parent} holds a training with {', '.join(different)}: give another "
-            "workdir, or the same settings to continue it"
+            f"workdir={path.parent} contains a training with {', '.join(different)}: use another "
+            "workdir, or the same settings to resume"
         )
     *probe, kernel, bias = arrays.values()
     about["best"] |= {"kernel": kernel, "bias": bias}

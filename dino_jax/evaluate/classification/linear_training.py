@@ -1,4 +1,4 @@
-"""Training of linear classifiers on a frozen backbone, from images to the best of them.
+"""Trains linear classifiers on a frozen backbone, and keeps the best one.
 
 Dims: B images, R learning rates.
 """
@@ -27,10 +27,11 @@ from dino_jax.evaluate.classification.linear import (
     Probe,
     learning_rates,
     new_probe,
-    score,
-    train_step,
+    probe_step,
+    score_heads,
 )
 from dino_jax.evaluate.classification.linear_files import Progress, read_progress, write_progress
+from dino_jax.evaluate.features.compiled import compile_backbone
 from dino_jax.evaluate.features.extractor import Extractor
 from dino_jax.evaluate.features.square_pass import Batch
 from dino_jax.evaluate.features.tokens import Feature
@@ -42,7 +43,7 @@ PROGRESS, HEAD, LOG = "progress.npz", "head.npz", "log.txt"
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Images that classifiers are scored on, by their features."""
+    """Features and labels that classifiers are scored on."""
 
     name: str  # "test" or "held_out"
     features: np.ndarray  # [B, F]
@@ -53,25 +54,26 @@ class Split:
 class Protocol:
     """How the classifiers are trained."""
 
-    learning_rates: tuple[float, ...]  # R, for 256 images
+    learning_rates: tuple[float, ...]  # R, per 256 images
     epochs: int
     batch_size: int  # over all devices
     seed: int
 
 
-def compile_step(extractor: Extractor, feature: Feature, seed: int) -> Callable[..., Any]:
-    """The step from canvases to new classifiers; the backbone stands still.
+def compile_probe_step(extractor: Extractor, feature: Feature, seed: int) -> Callable[..., Any]:
+    """Compiles a training step, from canvases to updated classifiers; the backbone is frozen.
 
     Args:
       extractor: of the backbone.
-      feature: what is taken of it.
-      seed: of the crops; an image's crop depends on it, the epoch and the image's number alone.
-    Returns: maps (probe, weights, batch, epoch, rates [R]) to the new probe and the losses [R].
+      feature: the feature to classify.
+      seed: of the crops; the crop of an image only depends on the seed, the epoch and its index.
+    Returns: a function of (params, batch_stats, probe, batch, epoch, rates [R]) that returns the
+      new probe and the losses [R]; the old probe is donated.
     """
-    transform, everywhere = extractor.transform, sharding.replicated(extractor.mesh)
+    transform = extractor.transform
 
     def step(
-        probe: Probe, weights: Any, batch: Batch, epoch: jax.Array, rates: jax.Array
+        model: nnx.Module, probe: Probe, batch: Batch, epoch: jax.Array, rates: jax.Array
     ) -> tuple[Probe, jax.Array]:
         key = jax.random.fold_in(jax.random.key(seed), epoch)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(key, batch["index"])
@@ -83,27 +85,25 @@ def compile_step(extractor: Extractor, feature: Feature, seed: int) -> Callable[
             mean=transform.mean,
             std=transform.std,
         )
-        with jax.default_matmul_precision("highest"):  # as `features.feature_function`
-            features = feature(nnx.merge(extractor.graphdef, *weights), images)
-        return train_step(probe, features, batch["label"], rates)
+        return probe_step(probe, feature(model, images), batch["label"], rates)
 
-    return jax.jit(step, donate_argnums=0, out_shardings=everywhere)
+    return compile_backbone(step, extractor.graphdef, extractor.mesh, donate_argnums=(2,))
 
 
-def begin(
+def restore_or_init(
     workdir: Path, settings: dict[str, Any], protocol: Protocol, width: int, num_classes: int
 ) -> Progress:
-    """The training that the workdir holds, else a new one.
+    """Reads the state of the training in the workdir, or starts a new training.
 
     Args:
       workdir: of the training.
-      settings: that a continued training must share.
+      settings: must be the same when a training is resumed.
       protocol: of the training.
       width: of the features.
-      num_classes: that the classifiers know.
+      num_classes: of the classifiers.
     Raises:
-      UsageError: the workdir holds a training of other settings, or a damaged one; or hosts do not
-        share it.
+      UsageError: the training in the workdir is damaged or has other settings, or hosts do not
+        share the workdir.
     """
     if (workdir / PROGRESS).exists():
         progress = read_progress(workdir / PROGRESS, settings)
@@ -114,8 +114,8 @@ def begin(
     everywhere = multihost_utils.process_allgather(done)
     if (everywhere != done).any():
         raise UsageError(
-            f"workdir={workdir} must be a folder that all hosts share: the epochs trained there "
-            f"are {np.unique(everywhere).tolist()}"
+            f"workdir={workdir} must be a folder that all hosts share: they find "
+            f"{np.unique(everywhere).tolist()} trained epochs there"
         )
     return progress
 
@@ -131,23 +131,22 @@ def train_heads(
     settings: dict[str, Any],
     workdir: Path,
 ) -> Progress:
-    """Trains a classifier for each rate.
+    """Trains a classifier for each learning rate.
 
-    The best one over rates and epochs, by its top-1 on the first split, is kept.
+    Keeps the best one over all rates and epochs, by top-1 on the first split.
 
     Args:
-      progress: where to begin, from `begin`.
+      progress: the start, from `restore_or_init`.
       extractor: of the backbone.
-      feature: what is taken of it, [F] for an image.
-      source: of the training images, labelled. The images at the end of an epoch that fill no batch
-        are left out.
+      feature: the feature to classify, [F] for an image.
+      source: labelled training images. The last, incomplete batch of an epoch is dropped.
       splits: to score on after every epoch.
       protocol: of the training.
-      settings: that a continued training must share.
-      workdir: for `log.txt`, `head.npz` (the best) and `progress.npz` (to go on).
+      settings: must be the same when the training is resumed.
+      workdir: for `log.txt`, `head.npz` (the best classifier) and `progress.npz` (the state).
     Returns: the progress after the last epoch.
     Raises:
-      UsageError: a loss is not finite; the epoch before remains.
+      UsageError: a loss is not finite; the state of the epoch before is kept.
     """
     mesh, options = extractor.mesh, extractor.options
     probe = jax.device_put(progress.probe, sharding.replicated(mesh))
@@ -166,7 +165,7 @@ def train_heads(
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    step = compile_step(extractor, feature, protocol.seed)
+    step = compile_probe_step(extractor, feature, protocol.seed)
     bar = tqdm(
         total=protocol.epochs * steps * protocol.batch_size,
         initial=done * steps * protocol.batch_size,
@@ -184,10 +183,10 @@ def train_heads(
             )
             probe, losses = progress.probe, []
             for _ in range(steps):
-                probe, loss = step(probe, extractor.weights, next(on_device), epoch, rates)
+                probe, loss = step(*extractor.weights, probe, next(on_device), epoch, rates)
                 losses.append(loss)
                 if len(losses) > 1:
-                    # Waits for the step before: batches must not pile up on the device.
+                    # Wait for the step before, so that batches do not pile up on the device.
                     losses[-2] = np.asarray(losses[-2])
                 bar.update(protocol.batch_size)
             record = {"epoch": epoch, "train_lr": rates.tolist()}
@@ -206,13 +205,13 @@ def _check_finite(losses: list[float], protocol: Protocol) -> None:
     for rate, loss in zip(protocol.learning_rates, losses, strict=True):
         if not math.isfinite(loss):
             raise UsageError(
-                f"learning_rates={protocol.learning_rates}: the loss of {rate:g} is {loss}; leave "
-                "that rate out, and if others end like it, the weights are broken"
+                f"learning_rates={protocol.learning_rates}: the loss of {rate:g} is {loss}: remove "
+                "that rate; if others fail, too, the weights are broken"
             )
 
 
 def _everywhere(indices: frozenset[int], length: int) -> frozenset[int]:
-    """The union over hosts of what each found among so many records."""
+    """The union over all hosts of indices below `length`."""
     found = np.zeros(length, bool)
     found[list(indices)] = True
     found = multihost_utils.process_allgather(found).reshape(-1, length).any(axis=0)
@@ -226,10 +225,10 @@ def _scored(
     record: dict[str, Any],
     protocol: Protocol,
 ) -> Progress:
-    """The progress after an epoch."""
+    """Scores all classifiers after an epoch, and updates the best one."""
     best, best_record = progress.best, progress.best_record
     for i, split in enumerate(splits):
-        found = score(probe.heads, split.features, split.labels)
+        found = score_heads(probe.heads, split.features, split.labels)
         record |= {f"{split.name}_{name}": values.tolist() for name, values in found.items()}
         rate = int(np.argmax(found["top1"]))
         if i == 0 and (best is None or found["top1"][rate] > best_record[f"{split.name}_top1"]):
@@ -250,7 +249,7 @@ def _one(heads: Heads, rate: int) -> LinearHead:
 
 
 def _write(workdir: Path, settings: dict[str, Any], progress: Progress) -> None:
-    """Progress last: what it says is there already."""
+    """Writes the state last, so that everything it refers to exists."""
     if progress.best_record["epoch"] == progress.history[-1]["epoch"]:
         write_head(
             workdir / HEAD,

@@ -1,6 +1,7 @@
-"""Logistic regression on frozen features, on all training images or few of each class.
+"""Logistic regression on frozen features, with all training images or a few per class.
 
-The features are standardised by the training images' mean and deviation. scikit-learn fits.
+Features are standardised by mean and standard deviation of the training images; scikit-learn does
+the fit.
 
 Dims: N training images, Q test images, D width.
 """
@@ -18,7 +19,7 @@ _SHOT = re.compile(r"(?P<share>\d+(\.\d+)?)%|(?P<number>\d+)")
 
 
 def require_sklearn() -> None:
-    """Raises UsageError where scikit-learn is not installed."""
+    """Raises UsageError if scikit-learn is not installed."""
     try:
         import sklearn.linear_model  # noqa: F401 - half a second, which other jobs need not pay
     except ImportError as error:
@@ -36,14 +37,14 @@ def fit_and_score(
     c: float,
     max_iterations: int,
 ) -> dict[str, Any]:
-    """Fits a classifier and says how often it is right.
+    """Fits a classifier and scores it.
 
     Args:
       train_features: [N, D].
-      train_labels: [N], at least two classes; need not be contiguous.
+      train_labels: [N], at least two classes, not necessarily contiguous.
       test_features: [Q, D].
       test_labels: [Q].
-      c: inverse strength of the L2 penalty, as scikit-learn has it.
+      c: inverse strength of the L2 penalty, as in scikit-learn.
       max_iterations: of L-BFGS.
     Returns: `top1` in percent, and whether the fit `converged`.
     """
@@ -54,7 +55,7 @@ def fit_and_score(
     deviation = np.maximum(train_features.std(axis=0), 1e-6)
     classifier = LogisticRegression(C=c, max_iter=max_iterations)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` says it
+        warnings.simplefilter("ignore", ConvergenceWarning)  # reported as `converged`
         classifier.fit((train_features - mean) / deviation, train_labels)
     right = classifier.predict((test_features - mean) / deviation) == test_labels
     converged = bool(np.max(classifier.n_iter_) < max_iterations)
@@ -62,7 +63,7 @@ def fit_and_score(
 
 
 def check_shots(shots: tuple[str, ...]) -> None:
-    """Finds what is neither all, a share nor a number of images; raises UsageError."""
+    """Raises UsageError unless each is "all", a share or a number of images."""
     for shot in shots:
         match = _SHOT.fullmatch(shot)
         if shot == ALL:
@@ -71,24 +72,24 @@ def check_shots(shots: tuple[str, ...]) -> None:
             100 if match["share"] else np.inf
         ):
             raise UsageError(
-                f"shots={shot!r} must be {ALL}, images of each class (5), or a share of each (1%)"
+                f"shots={shot!r} must be {ALL}, a number of images per class (5), or a share (1%)"
             )
 
 
 def check_labels(
     labels: np.ndarray, shots: tuple[str, ...], class_names: tuple[str, ...] | None = None
 ) -> None:
-    """Finds training images that cannot be fitted.
+    """Checks that training images can be fitted.
 
     Args:
       labels: [N].
-      shots: as `few_of_each` takes each.
+      shots: as in `few_of_each`.
       class_names: by label, for the message.
     Raises:
-      UsageError: there is a single class, or one has fewer images than asked for.
+      UsageError: there is a single class, or a class has fewer images than requested.
     """
     if len(np.unique(labels)) < 2:
-        raise UsageError("all images are of a single class: there is nothing to tell apart")
+        raise UsageError("all images belong to a single class: use images of at least two classes")
     for shot in shots:
         few_of_each(labels, shot, seed=0, class_names=class_names)
 
@@ -96,16 +97,16 @@ def check_labels(
 def few_of_each(
     labels: np.ndarray, shot: str, seed: int, class_names: tuple[str, ...] | None = None
 ) -> np.ndarray:
-    """Chooses training images at random, class by class.
+    """Draws a random subset of the training images, class by class.
 
     Args:
       labels: [N].
-      shot: "5" for five of each class, "1%" for that share of each, rounded, at least one; "all".
-      seed: of the choice.
+      shot: "5" for five per class, "1%" for that share of each class, rounded, at least one; "all".
+      seed: of the draw.
       class_names: by label, for the message.
     Returns: ascending indices.
     Raises:
-      UsageError: a class has fewer images than asked for.
+      UsageError: a class has fewer images than requested.
     """
     if shot == ALL:
         return np.arange(len(labels))
@@ -121,8 +122,8 @@ def few_of_each(
         if number > len(here):
             name = class_names[label] if class_names else label
             raise UsageError(
-                f"shots={shot!r}: class {name} has only {len(here)} training images; ask for "
-                f"at most that many of each class"
+                f"shots={shot!r}: class {name} has only {len(here)} training images: use at most "
+                "that many per class"
             )
         chosen.append(rng.choice(here, number, replace=False))
     return np.sort(np.concatenate(chosen))

@@ -1,8 +1,8 @@
-"""The nearest rows of a large bank, exactly: the bank spread over the devices, queries in blocks.
+"""Exact nearest neighbours in a large bank, which is sharded over the devices; queries in blocks.
 
-Every device finds the k nearest of its own part, and the nearest of those are taken. XLA's top_k
-sorts whole rows on GPUs, so it is never given many numbers: the k largest of a row lie in the k
-groups with the largest maxima, and only these groups are looked into.
+Every device finds the k nearest rows of its shard; the k nearest of those are the result. On GPUs,
+XLA's top_k sorts whole rows, so it never gets long ones: the k largest values of a row are in the k
+groups with the largest maxima, and only these groups are searched.
 
 Dims: N bank rows, n of them on a device, Q queries, q queries in a block, D width, k neighbours,
 g rows in a group.
@@ -24,10 +24,10 @@ from dino_jax.evaluate.features.tokens import unit_rows
 
 
 @dataclasses.dataclass(frozen=True)
-class Layout:
-    """How a bank lies on the devices, and what is looked for; static under `jax.jit`."""
+class BankLayout:
+    """How a bank is sharded and searched; static under `jax.jit`."""
 
-    size: int  # N, without the rows that fill up the last devices
+    size: int  # N, without padding
     k: int  # at most N
     group: int  # g
     mesh: Mesh
@@ -39,32 +39,32 @@ class Layout:
 
     @property
     def bytes_per_query(self) -> int:
-        """What `nearest` takes on a device, besides the queries and the bank."""
+        """Memory of `nearest` on a device, besides the queries and the bank."""
         groups = self.rows_per_device // self.group
         candidates = min(self.k, groups) * self.group + self.mesh.size * self.k
-        # Similarities, and the same without the filling; top_k's values and indices, each twice
-        # where it sorts.
+        # Similarities before and after masking the padding; values and indices of top_k, each
+        # twice where it sorts.
         return 4 * (2 * self.rows_per_device + 4 * groups + 5 * candidates)
 
 
 class Bank(NamedTuple):
-    """Unit vectors to be searched."""
+    """Unit vectors to search."""
 
     rows: jax.Array  # [n * devices, D] float32
-    layout: Layout
+    layout: BankLayout
 
 
 def make_bank(features: np.ndarray, *, k: int, mesh: Mesh) -> Bank:
-    """Spreads features over the devices.
+    """Shards features over the devices.
 
     Args:
-      features: [N, D] float32, the same on every host; need not be normalised.
-      k: neighbours that will be asked for, at most N.
+      features: [N, D] float32, the same on every host, not necessarily normalised.
+      k: number of neighbours, at most N.
       mesh: the devices.
     """
-    # The least to look at: N / g maxima and k * g candidates.
+    # Minimises the number of values to search: N / g maxima and k * g candidates.
     group = 1 << round(np.log2(max(1, len(features) / mesh.size / k)) / 2)
-    layout = Layout(len(features), k, group, mesh)
+    layout = BankLayout(len(features), k, group, mesh)
 
     def part(index: tuple[slice, ...]) -> np.ndarray:
         here = features[index]
@@ -75,13 +75,13 @@ def make_bank(features: np.ndarray, *, k: int, mesh: Mesh) -> Bank:
     return Bank(unit_rows(rows), layout)
 
 
-def nearest(queries: jax.Array, rows: jax.Array, layout: Layout) -> tuple[jax.Array, jax.Array]:
+def nearest(queries: jax.Array, rows: jax.Array, layout: BankLayout) -> tuple[jax.Array, jax.Array]:
     """Cosine similarities and bank rows of the k nearest, nearest first, both [q, k].
 
-    Of equally near ones the first in the bank come first, on any number of devices.
+    Ties are broken by the order in the bank, on any number of devices.
 
     Args:
-      queries: [q, D] float32, not all of them normalised.
+      queries: [q, D] float32, not necessarily normalised.
       rows: of the bank.
       layout: of the bank.
     """
@@ -102,7 +102,7 @@ def nearest(queries: jax.Array, rows: jax.Array, layout: Layout) -> tuple[jax.Ar
         mesh=layout.mesh,
         in_specs=(everywhere, PartitionSpec(sharding.AXIS)),
         out_specs=everywhere,
-        check_vma=False,  # it does not see that what is gathered is the same on all
+        check_vma=False,  # it cannot infer that the gathered values are the same on all devices
     )(unit_rows(queries), rows)
 
 
@@ -117,14 +117,14 @@ def neighbours(
     """The training images nearest to each test image by cosine similarity.
 
     Args:
-      train_features: [N, D], finite; need not be normalised.
+      train_features: [N, D], finite, not necessarily normalised.
       test_features: [Q, D].
-      k: neighbours, at most N.
-      memory_budget: bytes on a device for a block of queries, besides the features.
-      mesh: the devices; all if not given.
+      k: number of neighbours, at most N.
+      memory_budget: bytes per device for a block of queries, besides the features.
+      mesh: the devices; default: all.
     Returns: similarities [Q, k] float32 and rows of `train_features` [Q, k] int32, nearest first.
     Raises:
-      UsageError: there is no test image.
+      UsageError: there are no test images.
     """
     mesh = sharding.make_mesh() if mesh is None else mesh
     bank = make_bank(np.asarray(train_features, np.float32), k=k, mesh=mesh)
@@ -141,18 +141,18 @@ def neighbours(
 def query_blocks(
     queries: np.ndarray, bytes_per_query: int, budget: int
 ) -> Iterator[tuple[np.ndarray, int]]:
-    """Queries in blocks of one shape, as many in each as the budget holds.
+    """Splits queries into blocks of one shape that fit the budget.
 
     Args:
       queries: [Q, D].
-      bytes_per_query: that a query takes.
-      budget: bytes; a block has one query at least.
-    Returns: (block [q, D], number of its rows that are queries; the others are zeros).
+      bytes_per_query: memory of a query.
+      budget: bytes; a block has at least one query.
+    Returns: iterator of (block [q, D], number of queries in it); the other rows are zeros.
     Raises:
-      UsageError: there is no query.
+      UsageError: there are no queries.
     """
     if not len(queries):
-        raise UsageError("k-NN got 0 test images; it needs at least one")
+        raise UsageError("k-NN got 0 test images: it needs at least one")
     blocks = _ceil(len(queries), max(1, budget // bytes_per_query))
     size = _ceil(len(queries), blocks)
     for start in range(0, len(queries), size):
@@ -161,7 +161,7 @@ def query_blocks(
 
 
 def _largest(values: jax.Array, k: int, group: int) -> tuple[jax.Array, jax.Array]:
-    """`top_k` of [q, n], by way of the groups."""
+    """`top_k` of [q, n], computed from the groups."""
     groups = values.reshape(len(values), -1, group)  # [q, n / g, g]
     if group == 1 or groups.shape[1] <= k:
         return _top_k(values, k)
@@ -174,8 +174,8 @@ def _largest(values: jax.Array, k: int, group: int) -> tuple[jax.Array, jax.Arra
 
 
 def _top_k(values: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
-    # A barrier keeps later slices out of top_k: with them the CPU compiler sorts whole rows. One
-    # for each output, since the partitioner of XLA cannot part a barrier of both from its top_k.
+    # Without a barrier, later slices are fused into top_k, and the CPU compiler sorts whole rows.
+    # One barrier per output, as XLA's partitioner cannot separate a joint one from its top_k.
     largest, places = jax.lax.top_k(values, k)
     return jax.lax.optimization_barrier(largest), jax.lax.optimization_barrier(places)
 

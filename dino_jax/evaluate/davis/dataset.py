@@ -2,7 +2,7 @@
 
 `ImageSets/2017/val.txt` names sequences; the frames of each are
 `JPEGImages/480p/SEQUENCE/00000.jpg`, ..., and the masks `Annotations/480p/SEQUENCE/00000.png`, ...:
-the first at least, all of them for a score (https://davischallenge.org).
+the first one is required, all of them are needed for a score (https://davischallenge.org).
 """
 
 import dataclasses
@@ -19,13 +19,13 @@ from dino_jax.evaluate.davis.score import VOID
 
 @dataclasses.dataclass(frozen=True)
 class Video:
-    """A video with the true masks of its first frame."""
+    """A video with the true mask of its first frame."""
 
     name: str
     frames: Files
     frame_names: tuple[str, ...]  # without extension
     first: np.ndarray  # [H, W] uint8 labels, 0 for the background
-    masks: dict[int, Path]  # of the frames to be scored, by number; empty for no score
+    masks: dict[int, Path]  # true masks of the scored frames, by number; may be empty
 
     @property
     def num_objects(self) -> int:
@@ -33,14 +33,14 @@ class Video:
 
 
 def open_davis(folder: Path, split: str = "val") -> list[Video]:
-    """Opens a data set; of the pictures, only the first mask of each sequence is read.
+    """Opens a data set; reads only the first frame and mask of each sequence.
 
     Args:
-      folder: with ImageSets, JPEGImages and Annotations.
+      folder: contains ImageSets, JPEGImages and Annotations.
       split: name of the list in ImageSets/2017.
     Raises:
-      UsageError: a list, a sequence or its first mask is missing or unusable, or some but not all
-        of the masks after the first are there.
+      UsageError: a list, a sequence or its first mask is missing or unusable, or only some of the
+        masks after the first exist.
     """
     path = folder / "ImageSets" / "2017" / f"{split}.txt"
     try:
@@ -51,7 +51,7 @@ def open_davis(folder: Path, split: str = "val") -> list[Video]:
             "JPEGImages and Annotations, and split the name of a list"
         ) from error
     if not names:
-        raise UsageError(f"{path} names no sequence")
+        raise UsageError(f"{path} contains no sequence")
     return [_open_sequence(folder, name) for name in names]
 
 
@@ -63,23 +63,21 @@ def _open_sequence(folder: Path, name: str) -> Video:
     stems = tuple(frame.stem for frame in frames)
     first_path = masks / f"{stems[0]}.png"
     if not first_path.is_file():
-        raise UsageError(
-            f"sequence {name} has no first mask {first_path}: without it there is nothing to follow"
-        )
+        raise UsageError(f"sequence {name} lacks its first mask {first_path}, which is required")
     try:
         height, width, _ = decode(open_image(frames[0])).shape
         first = read_mask(first_path, (height, width))
     except UnreadableImage as error:
         raise UsageError(f"the first frame or mask of sequence {name}: {error}") from error
     if not first.any():
-        raise UsageError(f"{first_path} has no object: there is nothing to follow")
-    # The official score leaves out the first and the last frame.
+        raise UsageError(f"{first_path} contains no object: at least one is required")
+    # The official score excludes the first and the last frame.
     scored = {i: masks / f"{stem}.png" for i, stem in enumerate(stems[1:-1], 1)}
     missing = [path for path in scored.values() if not path.is_file()]
     if 0 < len(missing) < len(scored):
         raise UsageError(
-            f"sequence {name} lacks {len(missing)} of the {len(scored)} masks of the frames to be "
-            f"scored, such as {missing[0].name}: give all, or the first alone for no score"
+            f"sequence {name} lacks {len(missing)} of the {len(scored)} masks of the scored "
+            f"frames, such as {missing[0].name}: add them, or keep only the first mask for no score"
         )
     return Video(name, Files(f"sequence {name}", frames), stems, first, {} if missing else scored)
 
@@ -89,17 +87,17 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
     Args:
       path: of the file.
-      shape: height and width that it must have.
+      shape: required height and width.
     Returns: [H, W] uint8 labels; void counts as background.
     Raises:
-      UnreadableImage: it is broken, of another size, or has colours instead of labels.
+      UnreadableImage: it is damaged, has another size, or contains colours instead of labels.
     """
     with open_image(path) as image:
         if image.mode not in ("P", "L", "1"):
-            raise UnreadableImage(f"{path} has colours instead of labels (mode {image.mode})")
+            raise UnreadableImage(f"{path} contains colours instead of labels (mode {image.mode})")
         if (image.height, image.width) != shape:
             raise UnreadableImage(
-                f"{path} has {image.width}x{image.height} pixels and its frame "
+                f"{path} has {image.width}x{image.height} pixels, but its frame has "
                 f"{shape[1]}x{shape[0]}"
             )
         try:
@@ -111,11 +109,10 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
 
 
 def palette() -> np.ndarray:
-    """The colours of the labels, [256, 3] uint8, as the masks of DAVIS have them.
+    """The colours of the labels in the masks of DAVIS, [256, 3] uint8.
 
-    The first 22 follow PASCAL VOC: of a label's bits, from the lowest on, the first three say
-    whether red, green and blue have 128, the next three whether they have 64; but both together
-    are 191 in DAVIS. The others are grey.
+    The first 22 follow PASCAL VOC: the three lowest bits of a label add 128 to red, green and blue,
+    the next three add 64; in DAVIS, both together give 191. The others are grey.
     """
     labels = np.arange(256)
     bits = labels[:, None] >> np.arange(6) & 1  # [256, 6]

@@ -1,4 +1,4 @@
-"""Follows the objects of a video from frame to frame, on all devices."""
+"""Propagates the labels of a video from frame to frame; the backbone runs on all devices."""
 
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -18,19 +18,19 @@ from dino_jax.evaluate.davis.propagation import (
     MULTIPLE,
     FramePatches,
     Propagation,
-    begin,
     follow,
+    initial_memory,
     network_size,
 )
 from dino_jax.evaluate.features.backbone import PlacedBackbone
 from dino_jax.evaluate.features.picture_pass import Group, PicturePass
 from dino_jax.models.spec import IMAGENET_STD
 
-STD = (0.228, 0.224, 0.225)  # the reference's, which differs from ImageNet's for videos alone
+STD = (0.228, 0.224, 0.225)  # of the reference, which differs from ImageNet's for videos only
 
 
 class Follower:
-    """Label maps of videos, one frame after the other."""
+    """Computes label maps of videos, frame by frame."""
 
     def __init__(
         self,
@@ -44,12 +44,12 @@ class Follower:
             raise UsageError(f"image_size={image_size} must be at least {MULTIPLE}")
         if patch_size and (MULTIPLE % patch_size or image_size % patch_size):
             raise UsageError(
-                f"image_size={image_size} must be a multiple of the patch size, {patch_size}, and "
-                f"that must divide {MULTIPLE}"
+                f"image_size={image_size} must be a multiple of the patch size, {patch_size}, "
+                f"which must divide {MULTIPLE}"
             )
         self._backbone, self._passes = backbone, PicturePass(backbone)
         self._propagation, self._image_size = propagation, image_size
-        # One number of classes for all videos, so that frames of one size compile once.
+        # The same number of classes for all videos, so that frames of one size compile once.
         self._num_classes = 1 + max(video.num_objects for video in videos)
         step = partial(follow, settings=propagation, patch_size=patch_size)
         self._step = jax.jit(step, donate_argnums=0)
@@ -57,7 +57,7 @@ class Follower:
             self._passes.check(self._feature(size), size)
 
     def __call__(self, video: Video) -> Iterator[tuple[int, jax.Array]]:
-        """Yields (frame, its label map) of every readable frame but the first."""
+        """Yields (frame, label map) of every readable frame after the first."""
         shape, propagation = video.first.shape, self._propagation
         channels = len(self._backbone.info.mean)
         max_unreadable = self._backbone.options.max_unreadable
@@ -66,14 +66,14 @@ class Follower:
         group = Group(range(len(video.frames)), shape)
         memory, followed = None, 0
         for batch in self._passes.stream(self._feature(shape), records, load, group):
-            # Frames follow each other, so one device does it; they were computed by all.
+            # The features come from all devices; propagation is sequential and runs on one.
             batch = {name: values.addressable_data(0) for name, values in batch.items()}
             frames = np.asarray(batch["index"])
             for i in np.flatnonzero(np.asarray(batch["valid"])):
                 target = batch["rows"][i]
                 if memory is None:
                     first = labels_of_patches(video.first, target.shape[:2], self._num_classes)
-                    memory = begin(target, first, propagation)
+                    memory = initial_memory(target, first, propagation)
                     continue
                 slot = 1 + followed % max(1, propagation.last_frames)
                 memory, labels = self._step(memory, target, slot)
@@ -90,7 +90,7 @@ def _load(image: Image.Image, shape: tuple[int, int], channels: int) -> np.ndarr
     pixels = decode(image, channels=channels)
     if pixels.shape[:2] != shape:
         raise UnreadableImage(
-            f"{pixels.shape[1]}x{pixels.shape[0]} pixels, and the first frame has "
+            f"{pixels.shape[1]}x{pixels.shape[0]} pixels, but the first frame has "
             f"{shape[1]}x{shape[0]}"
         )
     return pixels

@@ -1,4 +1,4 @@
-"""The tables of a video segmentation: by object, by sequence and over all objects, in percent."""
+"""Tables of a video segmentation in percent: per object, and means over objects."""
 
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -23,8 +23,8 @@ def object_rows(video: Video, scores: Sequence[np.ndarray]) -> list[ObjectRow]:
     """A row for each object of a video.
 
     Args:
-      video: of which they are.
-      scores: J and F of every object in each scored frame, each [O, 2]; without any, no rows.
+      video: the video.
+      scores: J and F of every object, [O, 2] for each scored frame; no rows without scores.
     """
     rows = []
     for i in range(video.num_objects if scores else 0):
@@ -35,6 +35,6 @@ def object_rows(video: Video, scores: Sequence[np.ndarray]) -> list[ObjectRow]:
 
 
 def mean_of(rows: Iterable[ObjectRow]) -> dict[str, float] | None:
-    """The mean of each measure over objects; None for none."""
+    """The mean of each measure over objects; None without objects."""
     values = [row.values for row in rows]
     return dict(zip(MEASURES, np.mean(values, axis=0).tolist(), strict=True)) if values else None

@@ -1,9 +1,9 @@
-"""J and F: how well label maps of a video fit the true ones.
+"""J and F: how well the label maps of a video match the true ones.
 
 The measures of DAVIS 2017 (Pont-Tuset et al., https://arxiv.org/abs/1704.00675; Perazzi et al.
-2016): J is the intersection of an object's region with the true one over their union, F the
-harmonic mean of the precision and the recall of its boundary, where a pixel is right within a small
-distance. Both are from 0 to 1.
+2016): J is the intersection over union of the region of an object and the true region. F is the
+harmonic mean of precision and recall of its boundary, where a small distance is tolerated. Both are
+between 0 and 1.
 
 Dims: H, W pixels, O objects, T frames.
 """
@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-TOLERANCE = 0.008  # distance that a boundary may be off, as a share of the image's diagonal
+TOLERANCE = 0.008  # tolerated distance of boundaries, as a share of the image diagonal
 VOID = 255  # label of pixels that belong to no object
 
 
@@ -22,7 +22,7 @@ class Statistics(NamedTuple):
 
     mean: float
     recall: float  # share of frames above one half
-    decay: float  # mean of the first quarter of the frames less that of the last
+    decay: float  # mean of the first quarter of the frames minus that of the last
 
 
 def object_scores(labels: np.ndarray, truth: np.ndarray, num_objects: int) -> np.ndarray:
@@ -32,7 +32,7 @@ def object_scores(labels: np.ndarray, truth: np.ndarray, num_objects: int) -> np
       labels: [H, W] uint8, 0 for the background.
       truth: likewise.
       num_objects: O; objects are labelled from 1.
-    Returns: [O, 2] float64. An object that neither map has scores 1.
+    Returns: [O, 2] float64. An object that is in neither map scores 1.
     """
     return np.array(
         [
@@ -43,23 +43,23 @@ def object_scores(labels: np.ndarray, truth: np.ndarray, num_objects: int) -> np
 
 
 def region_overlap(mask: np.ndarray, truth: np.ndarray) -> float:
-    """J: intersection over union of two [H, W] bool masks; 1 where both are empty."""
+    """J: intersection over union of two [H, W] bool masks; 1 if both are empty."""
     union = np.count_nonzero(mask | truth)
     return float(np.count_nonzero(mask & truth) / union) if union else 1.0
 
 
 def boundary_match(mask: np.ndarray, truth: np.ndarray, tolerance: float = TOLERANCE) -> float:
-    """F: how well the boundaries of two [H, W] bool masks fit; 1 where both are empty.
+    """F: how well the boundaries of two [H, W] bool masks match; 1 if both are empty.
 
     Args:
       mask: of an object.
       truth: of the same object.
-      tolerance: share of the diagonal; the distance is rounded up to pixels.
+      tolerance: share of the diagonal; the distance is rounded up to whole pixels.
     """
     radius = math.ceil(tolerance * math.hypot(*mask.shape))
     ours, true = boundary(mask), boundary(truth)
     if not ours.any() or not true.any():
-        # One of precision and recall has nothing to count, and the other is 0.
+        # One of precision and recall is undefined, and the other is 0.
         return float(ours.any() == true.any())
     precision = np.count_nonzero(ours & dilate(true, radius)) / np.count_nonzero(ours)
     recall = np.count_nonzero(true & dilate(ours, radius)) / np.count_nonzero(true)
@@ -68,18 +68,18 @@ def boundary_match(mask: np.ndarray, truth: np.ndarray, tolerance: float = TOLER
 
 
 def boundary(mask: np.ndarray) -> np.ndarray:
-    """Pixels of a mask [H, W] that differ from the next one to the right, below or in between."""
-    # What lies beyond the last row and column is like them.
+    """Pixels of a mask [H, W] that differ from the one to the right, below, or diagonally below."""
+    # The last row and column are repeated beyond the edge.
     wide = np.pad(mask, ((0, 1), (0, 1)), mode="edge")
     here = wide[:-1, :-1]
     return (here != wide[:-1, 1:]) | (here != wide[1:, :-1]) | (here != wide[1:, 1:])
 
 
 def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
-    """Pixels [H, W] within `radius` of one of the mask: dilation with a disk."""
+    """Dilates a mask [H, W] with a disk of a radius in pixels."""
     height, width = mask.shape
     padded = np.zeros((height + 2 * radius, width + 2 * radius), bool)
-    # A boundary is few pixels: each is copied to every place of the disk around it.
+    # A boundary has few pixels: stamp a disk around each.
     places = np.flatnonzero(np.pad(mask, radius))
     flat, steps = padded.reshape(-1), np.arange(-radius, radius + 1)
     rows, columns = np.nonzero(steps[:, None] ** 2 + steps**2 <= radius**2)
@@ -89,8 +89,8 @@ def dilate(mask: np.ndarray, radius: int) -> np.ndarray:
 
 
 def statistics(values: np.ndarray) -> Statistics:
-    """Sums up a measure [T] over the frames of a sequence, at least one."""
-    # Four parts as the official evaluation cuts them; neighbours share a frame.
+    """Summarises a measure [T] over the frames of a sequence, at least one."""
+    # Four parts as in the official evaluation; adjacent parts share a frame.
     ends = np.floor(np.linspace(0, len(values) - 1, 5) + 0.5).astype(int)
     first, last = values[: ends[1] + 1], values[ends[3] :]
     return Statistics(

@@ -1,1 +1,1 @@
-"""Frozen features of images."""
+"""Features of images from a frozen backbone."""

@@ -1,4 +1,4 @@
-"""A loaded backbone on all devices: where every evaluation begins."""
+"""A loaded backbone, replicated on all devices: the starting point of every evaluation."""
 
 import dataclasses
 import json
@@ -15,18 +15,18 @@ from dino_jax.weights.load import load
 
 
 @dataclasses.dataclass(frozen=True)
-class Pass:
-    """How a backbone goes over images: the options that all jobs share.
+class PassOptions:
+    """How a backbone processes images: the options that all jobs share.
 
     Raises:
-      UsageError: a number is out of its range.
+      UsageError: a value is out of range.
     """
 
     which: Literal["teacher", "student"] = "teacher"  # Network of a run; the teacher is better.
-    dtype: Literal["float32", "bfloat16"] = "float32"  # What the backbone computes in.
-    batch_size: int = 64  # Images at a time over all devices.
+    dtype: Literal["float32", "bfloat16"] = "float32"  # Compute dtype of the backbone.
+    batch_size: int = 64  # Images per batch, over all devices.
     num_threads: int = 8  # Threads that decode images.
-    max_unreadable: float = 0.05  # Share of images that may be unreadable; they are left out.
+    max_unreadable: float = 0.05  # Share of images that may be unreadable; they are skipped.
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -36,31 +36,33 @@ class Pass:
             ):
                 raise UsageError(f"{field.name}={value} must be at least 1")
         if not 0 <= self.max_unreadable <= 1:
-            raise UsageError(f"max_unreadable={self.max_unreadable} must be a share from 0 to 1")
+            raise UsageError(f"max_unreadable={self.max_unreadable} must be between 0 and 1")
 
 
 class PlacedBackbone:
-    """A backbone and where it lies.
+    """A backbone and its weights on the devices.
 
     Attributes:
       model: the backbone, on one device.
-      info: of the weights.
+      info: describes the weights.
       options: of the pass.
       mesh: all devices.
-      graphdef: of the backbone.
-      weights: (params, batch_stats) on all devices.
+      graphdef: structure of the backbone.
+      weights: (params, batch_stats), replicated on all devices.
     """
 
-    def __init__(self, weights: str, options: Pass) -> None:
-        """Loads the weights; nothing is computed yet.
+    def __init__(self, weights: str, options: PassOptions, which: str | None = None) -> None:
+        """Loads the weights; computes nothing yet.
 
         Args:
-          weights: as `weights.load.load` takes them.
+          weights: as in `weights.load.load`.
           options: of the pass.
+          which: overrides `options.which`, for example with "untrained".
         Raises:
-          UsageError: the weights cannot be loaded, or are no backbone's.
+          UsageError: the weights cannot be loaded, or contain no backbone.
         """
-        self.model, self.info = load(weights, which=options.which, dtype=options.dtype)
+        which = options.which if which is None else which
+        self.model, self.info = load(weights, which=which, dtype=options.dtype)
         if self.info.arch == "linear":
             raise UsageError(f"weights={weights} is a linear classifier: give a backbone")
         self.options = options
@@ -69,12 +71,12 @@ class PlacedBackbone:
         self.weights = jax.device_put(trees, sharding.replicated(self.mesh))
 
     def about(self, source: Source, feature: str, transform: dict[str, Any]) -> About:
-        """All that decides the features of a source, for a cache.
+        """Everything that determines the features of a source: their key in a cache.
 
         Args:
-          source: of images.
-          feature: what is taken of the backbone, in words that say all that matters.
-          transform: how images are prepared, as JSON can say it.
+          source: the images.
+          feature: name of the feature, with all its settings.
+          transform: how the images are prepared; JSON values only.
         """
         about = {
             "weights": self.info.sha256,
@@ -83,4 +85,4 @@ class PlacedBackbone:
             "transform": transform,
             "data": describe_data(source),
         }
-        return json.loads(json.dumps(about))  # as it will be read: tuples are lists
+        return json.loads(json.dumps(about))  # as it is read back: tuples become lists

@@ -1,8 +1,8 @@
-"""Features on disk: computed once, and never taken for those of other weights or images.
+"""Features on disk: computed once, and never reused for other weights, images or settings.
 
-A store is a folder; an entry is a folder in it, named by a hash of all that decides its numbers:
-`about.json` says what that is, and how its source was spelled; `features.npy`, `labels.npy` and
-`index.npy` are the fields of `features.Features`.
+A cache is a folder with one folder per entry, named by a hash of everything that determines the
+features. In an entry, `about.json` describes them; `features.npy`, `labels.npy` and `index.npy` are
+the fields of `square_pass.Features`.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -20,62 +20,76 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dino_jax.data.sources.source import Source
-from dino_jax.errors import UsageError
+from dino_jax.errors import UsageError, listed
 from dino_jax.evaluate.features.square_pass import Features
 from dino_jax.output import check_folder
 
 About = dict[str, Any]
 
 ABOUT = "about.json"
-# What NumPy raises of a damaged file; it reads an array's header as Python.
+# What NumPy raises for a damaged file; it parses an array's header as Python.
 BROKEN_ARRAY = (OSError, TypeError, ValueError, EOFError, SyntaxError, TokenError)
 
 
 @dataclasses.dataclass(frozen=True)
 class FeatureCache:
-    """Where features are kept from job to job."""
+    """Where features are stored between jobs."""
 
-    # Folder to keep features in; what it already holds is not computed again.
+    # Folder to store features in; features that are already there are not computed again.
     save_features: Path | None = None
-    # Folder that holds the features: none are computed, and those of other weights, images or
-    # settings are refused.
+    # Folder to read features from: nothing is computed, and features of other weights, images or
+    # settings are rejected.
     load_features: Path | None = None
 
     def features(
-        self, abouts: Iterable[About], computations: Sequence[Callable[[], Features]]
+        self,
+        sources: Sequence[Source],
+        about: Callable[[Source], About],
+        compute: Callable[[Source], Features],
     ) -> list[Features]:
-        """Features from the cache, or computed.
+        """Reads the features of sources from the cache; computes and stores the missing ones.
 
         Args:
-          abouts: all that decides the numbers of each; asked for only where there is a cache.
-          computations: how each is computed, over all hosts.
+          sources: the images.
+          about: everything that determines the features of a source; only called if there is a
+            cache.
+          compute: computes the features of a source, over all hosts.
         Raises:
-          UsageError: features that must be in the cache are not, or it cannot be written; before
-            anything is computed.
+          UsageError: required features are missing, or the cache cannot be written; before anything
+            is computed.
         """
         if self.load_features:
-            return [load(self.load_features, about) for about in abouts]
+            return [read_entry(self.load_features, about(source)) for source in sources]
         if not self.save_features:
-            return [compute() for compute in computations]
-        store, abouts, found = self.save_features, list(abouts), []
-        # Looked up at once, before any is written: hosts must agree on what is to be computed.
-        there = np.array([entry_of(store, about).is_dir() for about in abouts])
-        everywhere = multihost_utils.process_allgather(there).reshape(-1, len(there))
-        if (everywhere != there).any():
-            raise UsageError(
-                f"save_features={store} must be a folder that all hosts share, as must the images"
-            )
-        if not there.all():
-            check_folder(store, "save_features")
-        for about, compute, is_there in zip(abouts, computations, there, strict=True):
-            found.append(load(store, about) if is_there else compute())
-            if not is_there and jax.process_index() == 0:
-                save(store, about, found[-1])
+            return [compute(source) for source in sources]
+        folder, abouts = self.save_features, [about(source) for source in sources]
+        cached = _are_cached(folder, abouts)
+        if not all(cached):
+            check_folder(folder, "save_features")
+        found = []
+        for source, key, is_cached in zip(sources, abouts, cached, strict=True):
+            if is_cached:
+                found.append(read_entry(folder, key))
+                continue
+            found.append(compute(source))
+            if jax.process_index() == 0:
+                write_entry(folder, key, found[-1])
         return found
 
 
+def _are_cached(folder: Path, abouts: Sequence[About]) -> list[bool]:
+    """Which entries exist; all hosts must agree, as they compute the others together."""
+    here = np.array([entry_of(folder, about).is_dir() for about in abouts])
+    everywhere = multihost_utils.process_allgather(here).reshape(-1, len(here))
+    if (everywhere != here).any():
+        raise UsageError(
+            f"save_features={folder} must be a folder that all hosts share, as must the images"
+        )
+    return here.tolist()
+
+
 def describe_data(source: Source) -> About:
-    """The listing of a source: `spec`, `images` and a hash of its pictures and names of classes."""
+    """Describes a source: `spec`, `images` and a hash of its pictures and class names."""
     digest = hashlib.sha256(repr(source.class_names).encode())
     for i in range(len(source)):
         digest.update(os.fsencode(source.stamp(i)) + b"\0")
@@ -83,29 +97,29 @@ def describe_data(source: Source) -> About:
 
 
 def decisive(about: Any) -> Any:
-    """All but how sources are spelled: pictures of one listing are the same."""
+    """Drops the spelling of sources, which does not affect their features."""
     if not isinstance(about, dict):
         return about
     return {key: decisive(value) for key, value in about.items() if key != "spec"}
 
 
-def entry_of(store: Path, about: About) -> Path:
-    """The folder of an entry, whether or not it is there."""
+def entry_of(folder: Path, about: About) -> Path:
+    """The folder of an entry, whether it exists or not."""
     text = json.dumps(decisive(about), sort_keys=True)
-    return store / hashlib.sha256(text.encode()).hexdigest()[:16]
+    return folder / hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def save(store: Path, about: About, features: Features) -> None:
-    """Writes an entry; one that is there is replaced, and a stop midway leaves none.
+def write_entry(folder: Path, about: About, features: Features) -> None:
+    """Writes an entry atomically; replaces an existing one.
 
     Args:
-      store: the folder, made where it does not exist.
-      about: all that decides the numbers, as JSON has it.
-      features: to be written.
+      folder: of the cache; created if missing.
+      about: everything that determines the features, as JSON values.
+      features: to write.
     Raises:
       UsageError: the folder cannot be written.
     """
-    entry = entry_of(store, about)
+    entry = entry_of(folder, about)
     part = entry.with_suffix(f".{os.getpid()}.part")
     try:
         part.mkdir(parents=True)
@@ -115,66 +129,65 @@ def save(store: Path, about: About, features: Features) -> None:
         shutil.rmtree(entry, ignore_errors=True)
         part.rename(entry)
     except OSError as error:
-        raise UsageError(f"features cannot be saved in {store} ({error.strerror})") from error
+        raise UsageError(f"features cannot be saved in {folder} ({error.strerror})") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def load(store: Path, about: About) -> Features:
-    """Reads the entry that is about just this.
+def read_entry(folder: Path, about: About) -> Features:
+    """Reads the entry with exactly this description.
 
     Raises:
-      UsageError: there is none, and what differs in the nearest; or it is damaged.
+      UsageError: there is no such entry (the message explains how the closest one differs), or it
+        is damaged.
     """
-    entry = entry_of(store, about)
+    entry = entry_of(folder, about)
     if not (entry / ABOUT).is_file():
-        raise UsageError(_why_not(store, about))
+        raise UsageError(_mismatch(folder, about))
     try:
         found = Features(*(np.load(entry / f"{name}.npy") for name in Features._fields))
         if len({len(rows) for rows in found}) != 1:
-            raise ValueError("not as many labels as features")
+            raise ValueError("the numbers of labels and features differ")
     except BROKEN_ARRAY as error:
         raise UsageError(f"the features in {entry} are damaged: remove that folder") from error
     return found
 
 
-def _why_not(store: Path, about: About) -> str:
-    """In which way the entries of a store are others."""
-    if not store.is_dir():
-        return f"there are no features in {store}, which is no folder: make them by --save-features"
+def _mismatch(folder: Path, about: About) -> str:
+    """Explains how the cached features differ from those requested."""
+    way_out = "compute them with --save-features"
+    if not folder.is_dir():
+        return f"load_features={folder} is not a folder: {way_out}"
     spec = about["data"]["spec"]
-    others = _entries(store)
+    entries = _entries(folder)
     same_data = [
-        other
-        for other in others
-        if other["data"]["spec"] == spec or decisive(other["data"]) == decisive(about["data"])
+        entry
+        for entry in entries
+        if entry["data"]["spec"] == spec or decisive(entry["data"]) == decisive(about["data"])
     ]
     if not same_data:
-        specs = ", ".join(sorted({other["data"]["spec"] for other in others})) or "nothing"
-        return f"{store} holds no features of {spec}, but of {specs}: make them by --save-features"
+        specs = listed(sorted({entry["data"]["spec"] for entry in entries})) or "nothing"
+        return f"{folder} has no features of {spec}, only of {specs}: {way_out}"
 
-    def differing(other: About) -> list[str]:
-        return [key for key in about if decisive(other.get(key)) != decisive(about[key])]
+    def differing(entry: About) -> list[str]:
+        return [key for key in about if decisive(entry.get(key)) != decisive(about[key])]
 
-    nearest = min(same_data, key=lambda other: len(differing(other)))
-    differ = [
-        f"{key} {_short(nearest.get(key))} instead of {_short(about[key])}"
-        for key in differing(nearest)
-    ]
-    return (
-        f"the features of {spec} in {store} are others than asked for: {'; '.join(differ)}: make "
-        "new ones by --save-features"
+    closest = min(same_data, key=lambda entry: len(differing(entry)))
+    differences = "; ".join(
+        f"{key} {_short(closest.get(key))} instead of {_short(about[key])}"
+        for key in differing(closest)
     )
+    return f"the features of {spec} in {folder} do not match: {differences}: {way_out}"
 
 
-def _entries(store: Path) -> list[About]:
-    """What the entries of a store are about; damaged and foreign ones are none."""
+def _entries(folder: Path) -> list[About]:
+    """Descriptions of all entries; skips damaged and foreign ones."""
     found = []
-    for path in sorted(store.glob(f"*/{ABOUT}")):
+    for path in sorted(folder.glob(f"*/{ABOUT}")):
         try:
-            other = json.loads(path.read_text())
-            if isinstance(other["data"]["spec"], str):
-                found.append(other)
+            about = json.loads(path.read_text())
+            if isinstance(about["data"]["spec"], str):
+                found.append(about)
         except (OSError, KeyError, TypeError, ValueError):
             continue
     return found

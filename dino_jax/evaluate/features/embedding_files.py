@@ -1,16 +1,13 @@
-"""Features written as they come, to files of any length: `.npy`, `.npz` and Parquet.
+"""Features written batch by batch to files of any length: `.npy` and Parquet.
 
-Rows are never gathered in memory. A file gets its name when it is whole.
+Rows are never collected in memory. A file gets its name only when it is complete.
 
-Dims: N images, B of them at a time.
+Dims: N images, B images of a batch.
 """
 
 import contextlib
 import csv
 import os
-import shutil
-import tempfile
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,7 +21,7 @@ Append = Callable[[Features, Sequence[str]], None]
 
 
 class NpyStream:
-    """An `.npy` file that rows are appended to; use as a context manager."""
+    """An `.npy` file that rows are appended to; use it as a context manager."""
 
     def __init__(self, path: Path, dtype: np.dtype, row_shape: tuple[int, ...]) -> None:
         """Args: the file, and dtype and shape of a row."""
@@ -46,7 +43,7 @@ class NpyStream:
         self._file.close()
 
     def _write_header(self) -> None:
-        # NumPy leaves room for more digits of the first axis: a later header is as long.
+        # NumPy pads the header for more digits of the first axis, so the length stays the same.
         header = {
             "descr": np.lib.format.dtype_to_descr(self._dtype),
             "fortran_order": False,
@@ -56,13 +53,11 @@ class NpyStream:
 
 
 @contextlib.contextmanager
-def open_npy(path: Path, row_shape: tuple[int, ...], longest_name: int) -> Iterator[Append]:
-    """Features alone, and beside them `.csv` with row, index, label and name."""
-    del longest_name
-    table = names_beside(path)
+def open_npy(path: Path, row_shape: tuple[int, ...]) -> Iterator[Append]:
+    """Writes the features, and a `.csv` of the same name with row, index, label and name."""
     with (
         whole_or_nothing(path) as part,
-        whole_or_nothing(table) as table_part,
+        whole_or_nothing(names_file(path)) as table_part,
         NpyStream(part, np.float32, row_shape) as features,
         table_part.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
@@ -81,41 +76,11 @@ def open_npy(path: Path, row_shape: tuple[int, ...], longest_name: int) -> Itera
 
 
 @contextlib.contextmanager
-def open_npz(path: Path, row_shape: tuple[int, ...], longest_name: int) -> Iterator[Append]:
-    """Arrays `features`, `labels`, `index` and `names`; they lie beside the file until its end."""
-    kinds = {
-        "features": (np.float32, row_shape),
-        "labels": (np.int32, ()),
-        "index": (np.int32, ()),
-        "names": (f"<U{longest_name}", ()),
-    }
-    folder = Path(tempfile.mkdtemp(dir=path.parent, prefix=f"{path.name}."))
-    try:
-        with contextlib.ExitStack() as stack:
-            streams = {
-                name: stack.enter_context(NpyStream(folder / f"{name}.npy", *kind))
-                for name, kind in kinds.items()
-            }
+def open_parquet(path: Path, row_shape: tuple[int, ...]) -> Iterator[Append]:
+    """Writes the columns `name`, `index`, `label` and `feature`, a list of fixed length.
 
-            def append(batch: Features, names: Sequence[str]) -> None:
-                for name, rows in (batch._asdict() | {"names": np.asarray(names)}).items():
-                    streams[name].append(rows)
-
-            yield append
-        with whole_or_nothing(path) as part, zipfile.ZipFile(part, "w") as file:
-            for name in kinds:
-                file.write(folder / f"{name}.npy", f"{name}.npy")
-    finally:
-        shutil.rmtree(folder)
-
-
-@contextlib.contextmanager
-def open_parquet(path: Path, row_shape: tuple[int, ...], longest_name: int) -> Iterator[Append]:
-    """Columns `name`, `index`, `label` and `feature`, a list of one length.
-
-    Features of several axes are flattened; the metadata's `shape` says what they were.
+    Features with several axes are flattened; the metadata `shape` has their shape.
     """
-    del longest_name
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -142,18 +107,20 @@ def open_parquet(path: Path, row_shape: tuple[int, ...], longest_name: int) -> I
         yield append
 
 
-FORMATS = {".npy": open_npy, ".npz": open_npz, ".parquet": open_parquet}
+FORMATS = {".npy": open_npy, ".parquet": open_parquet}
 
 
-def names_beside(path: Path) -> Path:
-    """The file that holds the names: another one for `.npy`, else the same."""
+def names_file(path: Path) -> Path:
+    """The file with the names of the images: the `.csv` of an `.npy` file, else the file itself."""
     return path.with_suffix(".csv") if path.suffix == ".npy" else path
 
 
-def check_format(path: Path) -> None:
-    """Finds a file name that says no format, or a package that is missing; raises UsageError."""
+def check_embedding_format(path: Path) -> None:
+    """Raises UsageError for an unknown file extension, or if a required package is missing."""
     if path.suffix not in FORMATS:
-        raise UsageError(f"output={path} must end in one of {', '.join(FORMATS)}")
+        raise UsageError(
+            f"output={path} must end in .npy (the names go to a .csv file beside it) or .parquet"
+        )
     if path.suffix == ".parquet":
         try:
             import pyarrow.parquet  # noqa: F401 - half a second, which other formats need not pay

@@ -1,8 +1,7 @@
-"""The feature pass that all jobs share: weights on the devices, images through them, a bar."""
+"""Features of whole sources, for the jobs: a backbone, a cache and a progress bar."""
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -12,7 +11,7 @@ from tqdm import tqdm
 from dino_jax.data.pipeline import Records
 from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features.backbone import Pass, PlacedBackbone
+from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.square_pass import (
     EvalTransform,
@@ -26,33 +25,33 @@ from dino_jax.evaluate.features.tokens import Feature
 
 
 @dataclasses.dataclass(frozen=True)
-class Extraction(Pass):
-    """How features are computed: the options that jobs on one square crop share."""
+class Extraction(PassOptions):
+    """How features are computed: the options of all jobs that use one square crop per image."""
 
-    batch_size: int = 256  # Images at a time over all devices.
-    # Pixels of the shorter side before the centre crop; unset, as the weights say.
+    batch_size: int = 256  # Images per batch, over all devices.
+    # Pixels of the shorter side before the centre crop; default: from the weights.
     resize: int | None = None
-    crop: int | None = None  # Pixels of the centre crop; unset, as the weights say.
-    # Pixels; larger images are resized on the host, which is slower; unset, as the weights say.
+    crop: int | None = None  # Pixels of the centre crop; default: from the weights.
+    # Pixels; larger images are resized on the host, which is slower; default: from the weights.
     canvas_size: int | None = None
 
 
 class Extractor(PlacedBackbone):
-    """A backbone that gives the features of whole sources.
+    """A backbone that computes the features of whole sources.
 
     Attributes:
       transform: how images are prepared.
-      unreadable: images left out, by source.
+      unreadable: number of unreadable images that were skipped, by source.
     """
 
     def __init__(self, weights: str, options: Extraction) -> None:
-        """Loads the weights; nothing is computed yet.
+        """Loads the weights; computes nothing yet.
 
         Args:
-          weights: as `weights.load.load` takes them.
+          weights: as in `weights.load.load`.
           options: of the pass.
         Raises:
-          UsageError: the weights cannot be loaded, or the crop does not fit.
+          UsageError: the weights cannot be loaded, or the crop is too large.
         """
         super().__init__(weights, options)
         self.transform = EvalTransform(
@@ -64,8 +63,8 @@ class Extractor(PlacedBackbone):
         )
         if self.transform.crop > min(self.transform.resize, self.transform.canvas_size):
             raise UsageError(
-                f"crop={self.transform.crop} is larger than resize={self.transform.resize} or "
-                f"canvas_size={self.transform.canvas_size}: a crop must fit into both"
+                f"crop={self.transform.crop} must not be larger than "
+                f"resize={self.transform.resize} or canvas_size={self.transform.canvas_size}"
             )
         self.unreadable: dict[str, int] = {}
         self._compiled: dict[Feature, FeatureFn] = {}
@@ -81,12 +80,12 @@ class Extractor(PlacedBackbone):
         return jax.eval_shape(lambda x: feature(self.model, x), image).shape[1:]
 
     def settings(self, feature: Feature) -> dict[str, Any]:
-        """What a result says of the pass."""
+        """The settings of the pass, for `results.json`."""
         chosen = {name: getattr(self.transform, name) for name in ("resize", "crop", "canvas_size")}
         return dataclasses.asdict(self.options) | chosen | {"feature": repr(feature)}
 
     def stream(self, feature: Feature, source: Source) -> Iterator[Features]:
-        """Features of a source a batch at a time, with a progress bar; never from a cache."""
+        """Features of a source, batch by batch, with a progress bar; does not use the cache."""
         if feature not in self._compiled:
             self._compiled[feature] = feature_function(
                 self.graphdef, self.transform, self.mesh, feature
@@ -115,22 +114,20 @@ class Extractor(PlacedBackbone):
         """Features of whole sources, from the cache or computed.
 
         Args:
-          feature: what is taken of the backbone.
-          sources: of images.
-          cache: where features are kept.
+          feature: which outputs of the backbone to use.
+          sources: the images.
+          cache: where features are stored.
         Raises:
-          UsageError: the backbone has no such feature, or features that must be in the cache are
-            not; before anything is computed.
+          UsageError: the backbone has no such feature, or required features are not in the cache;
+            before anything is computed.
         """
         self.feature_shape(feature)
         transform = dataclasses.asdict(self.transform)
         found = cache.features(
-            (self.about(source, repr(feature), transform) for source in sources),
-            [partial(self._computed, feature, source) for source in sources],
+            sources,
+            lambda source: self.about(source, repr(feature), transform),
+            lambda source: join(self.stream(feature, source)),
         )
         for source, features in zip(sources, found, strict=True):
             self.unreadable[source.spec] = len(source) - len(features.index)
         return found
-
-    def _computed(self, feature: Feature, source: Source) -> Features:
-        return join(self.stream(feature, source))

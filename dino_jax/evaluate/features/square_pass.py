@@ -1,6 +1,6 @@
-"""Frozen features of all images of a source.
+"""Features of all images of a source, each transformed to one square crop.
 
-Dims: N images, B a batch, D width.
+Dims: N images, B images of a batch, D feature width.
 """
 
 import dataclasses
@@ -15,9 +15,9 @@ from jax.sharding import Mesh
 from dino_jax import sharding
 from dino_jax.data.pipeline import Records, eval_batches
 from dino_jax.data.prefetch import DevicePrefetch
-from dino_jax.data.sources.source import Source
 from dino_jax.data.transforms.eval_transform import eval_transform
 from dino_jax.errors import UsageError
+from dino_jax.evaluate.features.compiled import compile_backbone
 from dino_jax.evaluate.features.tokens import ClassToken, Feature
 
 PyTree = Any
@@ -26,20 +26,20 @@ FeatureFn = Callable[[PyTree, PyTree, Batch], Batch]
 
 
 class Features(NamedTuple):
-    """What a pass over a source gives: a row for every readable image, in order."""
+    """The features of a source: a row for every readable image, in order."""
 
-    features: np.ndarray  # [N, ...] float32, mostly [N, D]
-    labels: np.ndarray  # [N] int32, -1 for none
-    index: np.ndarray  # [N] int32, in the source
+    features: np.ndarray  # [N, ...] float32, usually [N, D]
+    labels: np.ndarray  # [N] int32, -1 without a label
+    index: np.ndarray  # [N] int32, position in the source
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-    """How an image becomes the network's input (paper, appendix F.1), in pixels."""
+    """How an image becomes the input of the network (paper, appendix F.1); sizes in pixels."""
 
     resize: int = 256  # shorter side, bicubic
     crop: int = 224  # centre
-    canvas_size: int = 512  # larger images are resized by the host
+    canvas_size: int = 512  # larger images are resized on the host
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -50,19 +50,18 @@ def feature_function(
     mesh: Mesh,
     feature: Feature = ClassToken(),
 ) -> FeatureFn:
-    """Compiles the pass over one batch of canvases.
+    """Compiles the features of one batch of canvases.
 
     Args:
       graphdef: of a backbone in evaluation mode.
       transform: how canvases become images.
       mesh: the devices that share a batch.
-      feature: what is taken of the backbone.
-    Returns: maps (params, batch_stats, batch) to `features [B, ...]` and the batch's own
-      `labels [B]`, `index [B]` and `valid [B]`, all of them whole on every device and host.
+      feature: which outputs of the backbone to use.
+    Returns: a function of (params, batch_stats, batch) that returns `features [B, ...]` and the
+      batch's `labels [B]`, `index [B]` and `valid [B]`, replicated on all devices and hosts.
     """
 
-    def features(params: PyTree, batch_stats: PyTree, batch: Batch) -> Batch:
-        params = jax.lax.with_sharding_constraint(params, sharding.replicated(mesh))
+    def features(model: nnx.Module, batch: Batch) -> Batch:
         images = eval_transform(
             batch["canvas"],
             batch["size"],
@@ -72,13 +71,10 @@ def feature_function(
             mean=transform.mean,
             std=transform.std,
         )
-        model = nnx.merge(graphdef, params, batch_stats)
         kept = {"labels": batch["label"], "index": batch["index"], "valid": batch["valid"]}
-        # Weights that compute in float32 do so in full: accelerators would round their operands.
-        with jax.default_matmul_precision("highest"):
-            return {"features": feature(model, images)} | kept
+        return {"features": feature(model, images)} | kept
 
-    return jax.jit(features, out_shardings=sharding.replicated(mesh))
+    return compile_backbone(features, graphdef, mesh)
 
 
 def stream(
@@ -90,18 +86,18 @@ def stream(
     num_threads: int,
     mesh: Mesh,
 ) -> Iterator[Features]:
-    """Features of every readable image, in order, a batch at a time.
+    """Features of every readable image, in order, batch by batch.
 
     Args:
-      feature_fn: as `feature_function` gives it, with its weights bound.
+      feature_fn: from `feature_function`, with the weights bound.
       records: the images.
       transform: as given to `feature_function`.
-      batch_size: images at a time over all devices; rounded up to a multiple of their number.
-      num_threads: that decode images.
+      batch_size: images per batch, over all devices; rounded up to a multiple of their number.
+      num_threads: threads that decode images.
       mesh: the devices that share a batch.
-    Returns: features, labels and indices in the source; an image that cannot be read is left out.
+    Returns: features, labels and indices in the source; unreadable images are skipped.
     Raises:
-      UsageError: more images are unreadable than may be, or a feature is not finite.
+      UsageError: too many images are unreadable, or a feature is not finite.
     """
     batches = eval_batches(
         records,
@@ -117,29 +113,29 @@ def stream(
     def fetch(output: Batch) -> Features:
         rows = jax.device_get(output)
         kept = np.flatnonzero(rows.pop("valid"))
-        kept = kept[np.argsort(rows["index"][kept])]  # hosts take turns within a batch
+        kept = kept[np.argsort(rows["index"][kept])]  # hosts are interleaved within a batch
         found = Features(**{name: values[kept] for name, values in rows.items()})
         finite = np.isfinite(found.features).all(axis=tuple(range(1, found.features.ndim)))
-        check_finite(finite, found.index, records.source)
+        check_finite(finite, found.index, records.source.name)
         return found
 
     return map(fetch, one_ahead(feature_fn, batches, mesh))
 
 
-def check_finite(is_finite: np.ndarray, index: np.ndarray, source: Source) -> None:
-    """Refuses what broken weights compute, of which no score tells anything.
+def check_finite(is_finite: np.ndarray, index: np.ndarray, name: Callable[[int], str]) -> None:
+    """Rejects features of broken weights, whose scores would be meaningless.
 
     Args:
-      is_finite: [B] bool, whether all of an image's feature is.
+      is_finite: [B] bool, for each image whether its whole feature is finite.
       index: [B] in the source.
-      source: of the images.
+      name: gives the name of an image.
     Raises:
-      UsageError: the feature of one is not finite.
+      UsageError: a feature is not finite.
     """
     if not is_finite.all():
-        name = source.name(int(index[np.argmin(is_finite)]))
+        broken = name(int(index[np.argmin(is_finite)]))
         raise UsageError(
-            f"the features of {name} hold a value that is not finite; the weights are broken "
+            f"the features of {broken} contain a value that is not finite: the weights are broken, "
             "or the compute dtype overflows (try float32)"
         )
 
@@ -147,11 +143,11 @@ def check_finite(is_finite: np.ndarray, index: np.ndarray, source: Source) -> No
 def one_ahead(
     compute: Callable[[Batch], Batch], batches: Iterator[dict[str, np.ndarray]], mesh: Mesh
 ) -> Iterator[Batch]:
-    """What is computed of each batch; when it is yielded, the next one is under way.
+    """Yields the result of each batch once the next one has been dispatched.
 
     Args:
-      compute: from a batch on the devices to arrays there.
-      batches: this process's share of each, at least one.
+      compute: maps a batch on the devices to arrays on the devices.
+      batches: this process's share of each batch; at least one batch.
       mesh: the devices that share a batch.
     """
     pending = None
@@ -170,10 +166,10 @@ def extract(
     transform: EvalTransform,
     **settings: Any,
 ) -> Features:
-    """Features of every readable image, in order; arguments as those of `stream`."""
+    """Features of every readable image, in order; arguments as in `stream`."""
     return join(stream(feature_fn, records, transform, **settings))
 
 
 def join(parts: Iterable[Features]) -> Features:
-    """The rows of all parts."""
+    """Concatenates the rows of all parts."""
     return Features(*map(np.concatenate, zip(*parts, strict=True)))

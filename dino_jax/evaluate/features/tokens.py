@@ -1,7 +1,7 @@
-"""What of a backbone is an image's feature.
+"""Which backbone outputs are used as an image's feature.
 
-Each is a frozen dataclass that is called with a backbone and images; its `repr` names it in caches
-and results, so it says all that matters.
+Each feature is a frozen dataclass that is called with a backbone and images. Its `repr` identifies
+it in caches and results, so it contains all settings.
 
 Dims: B images, N tokens (class token first), D width, n blocks.
 """
@@ -26,7 +26,7 @@ class Feature(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class ClassToken:
-    """The backbone's own output: a ViT's and XCiT's class token, a ResNet's mean."""
+    """The output of the backbone: the class token of a ViT or XCiT, the pooled map of a ResNet."""
 
     def __call__(self, model: nnx.Module, images: jax.Array) -> jax.Array:
         """[B, H, W, C] -> [B, D]."""
@@ -35,13 +35,13 @@ class ClassToken:
 
 @dataclasses.dataclass(frozen=True)
 class ClassTokens:
-    """Class tokens of the last blocks of a ViT, side by side (paper, section 4.1.1 and F.2).
+    """Concatenated class tokens of the last blocks of a ViT (paper, sections 4.1.1 and F.2).
 
-    With `avgpool_patchtokens` the mean of the last block's patch tokens goes beside its class
-    token, channel by channel as the reference has it: cls_0, mean_0, cls_1, mean_1, ...
+    With `avgpool_patchtokens`, the mean of the last block's patch tokens is interleaved with its
+    class token, as in the reference: cls_0, mean_0, cls_1, mean_1, ...
 
     Raises:
-      UsageError: the mean with more than one block.
+      UsageError: `avgpool_patchtokens` with more than one block.
     """
 
     n_last_blocks: int = 4
@@ -50,8 +50,8 @@ class ClassTokens:
     def __post_init__(self) -> None:
         if self.avgpool_patchtokens and self.n_last_blocks != 1:
             raise UsageError(
-                f"n_last_blocks={self.n_last_blocks} with avgpool_patchtokens: the mean of the "
-                "patch tokens goes with the last block alone; set n_last_blocks=1"
+                f"n_last_blocks={self.n_last_blocks} must be 1 with avgpool_patchtokens, which "
+                "uses the patch tokens of the last block only: set n_last_blocks=1"
             )
 
     def __call__(self, model: nnx.Module, images: jax.Array) -> jax.Array:
@@ -69,8 +69,8 @@ class BlockTokens:
     """Tokens after one block of a ViT, through the final norm.
 
     Attributes:
-      kind: "class" for the class token, "patches" for the others, "all" for all.
-      from_last: 1 for the last block, 2 for the one before, ...
+      kind: "class" for the class token, "patches" for the patch tokens, "all" for both.
+      from_last: 1 for the last block, 2 for the one before it, ...
     """
 
     kind: str = "class"
@@ -83,26 +83,25 @@ class BlockTokens:
 
 
 def intermediate_layers(model: nnx.Module, images: jax.Array, n: int) -> list[jax.Array]:
-    """Tokens after each of the last n blocks, n times [B, N, D].
+    """Tokens after each of the last n blocks: n arrays [B, N, D].
 
     Raises:
-      UsageError: the backbone has no such tokens, or not so many blocks.
+      UsageError: the backbone has no such tokens, or fewer blocks.
     """
     if not hasattr(model, "get_intermediate_layers"):
         raise UsageError(
-            f"a network of type {type(model).__name__} has no tokens of single blocks, which are "
-            "needed here: give a ViT"
+            f"a {type(model).__name__} does not give the tokens of single blocks: use a ViT"
         )
     return model.get_intermediate_layers(images, n)
 
 
-WIDE = 768  # a ViT of this width, or a wider one, is probed as the paper's ViT-B
+WIDE = 768  # ViTs of at least this width are probed as ViT-B is in the paper
 
 
 def probed_feature(
     model: nnx.Module, n_last_blocks: int | None, avgpool_patchtokens: bool | None
 ) -> Feature:
-    """What is classified: as asked for, else as in the paper."""
+    """The feature of the linear probe: as requested, else as in the paper."""
     if n_last_blocks is None and avgpool_patchtokens is None:
         if not hasattr(model, "get_intermediate_layers"):
             return ClassToken()
@@ -114,6 +113,6 @@ def probed_feature(
 
 @jax.jit
 def unit_rows(features: jax.Array) -> jax.Array:
-    """Features [..., D] scaled to length 1; zeros stay so and are equally near to everything."""
+    """Scales features [..., D] to length 1; zero vectors stay zero."""
     norms = jnp.linalg.norm(features, axis=-1, keepdims=True)
     return features / jnp.maximum(norms, 1e-12)

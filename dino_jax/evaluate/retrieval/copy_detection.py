@@ -1,9 +1,9 @@
-"""Copies found among originals: the descriptor of a picture, and the score of a subset.
+"""Copy detection: the descriptor of a picture, and the score of a subset.
 
 The protocol of the paper's section 4.2.1 on Copydays (Douze et al. 2009).
 
 Dims: B images, H and W pixels, C channels, N pictures of the database, Q queries, D width of the
-backbone, E of the descriptor.
+backbone, E width of the descriptor.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from dino_jax.evaluate.features.tokens import intermediate_layers
 from dino_jax.evaluate.retrieval.copydays import ORIGINAL, Copydays
 from dino_jax.evaluate.retrieval.ranking import average_precision, rank
 
-RESULTS = 20  # of the database that a query looks at
+RESULTS = 20  # first results of a query that count
 GEM_POWER = 4.0
 
 
 @dataclasses.dataclass(frozen=True)
 class CopyDescriptor:
-    """The class token and, beside it, the generalised mean of the patch tokens.
+    """The class token, concatenated with the generalised mean of the patch tokens.
 
     Attributes:
       mean: C values on the scale 0..1.
@@ -42,10 +42,10 @@ class CopyDescriptor:
 
 
 def generalized_mean(tokens: jax.Array, power: float = GEM_POWER) -> jax.Array:
-    """GeM pooling (Radenović et al. 2017): tokens [B, N, D] -> [B, D]; what is below 0 counts as 0.
+    """GeM pooling (Radenović et al. 2017): [B, N, D] -> [B, D]; negative values count as 0.
 
     Args:
-      tokens: of the patches.
+      tokens: patch tokens.
       power: 1 gives the mean, infinity the maximum.
     """
     positive = jnp.maximum(tokens, 1e-6)
@@ -59,14 +59,14 @@ def copy_precisions(
     database_pictures: np.ndarray,
     results: int = RESULTS,
 ) -> np.ndarray:
-    """The average precision of each query, over the first results alone.
+    """The average precision of each query, over the first results only.
 
     Args:
       queries: [Q, E] descriptors.
-      query_pictures: [Q] of which picture each is.
+      query_pictures: [Q] the picture that each was made from.
       database: [N, E] descriptors of originals and distractors.
-      database_pictures: [N] likewise; every query's picture is among them.
-      results: of the database that count.
+      database_pictures: [N] likewise; contains the picture of every query.
+      results: number of first results that count.
     Returns: [Q] from 0 to 1.
     """
     ranked = database_pictures[rank(database, queries)[:results]]  # [results, Q]
@@ -86,9 +86,9 @@ def score_subsets(
     Args:
       copydays: the data set.
       rows: [len(copydays.files), E] descriptors.
-      readable: [len(copydays.files)] bool; the others take no part, nor do copies of such.
-      distractors: [n, E] descriptors that join the originals.
-    Returns: for each subset "map" in percent, None where nothing is left, and its "queries".
+      readable: [len(copydays.files)] bool; unreadable originals, and their copies, are skipped.
+      distractors: [n, E] descriptors to add to the originals.
+    Returns: for each subset "map" in percent, None without queries, and the number of "queries".
     """
     originals = np.arange(len(rows))[copydays.subsets[ORIGINAL]]
     originals = originals[readable[originals]]

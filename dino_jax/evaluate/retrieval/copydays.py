@@ -1,7 +1,7 @@
-"""INRIA Copydays on disk: originals, and attacked copies in folders of their own.
+"""INRIA Copydays on disk: originals, and manipulated copies in one folder per subset.
 
-`original/200000.jpg` has its copies in `strong/200001.jpg`, ..., `jpegqual/75/200000.jpg`, ... and
-`crops/10/200000.jpg`, ...: the first four characters of a name say of which picture it is.
+The copies of `original/200000.jpg` are `strong/200001.jpg`, ..., `jpegqual/75/200000.jpg`, ... and
+`crops/10/200000.jpg`, ...: the first four characters of a name identify the picture.
 """
 
 import dataclasses
@@ -12,10 +12,10 @@ import numpy as np
 
 from dino_jax.data.sources.files import Files, natural_order
 from dino_jax.data.sources.folder import image_paths
-from dino_jax.errors import UsageError
+from dino_jax.errors import UsageError, listed
 
 ORIGINAL, STRONG = "original", "strong"
-_PREFIX = 4  # characters that name the picture
+_PREFIX = 4  # characters that identify the picture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,14 +24,14 @@ class Copydays:
 
     files: Files
     subsets: dict[str, slice]  # by folder, such as "crops/10"; the originals first
-    pictures: np.ndarray  # [len(files)] text, of which picture each file is
+    pictures: np.ndarray  # [len(files)] str, the picture that each file was made from
 
 
 def open_copydays(folder: Path) -> Copydays:
-    """Opens the data set; no picture is read.
+    """Opens the data set; reads no picture.
 
     Args:
-      folder: with `original`, `strong` and whatever other folders of copies are there.
+      folder: contains `original`, `strong` and, optionally, other folders of copies.
     Raises:
       UsageError: originals or strong copies are missing, or a copy has no original.
     """
@@ -42,8 +42,8 @@ def open_copydays(folder: Path) -> Copydays:
     for name in (ORIGINAL, STRONG):
         if name not in found:
             raise UsageError(
-                f"data={folder} has no images in {folder / name}: give the folder of Copydays, "
-                "with original, strong, and jpegqual and crops if they are to be scored"
+                f"data={folder} has no images in {folder / name}: use the folder of Copydays, "
+                "with original, strong and, optionally, jpegqual and crops"
             )
     originals = {path.name[:_PREFIX] for path in found[ORIGINAL]}
     paths: list[Path] = []
@@ -58,13 +58,12 @@ def open_copydays(folder: Path) -> Copydays:
 
 def _check_originals(copies: list[Path], originals: set[str]) -> None:
     if orphans := [path.name for path in copies if path.name[:_PREFIX] not in originals]:
-        more = f" and {len(orphans) - 5} more" if len(orphans) > 5 else ""
         raise UsageError(
-            f"copies in {copies[0].parent} without an original: {', '.join(orphans[:5])}{more}; "
-            f"the first {_PREFIX} characters of a name say of which picture it is"
+            f"copies in {copies[0].parent} without an original: {listed(orphans)}; "
+            f"the first {_PREFIX} characters of a name must be those of its original"
         )
 
 
 def _order(name: str) -> tuple[bool, bool, list[str | int]]:
-    """Originals, strong copies, then by name and number: crops/10 before crops/100."""
+    """Originals, strong copies, then the others by name and number: crops/10 before crops/100."""
     return name != ORIGINAL, name != STRONG, natural_order(name)

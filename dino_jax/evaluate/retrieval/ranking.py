@@ -1,8 +1,8 @@
-"""Rankings of a database for queries, and how good they are.
+"""Ranks a database for queries, and scores the rankings.
 
 The measures of the revisited Oxford and Paris benchmarks (Radenović et al. 2018,
-https://arxiv.org/abs/1803.11285, section 3): images are easy, hard or junk for a query, and the
-three protocols differ in which of them are to be found and which are taken out of the ranking.
+https://arxiv.org/abs/1803.11285, section 3): images are easy, hard or junk for a query; the three
+protocols differ in which of them are positives and which are ignored.
 
 Dims: N images of the database, Q queries, D feature width.
 """
@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-KS = (1, 5, 10)  # of the mean precision at k
-PROTOCOLS = {  # name: (what is to be found, what is taken out)
+KS = (1, 5, 10)  # for the mean precision at k
+PROTOCOLS = {  # name: (positives, ignored)
     "easy": (("easy",), ("junk", "hard")),
     "medium": (("easy", "hard"), ("junk",)),
     "hard": (("hard",), ("junk", "easy")),
@@ -22,36 +22,36 @@ PROTOCOLS = {  # name: (what is to be found, what is taken out)
 
 @dataclasses.dataclass(frozen=True)
 class RetrievalScore:
-    """One protocol's measures, from 0 to 1; a query with nothing to find counts in none."""
+    """The scores of one protocol, from 0 to 1; queries without positives are skipped."""
 
     mean_average_precision: float
     mean_precision: dict[int, float]  # by k
-    average_precisions: np.ndarray  # [Q], NaN where there is nothing to find
+    average_precisions: np.ndarray  # [Q], NaN without positives
 
 
-def unit_rows(features: np.ndarray) -> np.ndarray:
-    """Rows scaled to length 1, [N, D] float32; a row of zeros stays one."""
+def _normalized(features: np.ndarray) -> np.ndarray:
+    """Scales rows to length 1, [N, D] float32; zero rows stay zero."""
     features = np.asarray(features, np.float32)
     return features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
 
 
 def rank(database: np.ndarray, queries: np.ndarray) -> np.ndarray:
-    """Ranks the database by cosine similarity.
+    """Ranks a database by cosine similarity.
 
     Args:
       database: [N, D].
       queries: [Q, D].
-    Returns: [N, Q] rows of the database, the most similar first.
+    Returns: [N, Q] rows of the database, most similar first.
     """
-    return np.argsort(-(unit_rows(database) @ unit_rows(queries).T), axis=0, kind="stable")
+    return np.argsort(-(_normalized(database) @ _normalized(queries).T), axis=0, kind="stable")
 
 
 def average_precision(places: np.ndarray, number: int) -> float:
-    """Area under precision over recall, by trapezoids, as the evaluation of Holidays has it.
+    """Area under the precision-recall curve, by the trapezoidal rule, as for INRIA Holidays.
 
     Args:
-      places: [n] ascending places in the ranking, from 0, of the right images that were found.
-      number: of right images in the database, at least 1.
+      places: [n] ascending ranks, from 0, of the positives that were found.
+      number: of positives in the database, at least 1.
     """
     found = np.arange(len(places))
     before = np.where(places == 0, 1.0, found / np.maximum(places, 1))
@@ -59,7 +59,7 @@ def average_precision(places: np.ndarray, number: int) -> float:
     return float((before + after).sum() / (2 * number))
 
 
-def score(
+def score_ranking(
     ranks: np.ndarray,
     truth: Sequence[Mapping[str, np.ndarray]],
     protocol: str,
@@ -68,16 +68,16 @@ def score(
     """Scores a ranking under one protocol.
 
     Args:
-      ranks: [N, Q], as `rank` gives it.
-      truth: for each query the images that are "easy", "hard" and "junk".
+      ranks: [N, Q], from `rank`.
+      truth: for each query the "easy", "hard" and "junk" images.
       protocol: a key of `PROTOCOLS`.
-      ks: of the mean precision. Precision at k looks no further than the last right image.
+      ks: for the mean precision; the precision at k stops at the last positive.
     """
     wanted, ignored = PROTOCOLS[protocol]
     precisions = np.full((len(truth), len(ks)), np.nan)
     average_precisions = np.full(len(truth), np.nan)
     for i, lists in enumerate(truth):
-        place = np.empty(len(ranks), np.int64)  # of each image in this query's ranking
+        place = np.empty(len(ranks), np.int64)  # rank of each image for this query
         place[ranks[:, i]] = np.arange(len(ranks))
         right = np.sort(place[np.concatenate([lists[name] for name in wanted])])
         taken_out = np.sort(place[np.concatenate([lists[name] for name in ignored])])

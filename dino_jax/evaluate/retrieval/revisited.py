@@ -1,6 +1,6 @@
-"""Revisited Oxford and Paris on disk: a list of images with a ground truth, and the images.
+"""Revisited Oxford and Paris on disk: images, and a list of them with the ground truth.
 
-A folder such as `roxford5k` holds `gnd_roxford5k.pkl` and the images in `jpg`
+A folder such as `roxford5k` contains `gnd_roxford5k.pkl` and the images in `jpg`
 (http://cmp.felk.cvut.cz/revisitop).
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from dino_jax.data.sources.files import Files
-from dino_jax.errors import UsageError
+from dino_jax.errors import UsageError, listed
 from dino_jax.weights.formats.pth.plain_pickle import read_plain_pickle
 
 LISTS = ("easy", "hard", "junk")
@@ -21,17 +21,17 @@ LISTS = ("easy", "hard", "junk")
 
 @dataclasses.dataclass(frozen=True)
 class Revisited:
-    """A database, its queries, and what should be found for each of them."""
+    """A database, its queries and their ground truth."""
 
-    pictures: Files  # the database, then the queries
+    pictures: Files  # the database, followed by the queries
     num_images: int  # of the database
-    truth: tuple[dict[str, np.ndarray], ...]  # by query: its `LISTS`, each [n] int64
+    truth: tuple[dict[str, np.ndarray], ...]  # for each query its `LISTS`, each [n] int64
 
     def truth_among(self, readable: np.ndarray) -> list[dict[str, np.ndarray]]:
-        """The ground truth where some pictures could not be read.
+        """The ground truth without unreadable pictures.
 
-        An unreadable image of the database is junk for every query; for an unreadable query
-        nothing is to be found.
+        An unreadable image of the database is junk for every query; an unreadable query has no
+        positives.
 
         Args:
           readable: [len(pictures)] bool.
@@ -47,20 +47,19 @@ class Revisited:
 
 
 def open_revisited(folder: Path) -> Revisited:
-    """Opens one of the two data sets; no picture is read.
+    """Opens one of the two data sets; reads no picture.
 
     Args:
-      folder: with `gnd_*.pkl` and `jpg`.
+      folder: contains `gnd_*.pkl` and `jpg`.
     Raises:
-      UsageError: there is not one list; it is no ground truth of this kind, or names images that
-        are not there.
+      UsageError: there is no list, or several; or it has another format, or names missing images.
     """
     found = sorted(folder.glob("gnd_*.pkl"))
     if len(found) != 1:
-        names = ", ".join(path.name for path in found) or "none"
+        names = ", ".join(path.name for path in found) or "no list"
         raise UsageError(
-            f"data={folder} must hold one list gnd_*.pkl and the folder jpg, and holds {names}: "
-            "give the folder of one data set, such as roxford5k"
+            f"data={folder} must contain one list gnd_*.pkl and the folder jpg, but contains "
+            f"{names}: use the folder of one data set, such as roxford5k"
         )
     value = read_plain_pickle(found[0])
     try:
@@ -70,8 +69,8 @@ def open_revisited(folder: Path) -> Revisited:
             raise ValueError(f"{len(queries)} queries and {len(truth)} ground truths")
     except KeyError as error:
         raise UsageError(
-            f"{found[0]} has no {error}: give the list of the revisited data sets, which has "
-            "imlist, qimlist and gnd with easy, hard and junk"
+            f"{found[0]} has no {error}: use the list of a revisited data set, which has imlist, "
+            "qimlist and gnd with easy, hard and junk"
         ) from error
     except (TypeError, ValueError) as error:
         raise UsageError(
@@ -85,7 +84,7 @@ def open_revisited(folder: Path) -> Revisited:
 
 def _names(value: Any) -> list[str]:
     if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        raise TypeError("its images are not named by a list of text")
+        raise TypeError("the names of its images are not a list of strings")
     return [f"{name}.jpg" for name in value]
 
 
@@ -94,9 +93,9 @@ def _truth(entry: Any, num_images: int) -> dict[str, np.ndarray]:
     for name in LISTS:
         rows = np.asarray(entry[name])
         if rows.ndim != 1 or (rows.size and rows.dtype.kind not in "iu"):
-            raise TypeError(f"{name!r} is not a list of whole numbers")
+            raise TypeError(f"{name!r} is not a list of integers")
         if rows.size and not 0 <= rows.min() <= rows.max() < num_images:
-            raise ValueError(f"{name!r} has numbers beyond the {num_images} images")
+            raise ValueError(f"{name!r} has indices beyond the {num_images} images")
         lists[name] = rows.astype(np.int64)
     return lists
 
@@ -108,8 +107,7 @@ def _check_present(names: Iterable[str], folder: Path) -> None:
         raise UsageError(f"{folder} cannot be listed: {error.strerror}") from error
     names = list(dict.fromkeys(names))
     if missing := [name for name in names if name not in present]:
-        more = f" and {len(missing) - 5} more" if len(missing) > 5 else ""
         raise UsageError(
             f"{len(missing)} of {len(names)} images are missing in {folder}: "
-            f"{', '.join(missing[:5])}{more}; unpack all archives of the data set into it"
+            f"{listed(missing)}; unpack all archives of the data set there"
         )

@@ -1,4 +1,4 @@
-"""Features of whole pictures at one or several scales, and which of them may share a batch.
+"""Features of whole pictures at one or several scales, and which pictures can share a batch.
 
 Dims: B images, H and W sides of a canvas, C channels, D feature width.
 """
@@ -22,11 +22,11 @@ SCALES = (1.0, 2**-0.5, 0.5)  # the reference's three
 
 @dataclasses.dataclass(frozen=True)
 class AtScales:
-    """The mean of a backbone's features over scales of a picture (bilinear, not antialiased).
+    """The mean of the features of a picture at several scales (bilinear, not antialiased).
 
     Attributes:
       scales: of the picture.
-      shapes: for each scale the shape that the network sees, from `network_shapes`.
+      shapes: for each scale the input shape of the network, from `network_shapes`.
       mean: C values on the scale 0..1.
       std: C values.
     """
@@ -50,13 +50,13 @@ class AtScales:
 
 
 def network_shapes(size: Size, scales: Sequence[float], patch_size: int | None) -> tuple[Size, ...]:
-    """What a network sees of a picture at each scale; pictures that agree in it share batches.
+    """The input shape of the network at each scale; pictures with equal shapes share batches.
 
     Args:
       size: of the picture.
       scales: as in `AtScales`.
-      patch_size: of a ViT, which ignores what is left of a picture after its last whole patch;
-        None for a network that sees every pixel.
+      patch_size: of a ViT, which ignores pixels beyond the last whole patch; None for a network
+        that uses every pixel.
     """
     shapes = []
     for scale in scales:
@@ -64,8 +64,8 @@ def network_shapes(size: Size, scales: Sequence[float], patch_size: int | None) 
         if patch_size is not None:
             is_square = height == width
             height, width = (side // patch_size * patch_size for side in (height, width))
-            # A ViT takes its position table as it is for square pictures only: a column that it
-            # does not see keeps the others out.
+            # Only for square inputs does a ViT use its position embeddings without interpolation.
+            # An extra column of pixels, which no patch covers, marks the other pictures.
             width += height == width and not is_square
         shapes.append((height, width))
     return tuple(shapes)
@@ -78,7 +78,7 @@ def group_by_shape(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> dict[AtScales, Group]:
-    """Groups pictures that the network sees in the same shapes.
+    """Groups pictures with the same input shapes.
 
     Args:
       sizes: of each picture, by its ascending index.
@@ -86,8 +86,8 @@ def group_by_shape(
       patch_size: as in `network_shapes`.
       mean: as in `AtScales`.
       std: as in `AtScales`.
-    Returns: a group for each feature function, the largest pictures first, so that memory that
-      does not suffice shows at once.
+    Returns: a group for each feature function, the largest pictures first, so that a lack of memory
+      shows at once.
     """
     members = defaultdict(list)
     for index, size in sizes.items():

@@ -1,4 +1,4 @@
-"""PCA whitening of features, learned on images that take no part in the evaluation.
+"""PCA whitening of features, learned on images outside the evaluation.
 
 Dims: N images, D feature width.
 """
@@ -9,34 +9,34 @@ import numpy as np
 
 from dino_jax.errors import UsageError
 
-SMALLEST = 1e-5  # an eigenvalue counts as at least this share of the largest
+SMALLEST = 1e-5  # lower limit of an eigenvalue, as a share of the largest
 
 
 class Whitening(NamedTuple):
-    """A shift and a rotation with scale."""
+    """A shift, a rotation and a scale."""
 
     mean: np.ndarray  # [D] float64
-    matrix: np.ndarray  # [D, D] float64, a column for each component, the strongest first
+    matrix: np.ndarray  # [D, D] float64, one column per component, strongest first
 
     def apply(self, features: np.ndarray) -> np.ndarray:
-        """[N, D] -> [N, D] float64, along the components."""
+        """Projects features on the components: [N, D] -> [N, D] float64."""
         return (features - self.mean) @ self.matrix
 
 
 def learn_whitening(features: np.ndarray, power: float = 0.5) -> Whitening:
-    """Learns what makes features alike in all directions.
+    """Learns a transform that gives features unit covariance.
 
-    As in the reference, what is whitened is centred, but the covariance it is learned from is that
-    of the features as they are.
+    As in the reference, features are centred when they are whitened, but the covariance is computed
+    without centring.
 
     Args:
-      features: [N, D] of other images than those to be whitened.
-      power: of the eigenvalues that a component is divided by; 0.5 gives all the same spread.
+      features: [N, D] of images outside the evaluation.
+      power: components are divided by this power of their eigenvalue; 0.5 equalises the variances.
     Raises:
-      UsageError: there is no image.
+      UsageError: there are no images.
     """
     if len(features) == 0:
-        raise UsageError("whitening got 0 images to learn from; it needs at least one")
+        raise UsageError("whitening needs at least one image to learn from, but got 0 images")
     features = np.asarray(features, np.float64)
     values, vectors = np.linalg.eigh(features.T @ features / len(features))
     values = np.maximum(values, SMALLEST * values.max())[::-1]

@@ -203,7 +203,7 @@ def test_compiled_block_sorts_no_rows_and_holds_no_one_hot_votes() -> None:
 
 def test_predicting_nothing_is_refused() -> None:
     train, labels, test, _ = clusters(images=20, queries=1, classes=2)
-    with pytest.raises(UsageError, match="got 0 test images; it needs at least one"):
+    with pytest.raises(UsageError, match="got 0 test images: it needs at least one"):
         knn_predict(train, labels, test[:0])
 
 

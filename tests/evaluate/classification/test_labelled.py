@@ -33,7 +33,7 @@ def idx(root: Path, split: str, labels: list[int]) -> None:
 def test_classes_are_those_that_occur(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Folders are read class by class, so that a part lacks some."""
     bank, queries = folder(tmp_path / "bank", "abc"), folder(tmp_path / "queries", "abc")
-    with pytest.raises(UsageError, match=r"has classes that .*bank.0:4. lacks \(c\): give a bank"):
+    with pytest.raises(UsageError, match=r"has classes that .*bank.0:4. lacks \(c\): use a train"):
         open_labelled(f"{bank}[0:4]", queries)
     sources = open_labelled(bank, f"{queries}[4:]")
     assert "has no images of 2 of the 3 classes" in caplog.text
@@ -45,7 +45,7 @@ def test_classes_are_those_that_occur(tmp_path: Path, caplog: pytest.LogCaptureF
 def test_classes_of_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     idx(tmp_path, "train", [0, 1, 2, 0])
     idx(tmp_path, "t10k", [1, 3, 3])
-    with pytest.raises(UsageError, match=r"@test has classes that .*@train lacks \(3\): give a"):
+    with pytest.raises(UsageError, match=r"@test has classes that .*@train lacks \(3\): use a"):
         open_labelled(f"idx:{tmp_path}@train", f"idx:{tmp_path}@test")
     sources = open_labelled(f"idx:{tmp_path}@train", f"idx:{tmp_path}@test[:1]")
     assert untested_classes(*sources) == [0, 2]
@@ -63,5 +63,5 @@ def test_why_there_are_no_labels(tmp_path: Path) -> None:
     assert open_test(folder(tmp_path / "one", "a")).class_names == ("a",)  # one class is enough
     stray = Path(folder(tmp_path / "two", "ab"), "stray.png")
     stray.touch()
-    with pytest.raises(UsageError, match=rf"none beside these folders; the first one is {stray}"):
+    with pytest.raises(UsageError, match=rf"none beside these folders, such as {stray}"):
         open_test(str(stray.parent))

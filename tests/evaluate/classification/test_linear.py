@@ -15,8 +15,8 @@ from dino_jax.evaluate.classification.linear import (
     Probe,
     learning_rates,
     new_probe,
-    score,
-    train_step,
+    probe_step,
+    score_heads,
 )
 from tests.conftest import parity_cases
 
@@ -24,7 +24,7 @@ from tests.conftest import parity_cases
 @pytest.mark.parametrize("path", parity_cases("linear*.npz"), ids=lambda p: p.stem)
 def test_equals_the_reference(path: Path) -> None:
     """Weights, losses, accuracies and rates; another rate beside it changes nothing."""
-    step = jax.jit(train_step)
+    step = jax.jit(probe_step)
     golden = np.load(path)
     meta = json.loads(str(golden["meta"]))
     features, labels = golden["features"], golden["labels"].astype(np.int32)
@@ -42,7 +42,7 @@ def test_equals_the_reference(path: Path) -> None:
             probe, loss = step(probe, features[block], labels[block], rates)
             losses.append(loss)
         np.testing.assert_allclose(np.mean(losses, axis=0)[1], golden["losses"][epoch], rtol=1e-5)
-        found = score(probe.heads, features[train:], labels[train:])
+        found = score_heads(probe.heads, features[train:], labels[train:])
         top1, top5 = golden["acc1_acc5"][epoch]
         assert (found["top1"][1], found["top5"][1]) == pytest.approx((top1, top5))
     np.testing.assert_allclose(probe.heads.kernel[1].T, golden["weight"], atol=1e-5)
@@ -70,7 +70,7 @@ def test_scores_in_blocks(num_classes: int, monkeypatch: pytest.MonkeyPatch) -> 
     heads = Heads(jnp.asarray(kernel), jnp.asarray(bias))
     monkeypatch.setattr(linear, "BLOCK_BYTES", (8 * 2 * num_classes + 4 * 6) * 17)
     with mock.patch.object(linear, "_score_block", wraps=linear._score_block) as blocks:
-        found = score(heads, features, labels)
+        found = score_heads(heads, features, labels)
     assert [call.args[1].shape for call in blocks.call_args_list] == [(17, 6), (17, 6), (16, 6)]
     for i in range(2):
         logits = features @ kernel[i] + bias[i]

@@ -47,9 +47,9 @@ def test_a_head_of_the_reference(weights: str, tmp_path: Path) -> None:
     (side,) = extractor.features(ClassTokens(2), [open_source(images)])
     hits = (side.features @ kernel).argmax(axis=1) == side.labels
     assert found["top1"] == pytest.approx(100 * hits.mean())
-    with pytest.raises(UsageError, match=r"knows 4 classes, shapes:40@test has 10: give a head"):
+    with pytest.raises(UsageError, match=r"has 4 classes, but shapes:40@test has 10: use a"):
         linear(weights, TEST, evaluate=head, **arguments)
-    with pytest.raises(UsageError, match=r"takes 96 features .* has 48: set n_last_blocks"):
+    with pytest.raises(UsageError, match=r"expects 96 features .* has 48: set n_last_blocks"):
         linear(weights, images, evaluate=head, n_last_blocks=1, **arguments)
 
 
@@ -65,7 +65,7 @@ def test_a_part_of_images_without_class_names(weights: str) -> None:
 
     check([2, 0, 1])
     check([9])
-    with pytest.raises(UsageError, match=r"knows 10 classes, idx:x@test\[1:4\] has 11: give a"):
+    with pytest.raises(UsageError, match=r"has 10 classes, but idx:x@test\[1:4\] has 11: use"):
         check([2, 10])
 
 
@@ -84,8 +84,8 @@ def test_a_head_by_its_hub_name(
     ("change", "message"),
     [
         ({"weights": "e" * 64}, r"was trained on weights eeeeeeeeeeee\.\.\., not on"),
-        ({"feature": "ClassToken()"}, r"takes 96 features \(ClassToken\(\)\), but ClassTokens"),
-        ({"class_names": ("circle", "dog")}, "has classes that evaluate=.* does not know"),
+        ({"feature": "ClassToken()"}, r"expects 96 features \(ClassToken\(\)\), but ClassTokens"),
+        ({"class_names": ("circle", "dog")}, "has classes that evaluate=.* was not trained on"),
     ],
 )
 def test_a_head_of_something_else(

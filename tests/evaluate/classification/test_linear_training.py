@@ -15,7 +15,7 @@ from dino_jax.evaluate.classification import linear_training
 from dino_jax.evaluate.features.extractor import Extractor
 from dino_jax.evaluate.features.tokens import ClassTokens
 from dino_jax.jobs.linear import linear
-from tests.support.linear_setup import OPTIONS, TEST
+from tests.support.linear_setup import OPTIONS, RATES, TEST, TRAIN
 
 pytestmark = pytest.mark.usefixtures("shared_compilation")
 
@@ -31,7 +31,7 @@ def test_every_step_has_its_rates_and_every_image_and_epoch_its_crop(weights: st
             jax.debug.callback(lambda x: seen.append(np.asarray(x)), images, ordered=False)
             return images.reshape(len(images), -1)[:, :48]
 
-    step = linear_training.compile_step(extractor, Seen(), seed=0)
+    step = linear_training.compile_probe_step(extractor, Seen(), seed=0)
     canvas = np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), np.uint8)
     batch = {"canvas": np.repeat(canvas, 8, axis=0), "size": np.full((8, 2), 32, np.int32)}
     batch |= {"index": np.arange(8, dtype=np.int32), "label": np.zeros(8, np.int32)}
@@ -39,7 +39,7 @@ def test_every_step_has_its_rates_and_every_image_and_epoch_its_crop(weights: st
     moved = []
     for epoch, rates in ((0, (0.1, 0.2)), (0, (0.2, 0.1)), (1, (0.1, 0.2))):
         probe = jax.tree.map(jnp.copy, start)
-        probe, _ = step(probe, extractor.weights, batch, epoch, np.float32(rates))
+        probe, _ = step(*extractor.weights, probe, batch, epoch, np.float32(rates))
         moved.append(np.asarray(probe.heads.bias))
     jax.effects_barrier()
     first, again, later = seen
@@ -54,30 +54,28 @@ def test_a_loss_that_is_not_finite_ends_it(weights: str, tmp_path: Path) -> None
     def broken(probe: Any, features: Any, labels: Any, rates: jax.Array) -> Any:
         return probe, jnp.where(rates > 0.01, jnp.nan, 1.0)
 
-    arguments = {"train": "shapes:80@train", "epochs": 4, "train_batch_size": 32}
-    arguments |= {"workdir": tmp_path, "learning_rates": (0.01, 1.0), "options": OPTIONS}
     with (
-        mock.patch.object(linear_training, "train_step", broken),
-        pytest.raises(UsageError, match=r"rates=\(0.01, 1.0\): the loss of 1 is nan; leave that"),
+        mock.patch.object(linear_training, "probe_step", broken),
+        pytest.raises(UsageError, match=r"rates=\(0.01, 1.0\): the loss of 1 is nan: remove that"),
     ):
-        linear(weights, TEST, **arguments)
+        linear(weights, TEST, workdir=tmp_path, learning_rates=RATES, **TRAIN)
     assert not (tmp_path / "progress.npz").exists()
 
 
 def test_hosts_share_the_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     protocol = linear_training.Protocol((0.1,), epochs=4, batch_size=8, seed=0)
-    assert linear_training.begin(tmp_path, {}, protocol, 6, 3).history == []
+    assert linear_training.restore_or_init(tmp_path, {}, protocol, 6, 3).history == []
     gathered = {"process_allgather": lambda _: np.array([2, 0])}  # the first one has two epochs
     monkeypatch.setattr(linear_training, "multihost_utils", mock.Mock(**gathered))
-    with pytest.raises(UsageError, match=r"workdir=.* all hosts share: .* there are \[0, 2\]"):
-        linear_training.begin(tmp_path, {}, protocol, 6, 3)
+    with pytest.raises(UsageError, match=r"workdir=.* all hosts share: .* \[0, 2\] trained"):
+        linear_training.restore_or_init(tmp_path, {}, protocol, 6, 3)
 
 
 @pytest.mark.compiler
 def test_the_step_needs_no_gradient_of_the_backbone(weights: str) -> None:
     """Its time is one forward pass: no dot product of the backbone's backward pass is there."""
     extractor = Extractor(weights, OPTIONS)
-    step = linear_training.compile_step(extractor, ClassTokens(1), seed=0)
+    step = linear_training.compile_probe_step(extractor, ClassTokens(1), seed=0)
     probe = jax.eval_shape(lambda: linear_training.new_probe(jax.random.key(0), 2, 48, 10))
     batch = {
         "canvas": jax.ShapeDtypeStruct((8, 32, 32, 3), np.uint8),
@@ -86,7 +84,7 @@ def test_the_step_needs_no_gradient_of_the_backbone(weights: str) -> None:
         "label": jax.ShapeDtypeStruct((8,), np.int32),
     }
     rates = jax.ShapeDtypeStruct((2,), np.float32)
-    text = step.lower(probe, extractor.weights, batch, 0, rates).as_text()
+    text = step.lower(*extractor.weights, probe, batch, 0, rates).as_text()
     forward = jax.jit(lambda x: extractor.model.get_intermediate_layers(x, 1)).lower(
         jax.ShapeDtypeStruct((8, 16, 16, 3), np.float32)
     )

@@ -62,7 +62,7 @@ def test_few_of_each_class() -> None:
 @pytest.mark.parametrize("shot", ["0", "0%", "101%", "some", "-3", "1.5"])
 def test_impossible_shots(shot: str) -> None:
     check_shots(("all", "1%", "12.5%", "100%", "5"))
-    with pytest.raises(UsageError, match=f"shots='{shot}' must be all, images of each class"):
+    with pytest.raises(UsageError, match=f"shots='{shot}' must be all, a number of images"):
         check_shots(("5", shot))
 
 
@@ -119,7 +119,7 @@ def test_classes_are_matched_by_name(goldens: Path, tmp_path: Path) -> None:
         ({"c": float("nan")}, "c=nan .*must be above 0"),
         (
             {"train": "shapes:1", "test": "shapes:1"},
-            "train=shapes:1: all images are of a single class",
+            "train=shapes:1: all images belong to a single class",
         ),
         ({"shots": ("1", "3")}, "train=shapes:20@train: shots=.3.: class circle has only 2"),
     ],
@@ -143,7 +143,7 @@ def test_classes_that_cannot_be_read(goldens: Path, tmp_path: Path) -> None:
     with runs.quick_compilation():
         for broken, message in (
             ("b/1.png", "shots='4': class b has only 3 training images"),
-            ("b/*.png", "readable images of train=.*images: all images are of a single class"),
+            ("b/*.png", "readable images of train=.*images: all images belong to a single class"),
         ):
             for path in (tmp_path / "images").glob(broken):
                 path.write_text("no picture")

@@ -8,7 +8,7 @@ import pytest
 from dino_jax import sharding
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.classification import neighbours as module
-from dino_jax.evaluate.classification.neighbours import Layout, make_bank, nearest, neighbours
+from dino_jax.evaluate.classification.neighbours import BankLayout, make_bank, nearest, neighbours
 
 
 def bank_and_queries(size: int, queries: int = 13, width: int = 4) -> tuple[np.ndarray, np.ndarray]:
@@ -42,7 +42,7 @@ def test_lengths_do_not_matter() -> None:
 
 
 def test_no_query_is_refused() -> None:
-    with pytest.raises(UsageError, match="got 0 test images; it needs at least one"):
+    with pytest.raises(UsageError, match="got 0 test images: it needs at least one"):
         neighbours(np.ones((5, 3)), np.ones((0, 3)), k=2)
 
 
@@ -67,6 +67,6 @@ def test_a_large_bank_is_grouped_and_spread() -> None:
 
 @pytest.mark.compiler
 def test_matmul_is_full_precision() -> None:
-    layout = Layout(size=8, k=1, group=1, mesh=sharding.make_mesh())
+    layout = BankLayout(size=8, k=1, group=1, mesh=sharding.make_mesh())
     lowered = jax.jit(nearest, static_argnums=2).lower(jnp.ones((2, 4)), jnp.ones((8, 4)), layout)
     assert "precision = [HIGHEST, HIGHEST]" in lowered.as_text()

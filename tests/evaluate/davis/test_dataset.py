@@ -70,18 +70,24 @@ def picture(mode: str, size: tuple[int, int]) -> Callable[[Path], None]:
             remove("ImageSets/2017/val.txt"),
             r"val\.txt cannot be read: data must be the folder of D",
         ),
-        (lambda f: (f / "ImageSets/2017/val.txt").write_text(" \n"), r"val\.txt names no sequence"),
+        (
+            lambda f: (f / "ImageSets/2017/val.txt").write_text(" \n"),
+            r"val\.txt contains no seq",
+        ),
         (
             lambda f: (f / "ImageSets/2017/val.txt").write_text("dog bird"),
             r"sequence bird has no frames \*\.jpg in .*480p",
         ),
-        (remove("Annotations/480p/cat/00000.png"), r"sequence cat has no first mask .*00000\.png"),
+        (
+            remove("Annotations/480p/cat/00000.png"),
+            r"sequence cat lacks its first .*00000\.png",
+        ),
         (remove("Annotations/480p/dog/00002.png"), r"dog lacks 1 of the 2 masks.*as 00002\.png"),
         (cut("JPEGImages/480p/cat/00000.jpg"), "the first frame or mask of sequence cat: "),
         (cut("Annotations/480p/dog/00000.png"), "the first frame or mask of sequence dog: "),
-        (picture("RGB", (40, 30)), "has colours instead of labels"),
-        (picture("L", (30, 40)), r"00000\.png has 30x40 pixels and its frame 40x30"),
-        (picture("L", (40, 30)), r"00000\.png has no object"),
+        (picture("RGB", (40, 30)), "contains colours instead of labels"),
+        (picture("L", (30, 40)), r"00000\.png has 30x40 pixels, but its frame has 40x30"),
+        (picture("L", (40, 30)), r"00000\.png contains no object"),
     ],
 )
 def test_what_is_wrong_is_named(spoil: Callable, message: str, folder: Path) -> None:

@@ -15,8 +15,8 @@ from dino_jax.evaluate.davis.propagation import (
     FramePatches,
     Memory,
     Propagation,
-    begin,
     follow,
+    initial_memory,
     label_map,
     network_size,
     propagate,
@@ -109,7 +109,7 @@ def test_objects_are_followed_as_they_move() -> None:
     labels[1:4, 2:5], labels[4:6, 6:9] = (0, 1, 0), (0, 0, 1)
     settings = Propagation(last_frames=2, radius=2)
     step = jax.jit(partial(follow, settings=settings, patch_size=4))
-    memory = begin(jnp.asarray(features), labels, settings)
+    memory = initial_memory(jnp.asarray(features), labels, settings)
     for t in range(1, 4):
         memory, found = step(memory, np.roll(features, t, axis=1), 1 + (t - 1) % 2)
         expected = np.roll(labels.argmax(-1), t, axis=1)
@@ -126,7 +126,7 @@ def test_objects_are_followed_as_they_move() -> None:
 def test_no_memory_but_the_first_frame() -> None:
     features, labels = jnp.ones((2, 2, 3)) / 3**0.5, np.ones((2, 2, 1), np.float32)
     settings = Propagation(last_frames=0)
-    memory, found = follow(begin(features, labels, settings), features, 1, settings, 2)
+    memory, found = follow(initial_memory(features, labels, settings), features, 1, settings, 2)
     assert memory.features.shape == (1, 2, 2, 3)
     assert found.tolist() == [[0] * 4] * 4
 

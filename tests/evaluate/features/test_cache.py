@@ -24,11 +24,11 @@ FEATURES = Features(
 )
 
 
-def test_what_is_saved_is_read(tmp_path: Path) -> None:
+def test_entries_are_read_back(tmp_path: Path) -> None:
     store = tmp_path / "new" / "store"
-    cache.save(store, ABOUT, Features(*(np.zeros(2) for _ in FEATURES)))
-    cache.save(store, ABOUT, FEATURES)  # replaces it
-    for found, saved in zip(cache.load(store, ABOUT), FEATURES, strict=True):
+    cache.write_entry(store, ABOUT, Features(*(np.zeros(2) for _ in FEATURES)))
+    cache.write_entry(store, ABOUT, FEATURES)  # replaces it
+    for found, saved in zip(cache.read_entry(store, ABOUT), FEATURES, strict=True):
         np.testing.assert_array_equal(found, saved)
         assert found.dtype == saved.dtype
     assert [path.name for path in store.iterdir()] == [cache.entry_of(store, ABOUT).name]
@@ -39,75 +39,78 @@ def test_what_is_saved_is_read(tmp_path: Path) -> None:
     [
         (
             {"weights": 32 * "cd"},
-            r"others than asked for: weights abababababab\.\.\. instead of cdcdcdcdcdcd",
+            r"do not match: weights abababababab\.\.\. instead of cdcdcdcdcdcd",
         ),
         ({"transform": {"crop": 32}}, "transform crop=16 instead of crop=32"),
         ({"feature": "ClassTokens(4)"}, r"feature ClassToken\(\) instead of ClassTokens\(4\)"),
         ({"data": {"spec": "shapes:5", "images": 6}}, "images=5 instead of .*images=6"),
-        ({"data": {"spec": "shapes:7", "images": 7}}, "no features of shapes:7, but of shapes:5"),
+        (
+            {"data": {"spec": "shapes:7", "images": 7}},
+            "no features of shapes:7, only of shapes:5",
+        ),
     ],
 )
-def test_other_features_are_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
-    cache.save(tmp_path, ABOUT, FEATURES)
+def test_other_features_are_rejected(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    cache.write_entry(tmp_path, ABOUT, FEATURES)
     with pytest.raises(UsageError, match=message):
-        cache.load(tmp_path, ABOUT | change)
+        cache.read_entry(tmp_path, ABOUT | change)
 
 
 def test_the_spelling_of_a_source_does_not_matter(tmp_path: Path) -> None:
-    """Neither to find features nor to say which others there are."""
+    """Neither for the look-up nor for the message about other entries."""
     here, there = (
         ABOUT | {"data": {"spec": spec, "images": 5, "listing": "ef"}} for spec in ("x/", "/a/x")
     )
-    cache.save(tmp_path, here, FEATURES)
-    np.testing.assert_array_equal(cache.load(tmp_path, there).index, FEATURES.index)
-    with pytest.raises(UsageError, match=r"of /a/x .* are others than asked for: feature [^;]+$"):
-        cache.load(tmp_path, there | {"feature": "ClassTokens(4)"})
+    cache.write_entry(tmp_path, here, FEATURES)
+    np.testing.assert_array_equal(cache.read_entry(tmp_path, there).index, FEATURES.index)
+    with pytest.raises(UsageError, match=r"of /a/x .* do not match: feature [^;]+$"):
+        cache.read_entry(tmp_path, there | {"feature": "ClassTokens(4)"})
 
 
 def test_missing_and_damaged(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no folder: make them by --save-features"):
-        cache.load(tmp_path / "nowhere", ABOUT)
-    cache.save(tmp_path, ABOUT, FEATURES)
+    with pytest.raises(UsageError, match="is not a folder: compute them with --save-features"):
+        cache.read_entry(tmp_path / "nowhere", ABOUT)
+    cache.write_entry(tmp_path, ABOUT, FEATURES)
     file = cache.entry_of(tmp_path, ABOUT) / "features.npy"
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(UsageError, match="are damaged: remove that folder"):
-        cache.load(tmp_path, ABOUT)
+        cache.read_entry(tmp_path, ABOUT)
     np.save(file, FEATURES.features[:4])
     with pytest.raises(UsageError, match="are damaged: remove that folder"):
-        cache.load(tmp_path, ABOUT)
+        cache.read_entry(tmp_path, ABOUT)
     np.save(file, np.float32(1))
     with pytest.raises(UsageError, match="are damaged: remove that folder"):
-        cache.load(tmp_path, ABOUT)
+        cache.read_entry(tmp_path, ABOUT)
     (tmp_path / "file").touch()
     with pytest.raises(UsageError, match="cannot be saved in"):
-        cache.save(tmp_path / "file", ABOUT, FEATURES)
+        cache.write_entry(tmp_path / "file", ABOUT, FEATURES)
 
 
 @pytest.mark.parametrize(("place", "bit"), [(8, 6), (21, 4)])
 def test_a_damaged_header(place: int, bit: int, tmp_path: Path) -> None:
-    """Which NumPy's parser takes for Python's tokens, and for its syntax, that are wrong."""
-    cache.save(tmp_path, ABOUT, FEATURES)
+    """NumPy parses it as Python: a wrong token, and wrong syntax."""
+    cache.write_entry(tmp_path, ABOUT, FEATURES)
     file = cache.entry_of(tmp_path, ABOUT) / "features.npy"
     content = bytearray(file.read_bytes())
     content[place] ^= 1 << bit
     file.write_bytes(content)
     with pytest.raises(UsageError, match="are damaged: remove that folder"):
-        cache.load(tmp_path, ABOUT)
+        cache.read_entry(tmp_path, ABOUT)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"data": 3}', '{"data": {"spec": 7}}', "\xff"])
-def test_entries_of_others_are_passed_over(text: str, tmp_path: Path) -> None:
-    cache.save(tmp_path, ABOUT, FEATURES)
+def test_foreign_entries_are_skipped(text: str, tmp_path: Path) -> None:
+    cache.write_entry(tmp_path, ABOUT, FEATURES)
     (tmp_path / "another").mkdir()
     (tmp_path / "another" / "about.json").write_bytes(text.encode("latin-1"))
     (tmp_path / "older").mkdir()
     (tmp_path / "older" / "about.json").write_text('{"data": {"spec": "shapes:5"}}')
-    with pytest.raises(UsageError, match=r"others than asked for: weights abababababab\.\.\. inst"):
-        cache.load(tmp_path, ABOUT | {"weights": 32 * "cd"})
+    with pytest.raises(UsageError, match=r"do not match: weights abababababab\.\.\. inst"):
+        cache.read_entry(tmp_path, ABOUT | {"weights": 32 * "cd"})
 
 
 def test_a_listing_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By names, sizes and times; and a relative path means other files in another folder."""
+    """By names, sizes and times; a relative path depends on the working folder."""
 
     def listing(spec: str) -> str:
         return cache.describe_data(open_source(spec))["listing"]
@@ -134,7 +137,7 @@ def test_a_listing_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert listing("data[1:2]") not in (listing("data[0:1]"), seen[-1])
 
 
-def test_a_listing_of_arrays_is_known_by_what_they_hold() -> None:
+def test_a_listing_of_arrays_is_known_by_their_content() -> None:
     images = np.zeros((3, 4, 4), np.uint8)
     before = IdxSource(images.copy(), np.arange(3), "idx:x")
     images[2, 1, 1] = 1

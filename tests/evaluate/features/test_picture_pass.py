@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import jax
@@ -16,8 +17,13 @@ from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records
 from dino_jax.data.sources.files import Files
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features.backbone import Pass, PlacedBackbone
-from dino_jax.evaluate.features.picture_pass import Group, PicturePass, in_place
+from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
+from dino_jax.evaluate.features.picture_pass import (
+    Group,
+    PicturePass,
+    in_place,
+    picture_sizes,
+)
 
 pytestmark = pytest.mark.usefixtures("shared_compilation")
 
@@ -47,7 +53,7 @@ def wide(model: nnx.Module, canvas: jax.Array, size: jax.Array) -> jax.Array:
     return level_and_size(model, canvas, size)
 
 
-def picture_pass(goldens: Path, devices: int, options: Pass) -> PicturePass:
+def picture_pass(goldens: Path, devices: int, options: PassOptions) -> PicturePass:
     mesh = sharding.make_mesh(jax.devices()[:devices])
     with mock.patch.object(sharding, "make_mesh", return_value=mesh):
         return PicturePass(PlacedBackbone(str(goldens / "pth/backbone.pth"), options))
@@ -57,12 +63,12 @@ def picture_pass(goldens: Path, devices: int, options: Pass) -> PicturePass:
 def test_every_picture_in_its_place(
     devices: int, batch_size: int, threads: int, goldens: Path, files: Files
 ) -> None:
-    options = Pass(batch_size=batch_size, num_threads=threads)
+    options = PassOptions(batch_size=batch_size, num_threads=threads)
     records = Records(files)
-    groups: dict[Callable, Group] = {
-        wide: Group(range(1, COUNT, 2), (10, 40)),
-        level_and_size: Group(range(0, COUNT - 3, 2), (12, 10)),  # the last is in no group
-    }
+    groups: list[tuple[Callable, Group]] = [
+        (wide, Group(range(1, COUNT, 2), (10, 40))),
+        (level_and_size, Group(range(0, COUNT - 3, 2), (12, 10))),  # the last is in no group
+    ]
     found = picture_pass(goldens, devices, options).features(records, decode, groups)
     rows, readable = in_place(found, COUNT)
     assert np.flatnonzero(~readable).tolist() == [4, 10, 12]
@@ -74,7 +80,7 @@ def test_every_picture_in_its_place(
 
 
 def test_batches_are_in_order_with_the_filling_last(goldens: Path, files: Files) -> None:
-    passes = picture_pass(goldens, 8, Pass(batch_size=3, num_threads=2))
+    passes = picture_pass(goldens, 8, PassOptions(batch_size=3, num_threads=2))
     group = Group(range(COUNT), (12, 40))
     batches = [
         jax.device_get(batch)
@@ -94,22 +100,52 @@ def test_features_that_are_not_finite_are_refused(goldens: Path, files: Files) -
         rows = level_and_size(model, canvas, size)
         return jnp.where(jnp.isin(rows[:, :1], jnp.array([0, 7])), jnp.nan, rows)
 
-    passes = picture_pass(goldens, 8, Pass(batch_size=3, num_threads=2))
-    few, more = ({broken: Group(range(1, end), (12, 40))} for end in (7, 9))
+    passes = picture_pass(goldens, 8, PassOptions(batch_size=3, num_threads=2))
+    few, more = ([(broken, Group(range(1, end), (12, 40)))] for end in (7, 9))
     assert passes.features(Records(files), decode, few).index.tolist() == [1, 2, 3, 5, 6]
-    with pytest.raises(UsageError, match=r"features of .*07\.png hold a value that is not finite"):
+    with pytest.raises(UsageError, match=r"features of .*07\.png contain a value that is not"):
         passes.features(Records(files), decode, more)
 
 
 def test_nothing_readable(goldens: Path, files: Files) -> None:
-    passes = picture_pass(goldens, 1, Pass(num_threads=1))
-    groups = {level_and_size: Group([4, 12], (12, 10))}
-    with pytest.raises(UsageError, match="none of the 13 images of pictures is usable"):
+    passes = picture_pass(goldens, 1, PassOptions(num_threads=1))
+    groups = [(level_and_size, Group([4, 12], (12, 10)))]
+    with pytest.raises(UsageError, match="none of the 13 images of pictures can be read: see"):
         passes.features(Records(files), decode, groups)
 
 
-@pytest.mark.parametrize("name", ["batch_size", "num_threads"])
-def test_options_out_of_range(name: str) -> None:
-    with pytest.raises(UsageError, match=f"{name}=0 must be at least 1"):
-        Pass(**{name: 0})
-    assert Pass(max_unreadable=0.0).max_unreadable == 0
+def test_frames_in_order_whatever_the_batches(goldens: Path) -> None:
+    frames = [np.full((12, 10, 3), i, np.uint8) for i in range(11)]
+    for devices, batch_size in ((8, 3), (1, 4), (2, 100)):
+        passes = picture_pass(goldens, devices, PassOptions())
+        rows = list(passes.stream_frames(level_and_size, iter(frames), batch_size))
+        assert [row.tolist() for row in rows] == [[i, 360 * i, 12, 10] for i in range(11)]
+
+    def broken(model: nnx.Module, canvas: jax.Array, size: jax.Array) -> jax.Array:
+        return jnp.where(canvas[:, 0, 0, :1] == 7, jnp.nan, 1.0)
+
+    with pytest.raises(UsageError, match="features of frame 7 contain a value that is not finite"):
+        list(passes.stream_frames(broken, iter(frames), 4))
+
+
+def test_picture_sizes_skip_what_has_no_header(files: Files) -> None:
+    sizes = picture_sizes(Records(files), num_threads=2)
+    assert sizes == {
+        i: (10, 20 + i) if i % 2 else (12, 10) for i in range(COUNT) if i not in (4, 12)
+    }
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"num_threads": 0}, "num_threads=0 must be at least 1"),
+        ({"max_unreadable": -1.0}, "max_unreadable=-1.0 must be between 0 and 1"),
+        ({"max_unreadable": float("nan")}, "max_unreadable=nan must be between 0 and 1"),
+        ({"max_unreadable": 1.5}, "max_unreadable=1.5 must be between 0 and 1"),
+    ],
+)
+def test_options_out_of_range(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        PassOptions(**change)
+    assert PassOptions(max_unreadable=0.0).max_unreadable == 0

@@ -1,5 +1,7 @@
 """What is taken of a backbone, against its own layers."""
 
+from unittest import mock
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import pytest
 
 from dino_jax import create_model
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features.tokens import BlockTokens, ClassToken, ClassTokens
+from dino_jax.evaluate.features.tokens import BlockTokens, ClassToken, ClassTokens, probed_feature
 
 MODEL = create_model("vit_tiny", patch_size=8, image_size=16, embed_dim=16, depth=3, num_heads=2)
 IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
@@ -38,10 +40,21 @@ def test_tokens_of_a_block() -> None:
 
 
 def test_what_cannot_be_taken_is_said() -> None:
-    with pytest.raises(UsageError, match=r"n_last_blocks=4 with avgpool.*set n_last_blocks=1"):
+    with pytest.raises(UsageError, match=r"n_last_blocks=4 must be 1 with avgpool.*set n_last"):
         ClassTokens(n_last_blocks=4, avgpool_patchtokens=True)
     with pytest.raises(UsageError, match="n=4 must be between 1 and the depth, 3"):
         ClassTokens(n_last_blocks=4)(MODEL, IMAGES)
     resnet = jax.eval_shape(lambda: jnp.zeros(()))  # anything without layers
-    with pytest.raises(UsageError, match="has no tokens of single blocks"):
+    with pytest.raises(UsageError, match="does not give the tokens of single blocks"):
         BlockTokens()(resnet, IMAGES)
+
+
+def test_the_probed_feature_is_that_of_the_paper() -> None:
+    vit = {"blocks": [None] * 12, "get_intermediate_layers": None}
+    small, base = mock.Mock(embed_dim=384, **vit), mock.Mock(embed_dim=768, **vit)
+    resnet = mock.Mock(spec=["embed_dim"])
+    assert probed_feature(small, None, None) == ClassTokens(4)
+    assert probed_feature(base, None, None) == ClassTokens(1, avgpool_patchtokens=True)
+    assert probed_feature(base, 4, None) == ClassTokens(4)
+    assert probed_feature(small, None, True) == ClassTokens(1, avgpool_patchtokens=True)
+    assert probed_feature(resnet, None, None) == ClassToken()

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dino_jax.evaluate.retrieval.ranking import KS, average_precision, rank, score
+from dino_jax.evaluate.retrieval.ranking import KS, average_precision, rank, score_ranking
 from tests.conftest import parity_cases
 
 
@@ -21,7 +21,7 @@ def test_equals_the_reference(path: Path) -> None:
     truth = [lists(**entry) for entry in json.loads(str(golden["gnd"]))]
     kappas = golden["kappas"].tolist()
     for protocol in ("medium", "hard"):
-        found = score(golden["ranks"], truth, protocol, kappas)
+        found = score_ranking(golden["ranks"], truth, protocol, kappas)
         np.testing.assert_allclose(
             found.average_precisions, golden[f"ap_{protocol}"], rtol=0, atol=1e-12
         )
@@ -50,24 +50,24 @@ def test_the_three_protocols_by_hand() -> None:
     """One query; the ranking is hard 4, junk 2, easy 0, other 3, easy 1, hard 5."""
     ranks = np.array([[4], [2], [0], [3], [1], [5]])
     truth = [lists(easy=[0, 1], hard=[4, 5], junk=[2])]
-    easy = score(ranks, truth, "easy")  # of 0, 3, 1: right at 0 and 2
+    easy = score_ranking(ranks, truth, "easy")  # of 0, 3, 1: right at 0 and 2
     assert easy.mean_average_precision == pytest.approx((1 + 1 + 1 / 2 + 2 / 3) / 4)
     assert easy.mean_precision == pytest.approx({1: 1.0, 5: 2 / 3, 10: 2 / 3})
-    medium = score(ranks, truth, "medium")  # of 4, 0, 3, 1, 5: right but at 2
+    medium = score_ranking(ranks, truth, "medium")  # of 4, 0, 3, 1, 5: right but at 2
     expected = (2 + 2 + 2 / 3 + 3 / 4 + 3 / 4 + 4 / 5) / 8
     assert medium.mean_average_precision == pytest.approx(expected)
     assert medium.mean_precision == pytest.approx({1: 1.0, 5: 4 / 5, 10: 4 / 5})
-    hard = score(ranks, truth, "hard")  # of 4, 3, 5
+    hard = score_ranking(ranks, truth, "hard")  # of 4, 3, 5
     assert hard.mean_average_precision == pytest.approx((1 + 1 + 1 / 2 + 2 / 3) / 4)
 
 
 def test_queries_with_nothing_to_find_count_in_no_mean() -> None:
     ranks = np.array([[0, 1], [1, 0]])
     truth = [lists(easy=[1]), lists(hard=[1])]
-    easy = score(ranks, truth, "easy")
+    easy = score_ranking(ranks, truth, "easy")
     assert easy.mean_average_precision == pytest.approx(1 / 4)
     np.testing.assert_array_equal(np.isnan(easy.average_precisions), [False, True])
-    nothing = score(ranks, [lists(), lists(junk=[0])], "medium")
+    nothing = score_ranking(ranks, [lists(), lists(junk=[0])], "medium")
     assert np.isnan(nothing.mean_average_precision)
     assert all(np.isnan(value) for value in nothing.mean_precision.values())
     assert tuple(nothing.mean_precision) == KS

@@ -51,7 +51,7 @@ def test_grouped_as_each_picture_alone(
     groups = group_by_shape(dict(enumerate(sizes)), scales, 8, MEAN, STD)
     assert len(groups) == groups_of
     assert sorted(i for group in groups.values() for i in group.indices) == [*range(len(sizes))]
-    for feature, (indices, canvas) in groups.items():
+    for feature, (indices, canvas, _) in groups.items():
         batch = np.full((len(indices), *canvas, 3), 0, np.uint8)
         for place, i in zip(batch, indices, strict=True):
             place[: sizes[i][0], : sizes[i][1]] = several[i]

@@ -1,4 +1,4 @@
-"""The nearest training images of some queries, as a picture.
+"""Draws test images with their nearest training images.
 
 Dims: Q queries, k neighbours.
 """
@@ -10,7 +10,7 @@ from dino_jax.data.decode import decode
 from dino_jax.data.sources.source import Source
 from dino_jax.visualize.sheet import TILE, Tile, contact_sheet, tile_of
 
-RIGHT, WRONG = (40, 170, 90), (220, 60, 60)  # frames of neighbours of the query's class or another
+RIGHT, WRONG = (40, 170, 90), (220, 60, 60)  # frames of neighbours of the same and of other classes
 SIDE = TILE * 5 // 8
 
 
@@ -21,7 +21,7 @@ def neighbours_sheet(
     neighbour_index: np.ndarray,
     similarities: np.ndarray,
 ) -> Image.Image:
-    """A row for each query: itself, then its neighbours, framed green where the classes agree.
+    """Draws a row per query: the query and its neighbours, framed green if the classes agree.
 
     Args:
       queries: the test source, labelled.
@@ -39,7 +39,9 @@ def neighbours_sheet(
             frame = RIGHT if found == asked else WRONG
             row.append(Tile(_tile(bank, index), f"{similarity:.3f}  {found}", frame))
         rows.append(row)
-    return contact_sheet(rows, title=f"queries of {queries.spec}, and their nearest in {bank.spec}")
+    return contact_sheet(
+        rows, title=f"queries of {queries.spec} and their nearest neighbours in {bank.spec}"
+    )
 
 
 def _tile(source: Source, index: int) -> Image.Image:
