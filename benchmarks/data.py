@@ -40,8 +40,7 @@ from PIL import Image
 
 from dino_jax.data.decode import open_image, read_file
 from dino_jax.data.pipeline import Records, train_batches
-from dino_jax.data.sources.opening import open_source
-from dino_jax.data.sources.source import EncodedSource
+from dino_jax.data.sources import EncodedSource, open_source
 from dino_jax.data.transforms.multicrop import CropPlan, CropSettings
 from dino_jax.jobs.pack import pack
 

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 from dino_jax.config.file import override
 from dino_jax.data.batches import Batch
 from dino_jax.data.pipeline import Records, train_batches
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.run.plan import crop_maker
 
 

@@ -14,10 +14,10 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from dino_jax.config import build
+from dino_jax.config.spec import ModelSpec
 from dino_jax.data.transforms.multicrop import CropSettings
 from dino_jax.memory import planned_bytes
 from dino_jax.models.network import MultiCropModel
-from dino_jax.models.spec import ModelSpec
 from dino_jax.run.plan import Plan, make_plan
 from dino_jax.training.state import TrainState
 from dino_jax.training.step import Batch, MakeViews, compile_step

@@ -40,7 +40,7 @@ from dino_jax import sharding
 from dino_jax.config import checks
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.memory import is_out_of_memory
 from dino_jax.training.step import Batch
 

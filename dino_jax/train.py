@@ -18,7 +18,7 @@ from dino_jax.config import build, checks
 from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.run.interrupt import StopRequest
 from dino_jax.run.learning_curve import plot_learning_curve

@@ -127,7 +127,7 @@ def test_command_line_says_that_memory_does_not_do(
         cli.main(["pack", "--source", "large"])
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "Out of memory allocating 52 bytes.): give less at a time, with a smaller" in line
+    assert "Out of memory allocating 52 bytes.): set a smaller --size or --batch-size" in line
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: a bug"):
         cli.main(["pack", "--source", "small"])
 

@@ -18,7 +18,7 @@ import dino_jax
 from dino_jax import cli, sharding, train
 from dino_jax.checkpoints import lock
 from dino_jax.config.build import model_spec
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
 from dino_jax.run import sheet as run_sheet

@@ -266,10 +266,10 @@ def read_items(
     """
     stored = {name: x for name, x in metadata(manager, step).items() if name in abstract_items}
     if differing := differences(stored, {name: abstract_items[name] for name in stored}):
+        problems = listed(differing, separator="; ")
         raise UsageError(
-            f"the checkpoint of step {step} in {manager.directory} does not fit: "
-            f"{listed(differing, separator='; ')}; use the settings and the version of dino_jax that "
-            "wrote it, or another workdir"
+            f"the checkpoint of step {step} in {manager.directory} does not fit: {problems}; use "
+            "the settings and the version of dino_jax that wrote it, or another workdir"
         )
     items = _read(manager, step, abstract_items)
     expected = items.pop("about")["checksums"]

@@ -11,10 +11,10 @@ import jax
 from flax import traverse_util
 from ml_collections import ConfigDict
 
+from dino_jax.config.spec import DTYPES, HeadSpec, ModelSpec
 from dino_jax.data.transforms.multicrop import CropSettings
 from dino_jax.errors import UsageError
 from dino_jax.models.attention_kernel import choose_kernel
-from dino_jax.models.spec import DTYPES, HeadSpec, ModelSpec
 from dino_jax.training import schedules
 
 

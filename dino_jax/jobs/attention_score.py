@@ -8,8 +8,7 @@ import numpy as np
 from PIL import Image
 from tyro.conf import arg
 
-from dino_jax.data.sources.opening import open_source
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source, open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.davis.score import region_overlap
 from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone

@@ -10,8 +10,7 @@ from tyro.conf import arg
 
 from dino_jax.data.decode import squash
 from dino_jax.data.pipeline import Records
-from dino_jax.data.sources.opening import open_source
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source, open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.cache import FeatureCache

@@ -12,7 +12,7 @@ from PIL import Image
 
 from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source
 from dino_jax.errors import about
 from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.picture_features import batch_that_fits

@@ -8,7 +8,7 @@ import jax
 from flax import nnx
 from tyro.conf import arg
 
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.embedding_files import FORMATS, check_embedding_format, names_file
 from dino_jax.evaluate.features.extractor import Extraction, Extractor

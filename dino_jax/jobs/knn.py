@@ -12,7 +12,7 @@ from PIL import Image
 from tyro.conf import arg
 
 from dino_jax import sharding
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.classification.knn import KS, check_votes
 from dino_jax.evaluate.classification.labelled import (

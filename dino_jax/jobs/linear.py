@@ -11,7 +11,7 @@ import numpy as np
 from tyro.conf import arg
 
 from dino_jax.checkpoints import lock
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source
 from dino_jax.data.sources.subset import Subset
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.classification.labelled import (

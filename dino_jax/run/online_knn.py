@@ -5,12 +5,12 @@ from typing import Any
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dino_jax.config.spec import ModelSpec
 from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records
 from dino_jax.evaluate.classification.labelled import knn_of_sources, open_labelled
 from dino_jax.evaluate.features.square_pass import EvalTransform, extract, feature_function
 from dino_jax.models.network import abstract
-from dino_jax.models.spec import ModelSpec
 
 PyTree = Any
 Table = dict[int, dict[str, float]]

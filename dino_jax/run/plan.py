@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from dino_jax import sharding
 from dino_jax.config import build
-from dino_jax.models.spec import ModelSpec
+from dino_jax.config.spec import ModelSpec
 from dino_jax.training import optim
 from dino_jax.training.state import TrainState, initializer
 from dino_jax.training.step import Batch, MakeViews, StepSettings

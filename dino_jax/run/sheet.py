@@ -8,14 +8,13 @@ from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from dino_jax.config.spec import ModelSpec
 from dino_jax.data.pipeline import Records
-from dino_jax.data.sources.opening import open_source
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source, open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.compiled import compile_backbone
 from dino_jax.evaluate.features.picture_features import AttentionMaps, check_attention
 from dino_jax.models.network import split
-from dino_jax.models.spec import ModelSpec
 from dino_jax.visualize.attention_masks import THRESHOLD
 from dino_jax.visualize.attention_sheet import Attended, pictures_sheet
 from dino_jax.visualize.pictures import SIZE, file_stem, fit_to_patches, read_pixels

@@ -6,7 +6,7 @@ from ml_collections import ConfigDict
 
 from dino_jax import sharding
 from dino_jax.checkpoints.checkpoint import RunCheckpoints
-from dino_jax.models.spec import ModelSpec
+from dino_jax.config.spec import ModelSpec
 from dino_jax.run import resume
 from dino_jax.run.log import is_logged
 from dino_jax.run.plan import Plan

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from dino_jax.data.decode import decode
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source
 from dino_jax.visualize.sheet import TILE, Tile, contact_sheet, tile_of
 
 RIGHT, WRONG = (40, 170, 90), (220, 60, 60)  # frames of neighbours of the same and of other classes

@@ -14,9 +14,8 @@ from PIL import Image
 
 from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records
+from dino_jax.data.sources import Source, open_source
 from dino_jax.data.sources.files import Files
-from dino_jax.data.sources.opening import open_source
-from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError
 
 SIZE = (480, 480)  # height and width in pixels, as in the reference

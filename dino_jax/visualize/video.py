@@ -18,8 +18,8 @@ from PIL import Image
 
 from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records
+from dino_jax.data.sources import open_source
 from dino_jax.data.sources.files import natural_order
-from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
 from dino_jax.output import whole_or_nothing
 

@@ -10,9 +10,9 @@ from ml_collections import ConfigDict
 
 from dino_jax.checkpoints import checkpoint
 from dino_jax.config.build import model_spec
+from dino_jax.config.spec import ModelSpec
 from dino_jax.errors import UsageError, about
 from dino_jax.models.network import abstract
-from dino_jax.models.spec import ModelSpec
 from dino_jax.training import optim
 from dino_jax.training.state import TrainState, initializer
 from dino_jax.weights.layouts.mapping import shape_problems

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from dino_jax.checkpoints.damage import DamagedCheckpoint
 from dino_jax.config.build import model_spec
+from dino_jax.config.spec import ModelSpec
 from dino_jax.errors import UsageError, about
 from dino_jax.models.network import abstract, split
-from dino_jax.models.spec import ModelSpec
 from dino_jax.weights.info import WeightsInfo
 from dino_jax.weights.layouts.architecture import infer
 from dino_jax.weights.layouts.mapping import shape_problems, to_ours, torch_shapes

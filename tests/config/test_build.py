@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from configs import default
 from dino_jax.config import build
+from dino_jax.config.spec import HeadSpec, ModelSpec
 from dino_jax.errors import UsageError
-from dino_jax.models.spec import HeadSpec, ModelSpec
 from tests.support.debug_config import config_with
 
 

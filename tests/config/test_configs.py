@@ -8,7 +8,7 @@ from flax import nnx
 from configs import fashion_mnist
 from dino_jax.config import build, checks
 from dino_jax.config.file import read_config
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from tests.support import runs
 
 CONFIGS = sorted((runs.ROOT / "configs").glob("*.py"))

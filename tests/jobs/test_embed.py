@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features import embedding_files
 from dino_jax.evaluate.features.extractor import Extraction, Extractor

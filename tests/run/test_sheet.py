@@ -9,7 +9,7 @@ from PIL import Image
 
 from dino_jax import sharding
 from dino_jax.config.build import model_spec
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.models.network import split
 from dino_jax.run import sheet

@@ -12,7 +12,7 @@ import pytest
 from configs import default
 from dino_jax.config import build
 from dino_jax.data.pipeline import Records, train_batches
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.training import health, optim
 from dino_jax.training.state import TrainState, initializer
 from dino_jax.training.step import StepSettings, train_step

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.square_pass import Features
 from dino_jax.jobs.knn import check_report, draw_report

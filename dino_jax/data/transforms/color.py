@@ -17,6 +17,8 @@ import numpy as np
 from jax import lax
 
 BRIGHTNESS, CONTRAST, SATURATION, HUE = range(4)
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 def blend(planes: jax.Array, kind: jax.Array | int, factor: jax.Array | float) -> jax.Array:

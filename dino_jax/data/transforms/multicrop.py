@@ -57,8 +57,8 @@ class CropSettings:
     blur_prob: tuple[float, float, float] = (1.0, 0.1, 0.5)
     blur_radius: tuple[float, float] = (0.1, 2.0)
     solarize_prob: float = 0.2
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = color.IMAGENET_MEAN
+    std: tuple[float, ...] = color.IMAGENET_STD
 
     def __post_init__(self) -> None:
         for name in ("global_size", "local_size"):

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from dino_jax.data.sources.opening import open_source
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source, open_source
 from dino_jax.errors import UsageError, listed
 from dino_jax.evaluate.classification.knn import knn_accuracy
 from dino_jax.evaluate.features.square_pass import Features

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError, listed
 from dino_jax.evaluate.classification.labelled import classes_of, num_classes_of, renumbered
 from dino_jax.evaluate.classification.linear import Heads, score_heads

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from dino_jax import sharding
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source
 from dino_jax.data.transforms.random_crop import random_crop
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.classification.linear import (

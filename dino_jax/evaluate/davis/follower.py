@@ -9,6 +9,7 @@ from PIL import Image
 
 from dino_jax.data.decode import UnreadableImage, decode
 from dino_jax.data.pipeline import Records
+from dino_jax.data.transforms.color import IMAGENET_STD
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.davis.dataset import (
     Video,
@@ -24,7 +25,6 @@ from dino_jax.evaluate.davis.propagation import (
 )
 from dino_jax.evaluate.features.backbone import PlacedBackbone
 from dino_jax.evaluate.features.picture_pass import Group, PicturePass
-from dino_jax.models.spec import IMAGENET_STD
 
 STD = (0.228, 0.224, 0.225)  # of the reference, which differs from ImageNet's for videos only
 

@@ -7,9 +7,11 @@ from typing import Any, Literal
 import jax
 
 from dino_jax import sharding
-from dino_jax.data.sources.source import Source
+from dino_jax.config.spec import DTYPES
+from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.cache import About, describe_data
+from dino_jax.models.attention_kernel import choose_kernel
 from dino_jax.models.network import split
 from dino_jax.weights.load import load
 
@@ -63,12 +65,27 @@ class PlacedBackbone:
         """
         which = options.which if which is None else which
         self.model, self.info = load(weights, which=which, dtype=options.dtype)
-        if self.info.arch == "linear":
-            raise UsageError(f"weights={weights} is a linear classifier: give a backbone")
         self.options = options
         self.mesh = sharding.make_mesh()
+        if self.model.family == "vit":
+            self._choose_attention()
         self.graphdef, *trees = split(self.model)
         self.weights = jax.device_put(trees, sharding.replicated(self.mesh))
+
+    def _choose_attention(self) -> None:
+        """Uses cuDNN's attention kernel where it works; the choice is the job's, made once."""
+        blocks, side = self.model.blocks, self.info.crop // self.info.patch_size
+        kernel, _ = choose_kernel(
+            "auto",
+            DTYPES[self.info.dtype],
+            num_heads=self.info.num_heads,
+            head_dim=self.info.embed_dim // self.info.num_heads,
+            lengths=(1 + side**2,),
+            platform=self.mesh.devices.flat[0].platform,
+            devices=self.mesh.local_devices,
+        )
+        for block in blocks:
+            block.attn.kernel = kernel
 
     def about(self, source: Source, feature: str, transform: dict[str, Any]) -> About:
         """Everything that determines the features of a source: their key in a cache.

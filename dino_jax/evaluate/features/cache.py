@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError, listed
 from dino_jax.evaluate.features.square_pass import Features
 from dino_jax.output import check_folder

@@ -9,7 +9,7 @@ import numpy as np
 from tqdm import tqdm
 
 from dino_jax.data.pipeline import Records
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.cache import FeatureCache

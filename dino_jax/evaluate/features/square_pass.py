@@ -13,6 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dino_jax import sharding
+from dino_jax.config.spec import ModelSpec
 from dino_jax.data.pipeline import Records, eval_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.transforms.eval_transform import eval_transform
@@ -37,11 +38,11 @@ class Features(NamedTuple):
 class EvalTransform:
     """How an image becomes the input of the network (paper, appendix F.1); sizes in pixels."""
 
-    resize: int = 256  # shorter side, bicubic
-    crop: int = 224  # centre
-    canvas_size: int = 512  # larger images are resized on the host
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    resize: int = ModelSpec.resize  # shorter side, bicubic
+    crop: int = ModelSpec.crop  # centre
+    canvas_size: int = ModelSpec.canvas_size  # larger images are resized on the host
+    mean: tuple[float, ...] = ModelSpec.mean
+    std: tuple[float, ...] = ModelSpec.std
 
 
 def feature_function(

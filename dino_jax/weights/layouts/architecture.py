@@ -8,9 +8,9 @@ import math
 import re
 from typing import Any
 
+from dino_jax.config.spec import HeadSpec, ModelSpec
 from dino_jax.errors import UsageError
 from dino_jax.models import MODELS, default_settings
-from dino_jax.models.spec import HeadSpec, ModelSpec
 from dino_jax.weights.layouts.torch_checkpoint import Tensors, TorchNetwork
 
 HEAD_DIM = 64  # channels of an attention head in most ViTs

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dino_jax.data.sources import open_source
 from dino_jax.data.sources.idx import IdxSource
-from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.classification.linear_head import check_head
 from dino_jax.evaluate.features.extractor import Extractor

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dino_jax.data.sources import open_source
 from dino_jax.data.sources.idx import IdxSource
-from dino_jax.data.sources.opening import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features import cache
 from dino_jax.evaluate.features.square_pass import Features

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from PIL import Image
 
-from dino_jax.data.sources.opening import open_source
+from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features import extractor as extraction
 from dino_jax.evaluate.features.cache import FeatureCache
@@ -134,7 +134,7 @@ def test_unreadable_images_are_counted(extractor: Extractor, tmp_path: Path) -> 
 
 
 def test_what_cannot_be_is_said(extractor: Extractor, goldens: Path) -> None:
-    with pytest.raises(UsageError, match="is a linear classifier: give a backbone"):
+    with pytest.raises(UsageError, match="is a linear classifier: load it with"):
         Extractor(str(goldens / "pth/linear.pth"), OPTIONS)
     with pytest.raises(UsageError, match="crop=32 must not be larger than resize=16"):
         Extractor(str(goldens / "pth/backbone.pth"), Extraction(resize=16, crop=32))

@@ -10,8 +10,7 @@ from PIL import Image
 
 from dino_jax import create_model, sharding
 from dino_jax.data.pipeline import Records
-from dino_jax.data.sources.opening import open_source
-from dino_jax.data.sources.source import Source
+from dino_jax.data.sources import Source, open_source
 from dino_jax.evaluate.features.square_pass import EvalTransform, feature_function, join, stream
 from dino_jax.models.network import split
 

@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dino_jax.config.spec import HeadSpec, ModelSpec
 from dino_jax.errors import UsageError
 from dino_jax.models import MODELS, DINOHead, create_model
 from dino_jax.models.network import abstract
-from dino_jax.models.spec import HeadSpec, ModelSpec
 from dino_jax.weights.hub import RELEASED
 from dino_jax.weights.layouts.architecture import infer
 from dino_jax.weights.layouts.mapping import torch_shapes

@@ -7,13 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from dino_jax.data.transforms.color import IMAGENET_MEAN, IMAGENET_STD
 from dino_jax.errors import UsageError
 from dino_jax.models import MODELS, DINOHead, create_model, default_settings, vit
 from dino_jax.models.network import MultiCropModel
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclasses.dataclass(frozen=True)
