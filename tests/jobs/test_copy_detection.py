@@ -34,6 +34,8 @@ CHANCE = (1 + sum(1 / (2 * place) for place in range(2, 9))) / 8  # of one origi
 class Tokenless(nnx.Module):
     """A backbone without patch tokens, as a ResNet is."""
 
+    family = "resnet"
+
 
 def attacks(picture: Image.Image) -> list[Image.Image]:
     """Strong ones: cut and darkened, turned and faded, blurred and squeezed."""

@@ -47,6 +47,8 @@ HEAD = {  # where a man's head is in frames of a clip: left, top, right, bottom
 class Tokenless(nnx.Module):
     """A backbone without patch tokens, as a ResNet is."""
 
+    family = "resnet"
+
 
 def crop(name: str, height: int, width: int) -> Image.Image:
     return photographs()[name].resize((width, height), Image.Resampling.BICUBIC)
