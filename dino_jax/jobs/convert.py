@@ -74,7 +74,7 @@ def _converted(
 
     found = read_torch_checkpoint(path)
     if found.kind == "linear":
-        raise UsageError(f"{file} is a linear classifier: `dino_jax.load` reads it as it is")
+        raise UsageError(f"{file} is a linear classifier: load it with `dino_jax.load_linear`")
     whole = found.kind == "full" and not backbone_only
     with about(file):
         if whole:

@@ -105,7 +105,7 @@ def test_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("file", "message"),
     [
-        (PTH / "linear.pth", "is a linear classifier: `dino_jax.load` reads it as it is"),
+        (PTH / "linear.pth", "is a linear classifier: load it with `dino_jax.load_linear`"),
         ("nothing.pth", "file='nothing.pth' is no file and no hub name"),
         (PTH, "is no file and no hub name"),
     ],

@@ -170,6 +170,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__).parse_args()
     file = load(FULL)
     run = TorchRun(file)
     loss = run.step(views(0))
