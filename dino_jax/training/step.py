@@ -57,7 +57,7 @@ def compile_step(
     settings: StepSettings, state: TrainState, batch: Batch, shardings: TrainState
 ) -> Callable[[TrainState, Batch], TrainState]:
     """Traces and compiles the step once, for these shapes; it donates the state."""
-    platform = jax.tree.leaves(shardings)[0].mesh.devices.flat[0].platform
+    platform = next(iter(jax.tree.leaves(shardings)[0].device_set)).platform
     jitted = jax.jit(
         partial(train_step, settings=settings), donate_argnums=0, out_shardings=shardings
     )

@@ -125,7 +125,9 @@ def _read_file(
     """A network of a `.pth` file, its arrays on the device."""
     found = read_torch_checkpoint(file)
     if found.kind == "linear":
-        raise UsageError(f"{name} is a linear classifier: load it with `dino_jax.load_linear`")
+        raise UsageError(
+            f"{name} is a linear classifier: give a backbone (`dino_jax.load_linear` loads classifiers)"
+        )
     with about(name):
         spec, arrays = from_torch(found.network(which), num_heads=num_heads)
         if head and spec.head is None:

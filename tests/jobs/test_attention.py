@@ -129,7 +129,7 @@ def test_any_number_of_unreadable_pictures(
     assert f"unreadable image {images / '7.png'}" in caplog.text
     result = json.loads((tmp_path / "out" / "results.json").read_text())
     assert len(result["metrics"]["unreadable_images"]) == 20
-    with pytest.raises(UsageError, match=r"more than the 10 that max_unreadable=0.1 allows"):
+    with pytest.raises(UsageError, match=r"cannot be read, but max_unreadable=0.1 allows 10"):
         attention(**arguments, size=(16,), options=PassOptions(max_unreadable=0.1))
     (images / "good.png").unlink()
     for size in ((16,), (16, 24)):

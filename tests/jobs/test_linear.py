@@ -210,7 +210,7 @@ def test_files_of_something_else_are_no_heads(weights: str, trained: Path, tmp_p
     others = [tmp_path / f"{name}.npz" for name in ("array", "list", "header")]
     for path in (trained / "progress.npz", *others):
         with pytest.raises(
-            UsageError, match=rf"evaluate={path} is damaged or not a file of this job: use a head"
+            UsageError, match=rf"{path} is damaged or not a file of this job: give a head"
         ):
             linear(weights, TEST, evaluate=str(path), workdir=tmp_path, options=OPTIONS)
 

@@ -135,11 +135,11 @@ def test_a_linear_head() -> None:
     assert (info.in_features, info.num_classes) == tensors["weight"].shape[::-1]
     assert (info.weights, info.class_names) == (None, None)
     for load in (dino_jax.load, dino_jax.load_with_head):
-        with pytest.raises(UsageError, match=r"is a linear classifier: load it with .*load_linear"):
+        with pytest.raises(UsageError, match=r"is a linear classifier: give a backbone"):
             load(PTH / "linear.pth")
     with pytest.raises(UsageError, match=r"backbone\.pth is a backbone, not a linear classifier"):
         dino_jax.load_linear(PTH / "backbone.pth")
-    with pytest.raises(UsageError, match=r"linear\.pth is a linear classifier: load it with"):
+    with pytest.raises(UsageError, match=r"linear\.pth is a linear classifier: give a backbone"):
         knn(str(PTH / "linear.pth"), train="shapes:20@train", test="shapes:20@test")
 
 

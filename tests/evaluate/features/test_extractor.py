@@ -134,7 +134,7 @@ def test_unreadable_images_are_counted(extractor: Extractor, tmp_path: Path) -> 
 
 
 def test_what_cannot_be_is_said(extractor: Extractor, goldens: Path) -> None:
-    with pytest.raises(UsageError, match="is a linear classifier: load it with"):
+    with pytest.raises(UsageError, match="is a linear classifier: give a backbone"):
         Extractor(str(goldens / "pth/linear.pth"), OPTIONS)
     with pytest.raises(UsageError, match="crop=32 must not be larger than resize=16"):
         Extractor(str(goldens / "pth/backbone.pth"), Extraction(resize=16, crop=32))
