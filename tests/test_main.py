@@ -126,7 +126,7 @@ def test_refuses_data(refused: Callable[..., str], tmp_path: Path) -> None:
         "--config.eval.knn_every_epochs=1",
         f"--config.eval.knn_test={unlabelled}",
     )
-    assert "unlabelled has no labels, which classification needs: put its images into a" in said
+    assert "unlabelled has no labels, which classification needs: " in said
     said = refused(f"--config.data.train={junk(tmp_path / 'junk', 20)}")
     assert re.search(
         r"1\d of the 20 images in .*junk cannot be read, .* or raise max_unreadable", said

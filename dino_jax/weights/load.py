@@ -126,7 +126,8 @@ def _read_file(
     found = read_torch_checkpoint(file)
     if found.kind == "linear":
         raise UsageError(
-            f"{name} is a linear classifier: give a backbone (`dino_jax.load_linear` loads classifiers)"
+            f"{name} is a linear classifier: give a backbone; `dino_jax.load_linear` loads "
+            "classifiers"
         )
     with about(name):
         spec, arrays = from_torch(found.network(which), num_heads=num_heads)
