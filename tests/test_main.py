@@ -92,10 +92,10 @@ def junk(folder: Path, count: int) -> Path:
     [
         (
             "optim.learning_rate=1",
-            "'optim.learning_rate': the section has .*optim.lr,",
+            "'optim.learning_rate': the keys of this section are .*optim.lr,",
         ),
         ("modle.name=vit_tiny", r"unknown setting 'modle.name': did you mean model.name\?"),
-        ("train.epochs=abc", "train.epochs=abc is not a whole number, such as 3"),
+        ("train.epochs=abc", "train.epochs=abc must be a whole number, such as 3"),
         ("data.train=none", "data.train is not set: add --config.data.train=folder:/path"),
         ("data.train=/not/there", "'folder:/not/there': /not/there is not a folder; check"),
         ("data.train=floder:x", "'floder:x': unknown kind 'floder'; choose one of folder, idx, "),
