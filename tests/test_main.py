@@ -100,15 +100,18 @@ def junk(folder: Path, count: int) -> Path:
         ("data.train=/not/there", "'folder:/not/there': /not/there is not a folder; check"),
         ("data.train=floder:x", "'floder:x': unknown kind 'floder'; choose one of folder, idx, "),
         ("data.train=shapes:90@tset", "no split 'tset'; choose one of train, val, test"),
-        ("data.train=shapes:9", "shapes:9.* has 9 images, less than one batch .*batch_size=16: ch"),
+        (
+            "data.train=shapes:9",
+            "shapes:9.* has 9 images, fewer than one batch .*batch_size=16: ch",
+        ),
         ("model.name=vit_giant", "unknown model 'vit_giant': choose one of vit_tiny, vit_small, "),
         ("train.batch_size=12", "batch_size=12 is not divisible by 8 devices .* multiple of 8"),
         ("crops.global_size=20", "global_size=20 is not a multiple of model.patch_size=8: .*ch"),
         ("eval.knn_every_epochs=1 eval.resize=8", "eval.crop=16 must be .* most eval.resize=8"),
-        ("eval.knn_every_epochs=1 eval.knn_test=none", "eval.knn_test is not set: give a lab"),
+        ("eval.knn_every_epochs=1 eval.knn_test=none", "eval.knn_test is not set: set it to a lab"),
         ("optim.name=adam", "optim.name='adam' is unknown: choose one of adamw, sgd, lars"),
         ("optim.lr=nan", "optim.lr=nan must be finite and not negative"),
-        ("head.out_dim=99999999999", "not enough device memory: .* GiB of state, of .* GiB"),
+        ("head.out_dim=99999999999", "not enough device memory: .* GiB for the state, .* GiB ava"),
     ],
 )
 def test_refuses_settings(setting: str, message: str, refused: Callable[..., str]) -> None:
@@ -146,9 +149,9 @@ def test_refuses_workdirs(
     other = shutil.copytree(whole, tmp_path / "other")
     settings = ["--config.optim.lr=0.1", "--config.data.train=shapes:86@train"]
     said = refused(*settings, workdir=other)
-    assert "holds a run with other settings" in said
-    assert "optim.lr: 0.02 there, 0.1 now" in said
-    assert "data.train has images: 85 there, 86 now" in said
+    assert "contains a run with other settings" in said
+    assert "optim.lr: 0.02 before, 0.1 now" in said
+    assert "images in data.train: 85 before, 86 now" in said
     assert "train.batch_size" not in said
     assert runs.steps(other) == runs.steps(whole)
 

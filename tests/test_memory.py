@@ -52,7 +52,7 @@ def test_a_backend_without_memory_analysis() -> None:
     need = Need(state=3 << 29, limit=None).with_step(silent)
     assert need.step is None
     assert need.fits
-    assert str(need) == "per device 1.50 GiB of state"
+    assert str(need) == "per device 1.50 GiB for the state"
 
 
 def test_the_smallest_device_sets_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +83,8 @@ def test_a_container_may_have_less_memory_than_its_machine(
 def test_whether_it_fits(limit: int, fits: bool) -> None:
     need = Need(state=3 << 30, limit=limit, step=7 << 30)
     assert need.fits == fits
-    assert str(need) == "per device 3.00 GiB of state and 7.00 GiB more in a step, of 10.00 GiB"
+    text = "per device 3.00 GiB for the state and 7.00 GiB during a step, 10.00 GiB available"
+    assert str(need) == text
 
 
 @pytest.mark.parametrize("mode", sharding.MODES)

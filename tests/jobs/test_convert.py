@@ -75,7 +75,9 @@ def test_backbone_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     convert(str(FULL), tmp_path, backbone_only=True)
     assert (checkpoint.items_of(checkpoint.open_for_reading(tmp_path), 0)) == {"teacher"}
     assert "whole training state" not in capsys.readouterr().out
-    with pytest.raises(UsageError, match=r"holds a converted backbone, no training state: .*init"):
+    with pytest.raises(
+        UsageError, match=r"contains a converted backbone without a training state: .*init"
+    ):
         runs.train_here(runs.tiny_config(), tmp_path)
 
 
@@ -257,10 +259,10 @@ def test_a_run_whose_epochs_are_done_is_finished(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optim__lr": 0.1}, r"optim\.lr: 0\.0005 there, 0\.1 now"),
-        ({"head__norm_last_layer": False}, r"head\.norm_last_layer: True there, False now"),
-        ({"model__overrides__depth": 3}, r"model\.overrides\.depth: 2 there, 3 now"),
-        ({"init_from": "x.pth"}, r"init_from: None there, 'x\.pth' now"),
+        ({"optim__lr": 0.1}, r"optim\.lr: 0\.0005 before, 0\.1 now"),
+        ({"head__norm_last_layer": False}, r"head\.norm_last_layer: True before, False now"),
+        ({"model__overrides__depth": 3}, r"model\.overrides\.depth: 2 before, 3 now"),
+        ({"init_from": "x.pth"}, r"init_from: None before, 'x\.pth' now"),
     ],
 )
 def test_settings_that_the_file_knows_must_agree(

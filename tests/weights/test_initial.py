@@ -222,5 +222,5 @@ def test_arrays_lie_where_the_run_wants_them(monkeypatch: pytest.MonkeyPatch) ->
     assert not state.params["head"]["layers"][0]["kernel"].sharding.is_fully_replicated
     alone, _, _ = start(fixture_config(FULL))
     assert_same(jax.device_get(state), jax.device_get(alone.state))
-    center = plan.center_of(random, batch_of(config))
+    center = plan.compute_center(random, batch_of(config))
     assert center.sharding == plan.shardings.center

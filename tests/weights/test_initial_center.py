@@ -23,7 +23,7 @@ def test_the_center_is_the_mean_of_the_teachers_logits(devices: int) -> None:
     config = fixture_config(BACKBONE)
     (state, *_), _, plan = start(config, devices)
     batch = batch_of(config)
-    center = plan.center_of(state, batch)
+    center = plan.compute_center(state, batch)
     assert center.shape == state.center.shape
     (globals_, *_), _ = jax.jit(plan.step.make_views)(batch, jnp.zeros((), jnp.int32))
     assert globals_.shape[:2] == (config.train.batch_size, 2)
@@ -50,5 +50,5 @@ def test_a_run_from_a_backbone_and_its_resume(
     path.unlink()
     assert runs.train_here(config, workdir)["finished"]
     assert np.any(runs.arrays(workdir)["training['center']"])
-    with pytest.raises(UsageError, match=r"init_from: '.*backbone\.pth' there, None now"):
+    with pytest.raises(UsageError, match=r"init_from: '.*backbone\.pth' before, None now"):
         runs.train_here(runs.tiny_config(), workdir)
