@@ -1,4 +1,4 @@
-"""`python main.py`: what it refuses, what it survives, and how it ends."""
+"""`python main.py`: errors, interruptions and exit codes."""
 
 import re
 import shutil
@@ -33,7 +33,7 @@ Command = Callable[..., tuple[int, str]]
 def command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> Command:
-    """Runs the command line in this process: (exit code, what it said on stderr)."""
+    """Runs the command line in this process and returns (exit code, stderr)."""
 
     def run(*settings: str, workdir: Path = tmp_path / "run") -> tuple[int, str]:
         arguments = ["--config", runs.CONFIG, "--workdir", str(workdir)]
@@ -54,10 +54,10 @@ def whole() -> Path:
 
 @pytest.fixture
 def refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """The message of a command that must end as wrong usage before a run's programs compile."""
+    """The error message of a command that must be rejected before anything compiles."""
 
     def fail(*_: Any) -> None:
-        pytest.fail("it got as far as compiling")
+        pytest.fail("compilation started")
 
     monkeypatch.setattr(train, "compile_step", fail)
     monkeypatch.setattr(Plan, "first_state", fail)
@@ -102,7 +102,7 @@ def junk(folder: Path, count: int) -> Path:
         ("data.train=shapes:90@tset", "no split 'tset'; choose one of train, val, test"),
         (
             "data.train=shapes:9",
-            "shapes:9.* has 9 images, fewer than one batch .*batch_size=16: ch",
+            "shapes:9.* has 9 images, fewer than one batch .*batch_size=16: use",
         ),
         ("model.name=vit_giant", "unknown model 'vit_giant': choose one of vit_tiny, vit_small, "),
         ("train.batch_size=12", "batch_size=12 is not divisible by 8 devices .* multiple of 8"),
@@ -114,12 +114,12 @@ def junk(folder: Path, count: int) -> Path:
         ("head.out_dim=99999999999", "not enough device memory: .* GiB for the state, .* GiB ava"),
     ],
 )
-def test_refuses_settings(setting: str, message: str, refused: Callable[..., str]) -> None:
+def test_rejects_settings(setting: str, message: str, refused: Callable[..., str]) -> None:
     said = refused(*[f"--config.{key}" for key in setting.split()])
     assert re.search(message, said)
 
 
-def test_refuses_data(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_rejects_data(refused: Callable[..., str], tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert "no images in" in refused(f"--config.data.train={empty}")
@@ -136,7 +136,7 @@ def test_refuses_data(refused: Callable[..., str], tmp_path: Path) -> None:
     )
 
 
-def test_refuses_workdirs(
+def test_rejects_workdirs(
     whole: Path, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "file"
@@ -175,17 +175,19 @@ def test_exit_code_of_the_process(tmp_path: Path) -> None:
     assert "the following arguments are required: --workdir" in without.stderr
 
 
-def test_ctrl_c_before_there_is_anything_to_save_ends_at_once(tmp_path: Path) -> None:
+def test_ctrl_c_during_startup_ends_immediately(tmp_path: Path) -> None:
     with runs.started(tmp_path, *runs.arguments()) as process:
         libraries = Path(f"/proc/{process.pid}/maps")
-        runs.wait_until(lambda: "jaxlib" in libraries.read_text(), process)  # JAX is being imported
+        runs.wait_until(
+            lambda: "jaxlib" in libraries.read_text(), process
+        )  # JAX is imported at this moment
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert not output
 
 
-def test_a_full_disk_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(self: ocp.CheckpointManager) -> None:
         finish(self)
         if 10 in self.all_steps():
@@ -199,7 +201,7 @@ def test_a_full_disk_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.Monke
     assert runs.steps(tmp_path)[-1] == 10
 
 
-def test_unreadable_images_are_replaced_until_too_many(
+def test_unreadable_images_are_replaced_up_to_a_limit(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     images, broken = pictures(tmp_path / "images" / "a", 82), junk(tmp_path / "images" / "b", 3)
@@ -224,7 +226,7 @@ def test_unreadable_images_are_replaced_until_too_many(
     assert runs.arrays(workdir)["training['step']"] == kept[-1]
 
 
-def test_run_ends_with_its_sheet_of_attention(
+def test_run_draws_its_attention_sheet_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_sheet, "SIZE", (32, 32))
@@ -244,7 +246,7 @@ def test_run_ends_with_its_sheet_of_attention(
         assert (file.read_bytes() == drawn) == is_drawn
 
 
-def test_diverging_run_stops_with_code_1(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diverging_run_exits_with_code_1(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_: object) -> None:
         raise TrainingDiverged("loss or gradients were not finite")
 

@@ -18,7 +18,7 @@ from dino_jax.training.state import TrainState, initializer
 from dino_jax.weights.layouts.mapping import shape_problems
 from dino_jax.weights.layouts.torch_checkpoint import TorchCheckpoint, read_torch_checkpoint
 from dino_jax.weights.load import arrays_of, from_torch, read_folder
-from dino_jax.weights.locate import find_file, full_if_released
+from dino_jax.weights.locate import find_file, full_or_backbone
 from dino_jax.weights.state.optimizer_state import norms_are_fixed, optimizer_state
 
 PyTree = Any
@@ -57,7 +57,7 @@ def read_initial(config: ConfigDict, spec: ModelSpec, shapes: TrainState) -> Fou
     """
     weights = config.init_from
     with about(f"init_from={weights}"):
-        file = find_file(weights, full_if_released(weights))
+        file = find_file(weights, full_or_backbone(weights))
         heads = _num_heads(spec)
         found = _of_file(read_torch_checkpoint(file), config, heads) if file else _of_folder(config)
         problems = shape_problems(found.teacher["params"]["backbone"], shapes.params["backbone"])

@@ -20,7 +20,7 @@ def find_file(weights: str | Path, kind: hub.Kind) -> Path | None:
     return path if os.path.isfile(path) else None
 
 
-def full_if_released(weights: str) -> hub.Kind:
+def full_or_backbone(weights: str) -> hub.Kind:
     """The most that there is of a hub name; other names do not mind."""
     released = hub.RELEASED.get(weights)
     return "full" if released is None or "full" in released.kinds else "backbone"

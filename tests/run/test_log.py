@@ -29,9 +29,7 @@ def test_log_txt_has_the_reference_format(tmp_path: Path) -> None:
     assert [record["epoch"] for record in epochs] == list(range(EPOCHS))
 
 
-def test_interval_records_contain_metrics_and_speed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_intervals_have_metrics_and_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_log, "_peak_device_memory", lambda: {"device_memory_gib": 1.25})
     with open_log(tmp_path, resume_step=2) as log:
         log.set_planned_memory(3 << 29)

@@ -59,7 +59,7 @@ def test_a_store_that_cannot_be_written_is_said_before_the_pass(
     (tmp_path / "file").touch()
     with (
         mock.patch.object(extraction, "stream", side_effect=AssertionError("computed")),
-        pytest.raises(UsageError, match=r"save_features: the folder .*file cannot be written"),
+        pytest.raises(UsageError, match=r"save_features: folder .*file cannot be written"),
     ):
         extractor.features(ClassToken(), [TEST], FeatureCache(save_features=tmp_path / "file"))
 
