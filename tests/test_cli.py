@@ -70,7 +70,7 @@ def test_classes_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": "/nowhere"}, "'/nowhere' is no hub name .*workdir"),
+        ({"weights": "/nowhere"}, "'/nowhere' is neither a hub name .*workdir"),
         ({"ks": (0,)}, "ks=.*at least 1"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ({"temperature": float("nan")}, "temperature=nan must be above 0"),
@@ -111,7 +111,7 @@ def test_usage_errors_are_one_line(
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: '/nowhere' is no hub name (dino_")
+    assert capsys.readouterr().err.startswith("error: '/nowhere' is neither a hub name (dino_")
 
 
 def test_out_of_memory_is_one_line(

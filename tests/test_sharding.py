@@ -231,7 +231,7 @@ def test_single_device_has_no_collectives(single: Run) -> None:
 PARAMETERS = jax.tree.leaves(SHAPES.params)
 SPREAD = sum(p.size for p in PARAMETERS if p.size >= sharding.FSDP_MIN_SIZE)
 WHOLE = sum(p.size for p in PARAMETERS) - SPREAD
-# Means over the images: the teacher's logits, its distributions, and three scalars.
+# Elements averaged over the images: the teacher's logits, its distributions and three scalars.
 MEANS = 2 * K + 3
 
 

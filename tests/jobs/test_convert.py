@@ -156,7 +156,7 @@ def test_force_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert dino_jax.load(tmp_path, which="student")[1].sha256 == before.sha256
 
     convert(str(PTH / "backbone.pth"), tmp_path, force=True)
-    with pytest.raises(UsageError, match="was converted from a backbone alone"):
+    with pytest.raises(UsageError, match="was converted from a backbone and"):
         dino_jax.load(tmp_path, which="student")
 
 

@@ -113,7 +113,7 @@ def train_here(
     with (
         mock.patch.object(train, "compile_step", compile_once),
         mock.patch.object(sharding, "make_mesh", return_value=mesh),
-        mock.patch.object(StopRequest, "agreed", lambda _, step, every: step == stop_after),
+        mock.patch.object(StopRequest, "should_stop", lambda _, step, every: step == stop_after),
         mock.patch.object(log, "plot_learning_curve"),  # a second each time
         quick_compilation(),
     ):

@@ -1,4 +1,4 @@
-"""Archives that are damaged, re-packed or hostile."""
+"""Zip archives that are valid, damaged, repacked or hostile."""
 
 import io
 import struct
@@ -49,7 +49,7 @@ def test_older_archives_have_no_byteorder() -> None:
 
 
 def test_zip64() -> None:
-    """The records of files above 4 GiB, with small numbers."""
+    """The zip64 records of files above 4 GiB, here with small numbers."""
     at, size = entry_of(b"archive/data/0"), FOUR.nbytes
     header = struct.unpack_from("<I", GOOD, at + 42)[0]
     wide = struct.pack("<2H3Q", 1, 24, size, size, header)
@@ -92,11 +92,11 @@ def test_zip64() -> None:
         "archive/\x1b[2J",
     ],
 )
-def test_unsafe_names(name: str) -> None:
+def test_rejects_unsafe_names(name: str) -> None:
     expect_refusal(zip_file(VALUE, {"0": FOUR.tobytes()}, {name: b"x"}), "unsafe name")
 
 
-def test_names_that_are_not_text_or_not_unique() -> None:
+def test_rejects_names_that_are_not_text_or_not_unique() -> None:
     expect_refusal(
         GOOD.replace(b"archive/version", b"archive/\xff\xff\xff\xff\xff\xff\xff"), "unsafe"
     )
@@ -104,7 +104,7 @@ def test_names_that_are_not_text_or_not_unique() -> None:
     expect_refusal(twice, "zip structure is damaged")
 
 
-def test_compressed_and_encrypted_members() -> None:
+def test_rejects_compressed_and_encrypted_members() -> None:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("archive/data.pkl", bytes(10**7))
@@ -115,8 +115,8 @@ def test_compressed_and_encrypted_members() -> None:
     expect_refusal(patched(at + 24, "<I", 10**9), "compressed or encrypted")
 
 
-def test_members_that_share_bytes() -> None:
-    """Many names for the same bytes would make a small file take long to read."""
+def test_rejects_members_that_share_bytes() -> None:
+    """With many names for the same bytes, a small file could take long to read."""
     count, size = 200, 2**16
     value = {str(i): tensor(storage(size, "Byte", str(i)), 0, (size,), (1,)) for i in range(count)}
     separate = zip_file(value, {str(i): bytes(size if i == 0 else 0) for i in range(count)})
@@ -164,11 +164,11 @@ def test_members_that_share_bytes() -> None:
         (patched(GOOD.index(b"archive/data/0"), "<B", 65), "damaged"),
     ],
 )
-def test_wrong_archives(file: bytes, message: str) -> None:
+def test_rejects_archives(file: bytes, message: str) -> None:
     expect_refusal(file, message)
 
 
-def test_number_of_members(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_the_number_of_members(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zip, "MAX_MEMBERS", 3)
     expect_refusal(GOOD, "it has 4 members, but at most 3 are allowed")
 
@@ -181,6 +181,6 @@ def changes() -> list[Callable[[bytes], bytes]]:
 
 
 @pytest.mark.parametrize("change", changes())
-def test_right_checksums_do_not_make_a_pickle_right(change: Callable[[bytes], bytes]) -> None:
+def test_rejects_damaged_pickles_with_valid_checksums(change: Callable[[bytes], bytes]) -> None:
     expect_refusal(change(GOOD), "checksum")
     expect_refusal(with_checksums(change(GOOD)), "damaged|refused|quantised")
