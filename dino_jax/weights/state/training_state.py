@@ -67,6 +67,7 @@ def whole_state(
         section, _, setting = key.rpartition(".")
         config.update({section: {setting: value}} if section else {setting: value})
     fixed = norms_are_fixed(found.optimizer, student)
+    # None if there are no norms.
     config.head.norm_last_layer = fixed if config.head.weight_norm else None
     tx = optim.make_optimizer(config.optim.name, clip_grad=0, norm_last_layer=fixed)
     start = partial(start_state, tx=tx, num_prototypes=config.head.out_dim)
