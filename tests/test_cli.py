@@ -144,8 +144,8 @@ def test_operating_system_errors_are_one_line(
     with pytest.raises(SystemExit) as stop:
         cli.main(["pack"])
     assert stop.value.code == 2
-    said = "error: [Errno 28] No space left on device: 'features.npy'\n"
-    assert capsys.readouterr().err == said
+    expected = "error: [Errno 28] No space left on device: 'features.npy'\n"
+    assert capsys.readouterr().err == expected
     error = OSError("a bug")
     with pytest.raises(OSError, match="a bug"):
         cli.main(["pack"])

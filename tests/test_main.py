@@ -53,7 +53,7 @@ def whole() -> Path:
 
 
 @pytest.fixture
-def refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+def rejected(command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """The error message of a command that must be rejected before anything compiles."""
 
     def fail(*_: Any) -> None:
@@ -63,11 +63,11 @@ def refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., 
     monkeypatch.setattr(Plan, "first_state", fail)
 
     def run(*settings: str, **workdir: Path) -> str:
-        code, said = command(*settings, **workdir)
+        code, stderr = command(*settings, **workdir)
         assert code == 2
-        last = said.splitlines()[-1]
+        last = stderr.splitlines()[-1]
         assert last.startswith("error: ")
-        assert "Traceback" not in said
+        assert "Traceback" not in stderr
         return last
 
     return run
@@ -114,50 +114,50 @@ def junk(folder: Path, count: int) -> Path:
         ("head.out_dim=99999999999", "not enough device memory: .* GiB for the state, .* GiB ava"),
     ],
 )
-def test_rejects_settings(setting: str, message: str, refused: Callable[..., str]) -> None:
-    said = refused(*[f"--config.{key}" for key in setting.split()])
-    assert re.search(message, said)
+def test_rejects_settings(setting: str, message: str, rejected: Callable[..., str]) -> None:
+    stderr = rejected(*[f"--config.{key}" for key in setting.split()])
+    assert re.search(message, stderr)
 
 
-def test_rejects_data(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_rejects_data(rejected: Callable[..., str], tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "no images in" in refused(f"--config.data.train={empty}")
+    assert "no images in" in rejected(f"--config.data.train={empty}")
     unlabelled = pictures(tmp_path / "unlabelled", 20)
-    said = refused(
+    stderr = rejected(
         f"--config.data.train={unlabelled}",
         "--config.eval.knn_every_epochs=1",
         f"--config.eval.knn_test={unlabelled}",
     )
-    assert "unlabelled has no labels, which a classification needs: put its images into a" in said
-    said = refused(f"--config.data.train={junk(tmp_path / 'junk', 20)}")
+    assert "unlabelled has no labels, which a classification needs: put its images into a" in stderr
+    stderr = rejected(f"--config.data.train={junk(tmp_path / 'junk', 20)}")
     assert re.search(
-        r"1\d of the 20 images in .*junk cannot be read, .* or raise max_unreadable", said
+        r"1\d of the 20 images in .*junk cannot be read, .* or raise max_unreadable", stderr
     )
 
 
 def test_rejects_workdirs(
-    whole: Path, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    whole: Path, rejected: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "file"
     file.write_text("")
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("~/file", file / "below"):
-        said, workdir = refused(workdir=name), Path(name).expanduser()
-        assert re.search(f"workdir={workdir} cannot be written .*: choose another folder", said)
+        stderr, workdir = rejected(workdir=name), Path(name).expanduser()
+        assert re.search(f"workdir={workdir} cannot be written .*: choose another folder", stderr)
 
     other = shutil.copytree(whole, tmp_path / "other")
     settings = ["--config.optim.lr=0.1", "--config.data.train=shapes:86@train"]
-    said = refused(*settings, workdir=other)
-    assert "contains a run with other settings" in said
-    assert "optim.lr: 0.02 before, 0.1 now" in said
-    assert "images in data.train: 85 before, 86 now" in said
-    assert "train.batch_size" not in said
+    stderr = rejected(*settings, workdir=other)
+    assert "contains a run with other settings" in stderr
+    assert "optim.lr: 0.02 before, 0.1 now" in stderr
+    assert "images in data.train: 85 before, 86 now" in stderr
+    assert "train.batch_size" not in stderr
     assert runs.steps(other) == runs.steps(whole)
 
     with lock.take(other):
-        said = refused(workdir=other)
-    assert re.search(f"workdir={other} is in use by process .*: wait until it ends, stop it", said)
+        stderr = rejected(workdir=other)
+    assert re.search(f"workdir={other} is in use by process .*: wait until it ends, stop", stderr)
 
 
 def test_exit_code_of_the_process(tmp_path: Path) -> None:
@@ -178,9 +178,8 @@ def test_exit_code_of_the_process(tmp_path: Path) -> None:
 def test_ctrl_c_during_startup_ends_immediately(tmp_path: Path) -> None:
     with runs.started(tmp_path, *runs.arguments()) as process:
         libraries = Path(f"/proc/{process.pid}/maps")
-        runs.wait_until(
-            lambda: "jaxlib" in libraries.read_text(), process
-        )  # JAX is imported at this moment
+        # While JAX is being imported.
+        runs.wait_until(lambda: "jaxlib" in libraries.read_text(), process)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
@@ -195,8 +194,8 @@ def test_full_disk_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.Monke
 
     finish = ocp.CheckpointManager.wait_until_finished
     monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", wait)
-    said = r"a checkpoint cannot be written to .*No space left on device.*\bsame command"
-    with pytest.raises(UsageError, match=said):
+    message = r"a checkpoint cannot be written to .*No space left on device.*\bsame command"
+    with pytest.raises(UsageError, match=message):
         runs.train_here(runs.tiny_config(), tmp_path)
     assert runs.steps(tmp_path)[-1] == 10
 
@@ -251,5 +250,5 @@ def test_diverging_run_exits_with_code_1(command: Command, monkeypatch: pytest.M
         raise TrainingDiverged("loss or gradients were not finite")
 
     monkeypatch.setattr(train, "run", run)
-    code, said = command()
-    assert (code, said.strip()) == (1, "stopped: loss or gradients were not finite")
+    code, stderr = command()
+    assert (code, stderr.strip()) == (1, "stopped: loss or gradients were not finite")

@@ -186,7 +186,7 @@ def read(content: bytes) -> Any:
         return read_torch_file(stream.name)
 
 
-def expect_refusal(content: bytes, message: str) -> None:
+def expect_error(content: bytes, message: str) -> None:
     """Checks that reading these bytes raises our error with a message that matches."""
     with pytest.raises(TorchFileError, match=message):
         read(content)

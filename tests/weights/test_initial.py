@@ -33,7 +33,7 @@ RESTORED = "the optimizer state is restored"
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def refused(config: ConfigDict) -> None:
+def rejected(config: ConfigDict) -> None:
     """Reads weights for a run, with abstract arrays only; enough for tests of rejections."""
     spec = model_spec(config)
     plan = make_plan(config, spec, sharding.make_mesh(jax.devices()[:1]), steps_per_epoch=5)
@@ -177,7 +177,7 @@ def test_file_without_optimizer_and_center(tmp_path: Path) -> None:
 )
 def test_rejects(weights: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=rf"init_from={re.escape(weights)}: .*{message}"):
-        refused(fixture_config(weights, **changes))
+        rejected(fixture_config(weights, **changes))
 
 
 # Run folders
@@ -214,7 +214,7 @@ def test_run_folder_and_its_steps() -> None:
 )
 def test_rejects_a_run_with_a_different_network(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        refused(runs.tiny_config(init_from=runs.whole(), **changes))
+        rejected(runs.tiny_config(init_from=runs.whole(), **changes))
 
 
 def test_arrays_get_the_shardings_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:

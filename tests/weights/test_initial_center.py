@@ -42,9 +42,9 @@ def test_run_from_a_backbone_can_resume(tmp_path: Path, capsys: pytest.CaptureFi
     config = runs.tiny_config(init_from=path)
     workdir = tmp_path / "run"
     assert runs.train_here(config, workdir, stop_after=4)["step"] == 4
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     for note in (f"starting from {path}", ONE_NETWORK, MADE):
-        assert f"note: {note}" in said.out + said.err
+        assert f"note: {note}" in output.out + output.err
     path.unlink()
     assert runs.train_here(config, workdir)["finished"]
     assert np.any(runs.arrays(workdir)["training['center']"])

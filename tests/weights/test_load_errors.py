@@ -74,9 +74,9 @@ def test_rejects_the_classifier_of_a_supervised_vit(tmp_path: Path) -> None:
     tensors = read_torch_checkpoint(FULL).network("teacher").backbone
     classifier = {"head.weight": np.ones((9, 48), np.float32), "head.bias": np.ones(9, np.float32)}
     path = save(tmp_path / "file.pth", {"model": tensors | classifier})
-    for refused in (lambda: dino_jax.load(path), lambda: convert(str(path), tmp_path / "out")):
+    for rejected in (lambda: dino_jax.load(path), lambda: convert(str(path), tmp_path / "out")):
         with pytest.raises(UsageError, match=r"file\.pth: .*last_layer\.weight is missing"):
-            refused()
+            rejected()
 
 
 def test_rejects_a_file_without_the_requested_part() -> None:
@@ -87,8 +87,8 @@ def test_rejects_a_file_without_the_requested_part() -> None:
 
 
 @pytest.fixture
-def nothing_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty working folder, which must still be empty after the test."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder. Fails if a test file runs its code in it."""
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     assert not list(tmp_path.rglob("*pwned*"))
@@ -96,9 +96,9 @@ def nothing_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.mark.parametrize("file", ["evil.pth", "truncated.pth", "views.pth"])
 @pytest.mark.parametrize("entry", ["load", "convert", "inspect", "knn", "init_from"])
-def test_all_entry_points_reject_files(file: str, entry: str, nothing_appears: Path) -> None:
-    path, out = str(PTH / file), nothing_appears / "out"
-    doors: dict[str, Callable[[], Any]] = {
+def test_all_entry_points_reject_files(file: str, entry: str, folder: Path) -> None:
+    path, out = str(PTH / file), folder / "out"
+    entries: dict[str, Callable[[], Any]] = {
         "load": lambda: dino_jax.load(path),
         "convert": lambda: convert(path, out),
         "inspect": lambda: inspect(path),
@@ -106,9 +106,9 @@ def test_all_entry_points_reject_files(file: str, entry: str, nothing_appears: P
         "init_from": lambda: runs.train_here(runs.tiny_config(init_from=path), out),
     }
     if (file, entry) == ("views.pth", "inspect"):
-        return doors[entry]()  # prints what the file contains
+        return entries[entry]()  # prints what the file contains
     with pytest.raises(UsageError, match=rf"{file}: "):
-        doors[entry]()
+        entries[entry]()
     if entry != "init_from":  # a run creates its folder first
         assert not out.exists()
     return None
