@@ -1,6 +1,6 @@
-"""Converts a .pth file of the reference: python convert_torch_weights.py FILE OUT
+"""Converts a .pth file of the original DINO: python convert_torch_weights.py FILE OUT
 
-The same as `python -m dino_jax convert FILE OUT`; --help lists the options.
+Equivalent to `python -m dino_jax convert FILE OUT`; --help lists the options.
 """
 
 import sys

@@ -38,7 +38,7 @@ def make_private(folder: Path) -> None:
         each.mkdir(mode=0o700, exist_ok=True)
 
 
-def keep_compiled_programs() -> None:
+def enable_compilation_cache() -> None:
     """Enables JAX's persistent compilation cache in `compiled` of the cache folder.
 
     Call this after `jax.distributed.initialize` and before anything compiles. A folder set by the
@@ -50,8 +50,8 @@ def keep_compiled_programs() -> None:
 
     * in runs of several processes: the first one writes and all read, so the folder must be on a
       shared file system, which the home directory may not be;
-    * on CPUs: a program is compiled for one CPU type, and JAX 0.10 confuses some types, compiles
-      again and logs long warnings.
+    * on CPUs: a program is compiled for one CPU type. JAX 0.10 confuses some types, compiles again
+      and logs long warnings.
     """
     import jax  # here, because --help and downloads do not need it
 

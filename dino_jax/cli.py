@@ -10,18 +10,18 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dino_jax.cache import keep_compiled_programs
+from dino_jax.cache import enable_compilation_cache
 from dino_jax.errors import UsageError
 
 
 class Job(NamedTuple):
-    """A command: a typed function of the module `jobs.NAME`."""
+    """A command, implemented by the function NAME of the module `jobs.NAME`."""
 
     summary: str
     computes: bool = True  # uses the devices
 
     def load(self, name: str) -> Callable[..., Any]:
-        """The function, which first sets up processes and the compilation cache."""
+        """The function, wrapped to first set up processes and the compilation cache."""
         name = name.replace("-", "_")
         function = getattr(importlib.import_module(f"dino_jax.jobs.{name}"), name)
 
@@ -31,27 +31,27 @@ class Job(NamedTuple):
 
             initialize_if_launched()
             if self.computes:
-                keep_compiled_programs()
+                enable_compilation_cache()
             return function(*args, **kwargs)
 
         return run
 
 
-# Jobs are imported when they run, so that each command imports only what it needs.
+# A job's module is imported only when it runs, so that every command starts fast.
 JOBS = {
     "knn": Job("classify images by their nearest neighbours"),
     "linear": Job("train linear classifiers on frozen features"),
     "logistic": Job("logistic regression, also few-shot"),
     "embed": Job("write the features of images to a file"),
     "attention": Job("draw attention maps of pictures"),
-    "attention-score": Job("compare attention with true masks"),
+    "attention-score": Job("compare attention maps with ground-truth masks"),
     "attention-video": Job("draw attention maps of a video"),
     "pca": Job("draw principal components of patch tokens"),
     "retrieval": Job("landmark retrieval on Revisited Oxford and Paris"),
     "copy-detection": Job("copy detection on Copydays"),
     "video-segmentation": Job("video object segmentation on DAVIS 2017"),
-    "pack": Job("write images to a few large files", computes=False),
-    "convert": Job("convert a .pth file of the reference to a checkpoint", computes=False),
+    "pack": Job("pack images into a few large files", computes=False),
+    "convert": Job("convert a .pth file of the original DINO to a checkpoint", computes=False),
     "inspect": Job("print what a checkpoint contains", computes=False),
 }
 TRAIN = "train"  # has its own command line: see `jobs.train`
@@ -61,10 +61,10 @@ COMMANDS = {TRAIN: "train a backbone, or resume a run"} | {
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Runs a command. Wrong usage or failing storage is one line on stderr and exit code 2.
+    """Runs a command. Usage and storage errors print one line to stderr and exit with code 2.
 
     Args:
-      arguments: of the command line; by default those of this process.
+      arguments: command-line arguments; by default `sys.argv[1:]`.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
@@ -86,28 +86,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the reader of the output has ended
-        # Python flushes stdout at exit, which must not fail again.
+    except BrokenPipeError:  # the program that reads the output has exited
+        # Python flushes stdout at exit, which would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(1)
     except OSError as error:
-        if error.errno is None:  # not from the operating system: a bug
+        if error.errno is None:  # not raised by the operating system, so it is a bug
             raise
-        way_out = "; the same command continues" if name == TRAIN else ""
+        way_out = "; run the same command to resume" if name == TRAIN else ""
         print(f"error: {error}{way_out}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)  # as shells do
+        sys.exit(130)  # the shell convention for SIGINT
     except RuntimeError as error:
         from dino_jax.memory import is_out_of_memory
 
         if not is_out_of_memory(error):
             raise
-        said = str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
         print(
-            f"error: not enough device memory ({said}): set a smaller --size or --batch-size, or "
-            "use a larger device",
+            f"error: not enough device memory ({reason}): set a smaller --size or --batch-size, or "
+            "use a device with more memory",
             file=sys.stderr,
         )
         sys.exit(2)
@@ -115,14 +115,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _run(name: str, words: Sequence[str]) -> None:
     if name == TRAIN:
-        # Before a run has something to save, Ctrl-C ends it at once, without a traceback.
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # not if it is ignored
+        # Until a run has something to save, Ctrl-C ends it immediately, without a traceback.
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # unless it is ignored
             signal.signal(signal.SIGINT, signal.SIG_DFL)
         from dino_jax.jobs import train
 
         train.main(words)
         return
-    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax logs much that users do not need
-    import tyro  # the list of commands does not need it
+    logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax is verbose
+    import tyro  # here, because the list of commands does not need it
 
     tyro.cli(JOBS[name].load(name), prog=f"dino-jax {name}", args=words)

@@ -1,4 +1,4 @@
-"""How much device memory a compiled function needs, and how much there is."""
+"""The device memory that a compiled function needs, and how much is available."""
 
 import math
 import os
@@ -50,7 +50,7 @@ def device_limit(mesh: Mesh) -> int | None:
 
 
 def machine_memory() -> int:
-    """Bytes of memory of this machine, or the limit of the container in which this runs."""
+    """This machine's memory in bytes, or the limit of the container that this process runs in."""
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
     for file in _CONTAINER_LIMITS:
         with suppress(OSError, ValueError):  # no such file, or "max"

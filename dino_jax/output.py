@@ -1,4 +1,4 @@
-"""Atomic writes, and output paths that are checked before the work begins."""
+"""Atomic file writes, and early checks of output paths."""
 
 import os
 import re
@@ -11,45 +11,47 @@ from dino_jax.errors import UsageError
 
 
 def check_writable(path: Path, argument: str = "output") -> None:
-    """Checks that a file can be written; creates its folder.
+    """Checks that a file can be written, and creates its folder.
 
     Args:
-      path: of the file.
-      argument: name of the argument, for the message.
+      path: the file.
+      argument: the name of the argument, for the message.
     Raises:
-      UsageError: it cannot.
+      UsageError: the file cannot be written.
     """
     check_folder(path.parent, argument)
     try:
         if path.exists():
             path.open("a").close()
     except OSError as error:
-        raise UsageError(f"{argument}={path} cannot be written ({error.strerror})") from error
+        raise UsageError(
+            f"{argument}={path} cannot be written ({error.strerror}): choose another file"
+        ) from error
 
 
 def check_folder(path: Path, argument: str) -> None:
     """Creates a folder if it is missing, and checks that files can be written to it.
 
     Args:
-      path: of the folder.
-      argument: name of the argument, for the message.
+      path: the folder.
+      argument: the name of the argument, for the message.
     Raises:
-      UsageError: they cannot.
+      UsageError: files cannot be written to the folder.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=path).close()
     except OSError as error:
         raise UsageError(
-            f"{argument}: the folder {path} cannot be written ({error.strerror}): choose another"
+            f"{argument}: folder {path} cannot be written to ({error.strerror}): choose another"
         ) from error
 
 
 @contextmanager
 def whole_or_nothing(path: Path) -> Iterator[Path]:
-    """Yields a temporary path with the same extension; renames it to `path` on success.
+    """Yields a temporary path with the same extension, and renames it to `path` on success.
 
-    A device or a pipe is yielded itself, as it must not be replaced by a file.
+    If `path` is a device or a pipe, it is yielded itself, because a file must not replace it.
     """
     if path.exists() and not path.is_file():
         yield path
@@ -63,11 +65,11 @@ def whole_or_nothing(path: Path) -> Iterator[Path]:
 
 
 def remove_earlier(folder: Path, pattern: str) -> None:
-    """Removes the files that an earlier run of the same job left in a folder.
+    """Removes the files that an earlier run of the same job has written to a folder.
 
     Args:
-      folder: may be missing.
-      pattern: regular expression that matches the file names that the job writes, and no others.
+      folder: the folder; may be missing.
+      pattern: a regular expression that matches exactly the file names that the job writes.
     """
     for path in folder.glob("*"):
         if re.fullmatch(pattern, path.name):

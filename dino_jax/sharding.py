@@ -18,7 +18,7 @@ Run = Callable[[tuple[PyTree, PyTree], PyTree, PyTree], tuple[PyTree, PyTree, Py
 
 AXIS = "data"
 MODES = ("dp", "fsdp")
-FSDP_MIN_SIZE = 4096  # elements; smaller arrays are not worth the cost of a gather
+FSDP_MIN_SIZE = 4096  # elements; gathering smaller arrays costs more than it saves
 
 
 def make_mesh(devices: list[jax.Device] | None = None) -> Mesh:
@@ -56,7 +56,7 @@ def state_shardings(abstract_state: PyTree, mesh: Mesh, mode: str) -> PyTree:
 
 
 def with_shardings(abstract_state: PyTree, shardings: PyTree) -> PyTree:
-    """Adds shardings to abstract arrays, as needed to compile a step or restore a checkpoint."""
+    """Adds shardings to abstract arrays, to compile a step or to restore a checkpoint."""
     return jax.tree.map(
         lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract_state, shardings
     )
@@ -64,14 +64,14 @@ def with_shardings(abstract_state: PyTree, shardings: PyTree) -> PyTree:
 
 @dataclasses.dataclass(frozen=True)
 class PassLayout:
-    """How the devices share a forward and backward pass: each computes its own images."""
+    """How devices share a forward and backward pass. Each device processes its own images."""
 
     mesh: Mesh
     params: PyTree  # the PartitionSpec of every parameter, the same for student and teacher
 
 
 def pass_layout(param_shardings: PyTree, mesh: Mesh) -> PassLayout | None:
-    """The layout of a pass with parameters of these shardings; None for a single device."""
+    """The layout of a pass, given the shardings of its parameters; None for a single device."""
     if mesh.size == 1:
         return None
     return PassLayout(mesh, jax.tree.map(lambda sharding: sharding.spec, param_shardings))
@@ -80,14 +80,14 @@ def pass_layout(param_shardings: PyTree, mesh: Mesh) -> PassLayout | None:
 def spread_pass(run: Run, layout: PassLayout) -> Run:
     """Runs a pass on every device with its share of the batch, and averages the results.
 
-    All communication of weights and gradients is here: sharded weights are gathered once, and
-    gradients are averaged once, after all micro-batches of a step, and sharded like their
+    All communication of weights and gradients happens here. Sharded weights are gathered once.
+    Gradients are averaged once, after all micro-batches of a step, and sharded like their
     parameters.
 
     Args:
-      run: (weights, shared, batch) -> (gradients, means, shared), for some images. The weights are
-        a pair, the student's and the teacher's; the gradients are the student's. Gradients and
-        means are means over these images. `shared` is equal on all devices, before and after.
+      run: maps (weights, shared, batch) to (gradients, means, shared). `weights` is the pair of
+        student and teacher weights; the gradients are the student's. Gradients and means are
+        averages over the batch. `shared` is equal on all devices, both as input and as output.
       layout: the layout of the weights; the batch is sharded over its first axis.
     Returns: the same function for the whole batch.
     """
@@ -109,14 +109,14 @@ def spread_pass(run: Run, layout: PassLayout) -> Run:
 
 
 def _gather(part: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """The whole array, from this device's part of it."""
+    """Gathers the whole array from the parts on all devices."""
     if AXIS not in spec:
         return part
     return jax.lax.all_gather(part, AXIS, axis=spec.index(AXIS), tiled=True)
 
 
 def _mean_in_place(whole: jax.Array, spec: PartitionSpec) -> jax.Array:
-    """The mean over the devices, or this device's part of the mean if the array is sharded."""
+    """The mean over the devices; if the array is sharded, this device's part of the mean."""
     if AXIS not in spec:
         return jax.lax.pmean(whole, AXIS)
     total = jax.lax.psum_scatter(whole, AXIS, scatter_dimension=spec.index(AXIS), tiled=True)
@@ -124,5 +124,5 @@ def _mean_in_place(whole: jax.Array, spec: PartitionSpec) -> jax.Array:
 
 
 def device_axes() -> tuple[str, ...]:
-    """The mesh axes over which a sum over all images must be reduced; empty outside `shard_map`."""
+    """The mesh axes to reduce over for a sum over all images; empty outside `shard_map`."""
     return jax.sharding.get_abstract_mesh().manual_axes

@@ -1,4 +1,4 @@
-"""Trains DINO from a config; `run` reads as the story of a run."""
+"""Trains DINO from a config: `run` is a whole training run from top to bottom."""
 
 import itertools
 import json
@@ -28,7 +28,7 @@ from dino_jax.run.online_knn import OnlineKnn
 from dino_jax.run.out_of_memory import MemoryGuard, Need
 from dino_jax.run.plan import make_plan
 from dino_jax.run.sheet import RunSheet
-from dino_jax.run.start import owes_epoch, start_or_resume, with_center
+from dino_jax.run.start import has_unlogged_epoch, start_or_resume, with_center
 from dino_jax.training import health
 from dino_jax.training.state import TrainState
 from dino_jax.training.step import compile_step
@@ -42,19 +42,19 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     Args:
       config: see `configs/default.py` for every key.
       workdir: the run's folder; created if missing.
-    Returns: {step, total_steps, finished, metrics, health, knn}; the last three are those of the
-      last interval and epoch that had them.
+    Returns: {step, total_steps, finished, metrics, health, knn}; the last three are the latest
+      ones, and missing if there are none.
     Raises:
-      UsageError: config, data or folder cannot be used, found before the step compiles; or the
-        devices have too little memory.
-      TrainingDiverged: three steps in a row had a loss or gradients that were not finite.
+      UsageError: config, data or folder cannot be used, which is detected before the step compiles;
+        or the devices have too little memory.
+      TrainingDiverged: loss or gradients were not finite in three consecutive steps.
     """
     workdir = Path(os.path.expanduser(workdir))
     mesh = sharding.make_mesh()
 
-    # Problems with settings, data or folder are reported here, within seconds.
+    # Fail early: problems with settings, data or folder are reported within seconds.
     checks.check(config, mesh.size)
-    # Everything that depends on the machine is chosen here, once.
+    # All choices that depend on the machine are made here, once.
     spec, kernel_note = build.compute_spec(
         config, mesh.devices.flat[0].platform, mesh.local_devices
     )
@@ -63,14 +63,14 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     steps_per_epoch = len(source) // batch_size
     if not steps_per_epoch:
         raise UsageError(
-            f"{config.data.train} has {len(source)} images, less than one batch of "
-            f"train.batch_size={batch_size}: choose a smaller batch or more images"
+            f"{config.data.train} has {len(source)} images, fewer than one batch of "
+            f"train.batch_size={batch_size}: use a smaller batch or more images"
         )
     total_steps = config.train.epochs * steps_per_epoch
     records = Records(
         source, max_unreadable=config.data.max_unreadable, channels=len(config.crops.mean)
     )
-    records.read_or_next(0, decode)  # raises where none can be read
+    records.read_or_next(0, decode)  # raises if no image can be read
     knn = OnlineKnn(config, spec, mesh, records) if config.eval.knn_every_epochs else None
     draw_sheet = RunSheet(config, spec, source, mesh) if config.log.attention_sheet else None
 
@@ -78,7 +78,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     plan = make_plan(config, spec, mesh, steps_per_epoch=steps_per_epoch)
 
     with (
-        StopRequest() as stop,  # outermost: a signal must not cut off the last save
+        StopRequest() as stop,  # outermost, so that a signal cannot interrupt the last save
         MemoryGuard(Need.of(plan.shapes, plan.shardings, mesh)) as memory,
         RunCheckpoints(
             workdir,
@@ -86,14 +86,14 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             keep_every_steps=config.checkpoint.keep_every_epochs * steps_per_epoch,
         ) as checkpoints,
     ):
-        begin = start_or_resume(
+        initial = start_or_resume(
             config, spec, plan, checkpoints, num_images=len(source), workdir=workdir
         )
-        start = int(begin.state.step)
-        owes = owes_epoch(begin.state, workdir, steps_per_epoch)
-        if start >= total_steps and not owes:
+        start = int(initial.state.step)
+        unlogged = has_unlogged_epoch(initial.state, workdir, steps_per_epoch)
+        if start >= total_steps and not unlogged:
             print(f"{workdir} is finished: all {total_steps} steps are done")
-            draw_pictures(workdir, begin.state, draw_sheet)
+            draw_pictures(workdir, initial.state, draw_sheet)
             return {"step": start, "total_steps": total_steps, "finished": True}
 
         numpy_batches = train_batches(
@@ -118,17 +118,17 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             ) as log,
         ):
             advice = checks.advice(config) + ([kernel_note] if kernel_note else [])
-            for sentence in (*advice, *begin.notes):
+            for sentence in (*advice, *initial.notes):
                 log.message(f"note: {sentence}")
-            first = next(batches)  # unreadable data is found before the step compiles
-            state = with_center(begin, plan, first)
-            del begin  # its arrays are donated to the step
+            first = next(batches)  # raises for unreadable data before the step compiles
+            state = with_center(initial, plan, first)
+            del initial  # its arrays will be donated to the step
             log.message("compiling the training step")
             step_fn = compile_step(plan.step, state, first, plan.shardings)
             memory.add_step(step_fn)
             log.message(size_line(plan.shapes, memory.need))
-            log.note_memory(memory.need.total)
-            # Keep no reference to the first batch: after its step it would only take memory.
+            log.set_planned_memory(memory.need.total)
+            # Drop all references to the first batch, so that its memory is freed after the step.
             all_batches = itertools.chain(iter([first]), batches)
             del first
             score = lambda state: knn(state.teacher_params, state.teacher_batch_stats)  # noqa: E731
@@ -140,7 +140,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
                 all_batches,
                 data_seconds=lambda: batches.wait_seconds,
                 start=start,
-                owes_epoch=owes,
+                has_unlogged_epoch=unlogged,
                 cadence=Cadence(
                     steps_per_epoch=steps_per_epoch,
                     total_steps=total_steps,
@@ -162,33 +162,33 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
             checkpoints.wait()
             if draw_sheet and result["step"] == total_steps:
                 draw_sheet(state.teacher_params, state.teacher_batch_stats, workdir / SHEET_FILE)
-                log.message(f"where the teacher looks: {workdir / SHEET_FILE}")
+                log.message(f"attention maps of the teacher: {workdir / SHEET_FILE}")
             if records.num_unreadable:
                 log.message(
-                    f"{records.num_unreadable} images could not be read and were replaced; the "
-                    "warnings above name them"
+                    f"{records.num_unreadable} images could not be read and were replaced; see the "
+                    "warnings above"
                 )
             if result["step"] == total_steps:
                 log.message(f"finished: logs, learning curve and checkpoints are in {workdir}")
             elif stop.signal_name:
                 log.message(
-                    f"{stop.signal_name}: saved after step {result['step']} of {total_steps}; the "
-                    "same command continues"
+                    f"{stop.signal_name}: saved after step {result['step']} of {total_steps}; run "
+                    "the same command to resume"
                 )
     return result | {"total_steps": total_steps, "finished": result["step"] == total_steps}
 
 
 def draw_pictures(workdir: Path, state: TrainState, draw_sheet: RunSheet | None) -> None:
-    """Draws the pictures of a finished run again, in case it was killed before it drew them."""
+    """Redraws the pictures of a finished run, in case it was killed before drawing them."""
     if draw_sheet:
         draw_sheet(state.teacher_params, state.teacher_batch_stats, workdir / SHEET_FILE)
     if jax.process_index() == 0:
-        with suppress(UsageError):  # the user may have removed the logs
+        with suppress(UsageError):  # the logs may have been deleted
             plot_learning_curve(workdir)
 
 
 def size_line(shapes: TrainState, need: Need) -> str:
-    """Processes, devices, parameters and memory, in one line."""
+    """Number of processes, devices and parameters, and memory, in one line."""
     parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
     return (
         f"processes: {jax.process_count()}, devices: {jax.device_count()}; "

@@ -1,4 +1,4 @@
-"""All tests run offline, on the CPU with eight virtual devices."""
+"""All tests run offline, on the CPU, with eight virtual devices."""
 
 import os
 import signal
@@ -26,7 +26,7 @@ PARITY_GOLDENS = Path(os.environ.get("DINO_JAX_GOLDENS", GOLDENS))
 
 
 def parity_cases(pattern: str) -> list[Path]:
-    """The goldens that match a pattern; only a folder set by DINO_JAX_GOLDENS may have none."""
+    """The goldens that match a pattern. May be empty only if DINO_JAX_GOLDENS is set."""
     assert PARITY_GOLDENS.is_dir(), f"DINO_JAX_GOLDENS={PARITY_GOLDENS} is not a folder"
     cases = sorted(PARITY_GOLDENS.glob(pattern))
     assert cases or PARITY_GOLDENS != GOLDENS, f"{GOLDENS} has no {pattern}"
@@ -46,7 +46,7 @@ def goldens() -> Path:
 
 @pytest.fixture(scope="session")
 def weights() -> str:
-    """A small backbone in a file written by the reference."""
+    """A file written by the reference, with a small backbone."""
     return str(GOLDENS / "pth/backbone.pth")
 
 
@@ -60,7 +60,7 @@ def photo() -> Image.Image:
 
 @pytest.fixture(scope="module")
 def quick_compilation() -> Iterator[None]:
-    """Compiles faster, for networks that take longer to compile than to run."""
+    """Compiles with fewer optimisations, for networks that compile longer than they run."""
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
@@ -68,7 +68,7 @@ def quick_compilation() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def shared_compilation() -> Iterator[None]:
-    """As `quick_compilation`, and tests share compiled programs."""
+    """Like `quick_compilation`, and tests share compiled programs."""
     from tests.support import runs
 
     with runs.quick_compilation():

@@ -1,4 +1,4 @@
-"""Where compiled programs are cached, and when they are not."""
+"""Where and when compiled programs are cached."""
 
 import os
 import stat
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from dino_jax.cache import cache_folder, keep_compiled_programs
+from dino_jax.cache import cache_folder, enable_compilation_cache
 from dino_jax.errors import UsageError
 
 SETTINGS = (
@@ -22,7 +22,7 @@ SETTINGS = (
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """The compilation cache of this test; JAX is configured as outside of tests."""
+    """The compilation cache of this test, with JAX configured as outside of tests."""
     before = {name: jax.config.values[name] for name in SETTINGS}
     monkeypatch.setenv("DINO_JAX_CACHE", str(tmp_path / "cache"))
     jax.config.update("jax_enable_compilation_cache", True)
@@ -37,7 +37,7 @@ def mode(folder: Path) -> int:
     return stat.S_IMODE(folder.stat().st_mode)
 
 
-def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_cache_folder_belongs_to_the_user(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert cache_folder() == tmp_path / "cache"
     monkeypatch.delenv("DINO_JAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
@@ -50,7 +50,7 @@ def test_the_folder_is_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_without_a_home_directory(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("DINO_JAX_CACHE", "~nobodyx/c")  # no such user: an ordinary name
+    monkeypatch.setenv("DINO_JAX_CACHE", "~nobodyx/c")  # no such user, so an ordinary name
     assert cache_folder() == Path.cwd() / "~nobodyx/c"
     monkeypatch.delenv("DINO_JAX_CACHE")
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
@@ -58,40 +58,40 @@ def test_without_a_home_directory(
     with pytest.raises(UsageError, match=r"^~/\.cache cannot be resolved.*set DINO_JAX_CACHE"):
         cache_folder()
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    keep_compiled_programs()
+    enable_compilation_cache()
     assert "compiled programs are not cached: ~/.cache cannot be resolved" in caplog.text
 
 
 def test_programs_are_cached_in_a_private_folder(folder: Path) -> None:
-    keep_compiled_programs()
+    enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == str(folder)
     assert mode(folder) == mode(folder.parent) == 0o700
 
 
 def compiled(offset: float) -> jax.Array:
-    """The result of a program that is compiled for this call."""
+    """Compiles a program and returns its result."""
     jax.clear_caches()
     compilation_cache.reset_cache()
     return jax.jit(lambda x: jnp.sin(x) + offset)(jnp.ones(3))
 
 
-def test_a_damaged_entry_is_compiled_again(folder: Path) -> None:
+def test_damaged_entry_is_compiled_again(folder: Path) -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    keep_compiled_programs()
+    enable_compilation_cache()
     expected = compiled(2.0)
     (entry,) = folder.glob("jit__lambda*")
-    entry.write_bytes(entry.read_bytes()[:-20])  # as a killed process leaves it
+    entry.write_bytes(entry.read_bytes()[:-20])  # as after a killed process
     with pytest.warns(UserWarning, match="Error reading persistent compilation cache entry"):
         assert (compiled(2.0) == expected).all()
 
 
-def test_settings_of_the_user_take_precedence(folder: Path, tmp_path: Path) -> None:
+def test_user_settings_take_precedence(folder: Path, tmp_path: Path) -> None:
     jax.config.update("jax_compilation_cache_dir", str(tmp_path / "own"))
-    keep_compiled_programs()
+    enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / "own")
     jax.config.update("jax_compilation_cache_dir", None)
     jax.config.update("jax_enable_compilation_cache", False)
-    keep_compiled_programs()
+    enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
     assert not folder.exists()
 
@@ -99,54 +99,54 @@ def test_settings_of_the_user_take_precedence(folder: Path, tmp_path: Path) -> N
 def test_the_cache_is_off_by_default_on_cpus(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("DINO_JAX_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    keep_compiled_programs()
+    enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    keep_compiled_programs()
+    enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == str(folder / "dino_jax/compiled")
 
 
-def test_several_processes_need_a_folder_that_they_share(
+def test_several_processes_need_an_explicit_folder(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(jax.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
-    keep_compiled_programs()
+    enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir == str(folder)
     jax.config.update("jax_compilation_cache_dir", None)
     monkeypatch.delenv("DINO_JAX_CACHE")
-    keep_compiled_programs()
+    enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
 
 
 @pytest.mark.parametrize("permissions", [0o770, 0o702])
-def test_a_folder_that_others_can_write_to_is_not_used(
+def test_folder_writable_by_others_is_not_used(
     permissions: int, folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder.mkdir(parents=True)
     folder.chmod(permissions)
-    keep_compiled_programs()
+    enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
     assert f"{folder} is writable by other users (chmod 700 {folder}" in caplog.text
     assert "set DINO_JAX_CACHE to another folder" in caplog.text
 
 
-def test_a_folder_of_another_user_is_not_used(
+def test_folder_of_another_user_is_not_used(
     folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder.mkdir(parents=True, mode=0o700)
     monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
-    keep_compiled_programs()
+    enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
     assert f"compiled programs are not cached: {folder} belongs to another user" in caplog.text
 
 
-def test_a_folder_that_cannot_be_created_is_a_warning(
+def test_warns_if_the_folder_cannot_be_created(
     folder: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder.parent.touch()
-    keep_compiled_programs()
+    enable_compilation_cache()
     assert jax.config.jax_compilation_cache_dir is None
     assert "compiled programs are not cached" in caplog.text
     assert "Not a directory" in caplog.text

@@ -1,4 +1,4 @@
-"""The jobs of `python -m dino_jax` on the folder of a run."""
+"""Jobs on a run's folder, and their command lines."""
 
 import errno
 import functools
@@ -30,8 +30,8 @@ COMMANDS = re.findall(r"python -m dino_jax (.+)", "".join(BLOCKS).replace("\\\n"
 SOURCES = {"train": "shapes:85@train", "test": "shapes:30@test"}
 
 
-def test_knn_gives_the_score_that_the_run_logged(tmp_path: Path) -> None:
-    """On eight devices, as the run was; same weights, transform and images."""
+def test_knn_equals_the_score_logged_by_the_run(tmp_path: Path) -> None:
+    """Same weights, transform and images, and eight devices as in the run."""
     output, report = tmp_path / "results.json", tmp_path / "report.png"
     settings = {"ks": (10, 20), "output": output, "report": report}
     table = knn(str(runs.scored()), **SOURCES, **settings)
@@ -50,14 +50,14 @@ def test_knn_gives_the_score_that_the_run_logged(tmp_path: Path) -> None:
     assert {"jax", "dino_jax", "python", "device"} <= result["versions"].keys()
 
 
-def test_knn_with_more_neighbours_than_images_and_the_student(tmp_path: Path) -> None:
+def test_knn_of_the_student_with_more_neighbours_than_images(tmp_path: Path) -> None:
     student, output = Extraction(which="student"), tmp_path / "r.json"
     table = knn(str(runs.scored()), **SOURCES, options=student, ks=(500,), output=output)
     assert list(table) == [85]
 
 
 def test_classes_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """The queries lack class a, which is said, so that b and c have other numbers there."""
+    """The queries lack class a, so b and c have different numbers there; a warning is logged."""
     bank = class_folders(tmp_path / "bank", "abc")
     queries = class_folders(tmp_path / "queries", "bc")
     table = knn(str(runs.scored()), bank, queries, ks=(1,), output=tmp_path / "r.json")
@@ -70,7 +70,7 @@ def test_classes_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"weights": "/nowhere"}, "'/nowhere' is no hub name .*workdir"),
+        ({"weights": "/nowhere"}, "'/nowhere' is neither a hub name .*workdir"),
         ({"ks": (0,)}, "ks=.*at least 1"),
         ({"temperature": 0.0}, "temperature=0.0 must be above 0"),
         ({"temperature": float("nan")}, "temperature=nan must be above 0"),
@@ -80,7 +80,7 @@ def test_classes_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFi
         ({"test": "shapes:30@nope"}, "no split 'nope'"),
     ],
 )
-def test_wrong_arguments(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_rejects_arguments(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     arguments = (
         {"weights": str(runs.scored())} | SOURCES | {"output": tmp_path / "r.json"} | changes
     )
@@ -88,7 +88,7 @@ def test_wrong_arguments(changes: dict[str, Any], message: str, tmp_path: Path) 
         knn(**arguments)
 
 
-def test_unlabelled_and_unknown_classes(tmp_path: Path) -> None:
+def test_rejects_unlabelled_sources_and_unknown_classes(tmp_path: Path) -> None:
     bank = class_folders(tmp_path / "bank", "ab")
     queries = class_folders(tmp_path / "queries", "bcd")
     with pytest.raises(UsageError, match=r"has classes that .*bank lacks \(c, d\)"):
@@ -103,7 +103,7 @@ def test_unlabelled_and_unknown_classes(tmp_path: Path) -> None:
             knn("/nowhere", *sources, output=tmp_path / "r.json")
 
 
-def test_command_line_says_wrong_usage_in_a_line(
+def test_usage_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = "knn --weights /nowhere --train shapes:20 --test shapes:20"
@@ -111,10 +111,10 @@ def test_command_line_says_wrong_usage_in_a_line(
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 2
-    assert capsys.readouterr().err.startswith("error: '/nowhere' is no hub name (dino_")
+    assert capsys.readouterr().err.startswith("error: '/nowhere' is neither a hub name (dino_")
 
 
-def test_command_line_says_that_memory_does_not_do(
+def test_out_of_memory_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     exhausted = "RESOURCE_EXHAUSTED: Out of memory allocating 52 bytes.\nBufferAssignment"
@@ -132,7 +132,7 @@ def test_command_line_says_that_memory_does_not_do(
         cli.main(["pack", "--source", "small"])
 
 
-def test_command_line_says_what_the_system_refuses(
+def test_operating_system_errors_are_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     error = OSError(errno.ENOSPC, "No space left on device", "features.npy")
@@ -144,14 +144,14 @@ def test_command_line_says_what_the_system_refuses(
     with pytest.raises(SystemExit) as stop:
         cli.main(["pack"])
     assert stop.value.code == 2
-    said = "error: [Errno 28] No space left on device: 'features.npy'\n"
-    assert capsys.readouterr().err == said
+    expected = "error: [Errno 28] No space left on device: 'features.npy'\n"
+    assert capsys.readouterr().err == expected
     error = OSError("a bug")
     with pytest.raises(OSError, match="a bug"):
         cli.main(["pack"])
 
 
-def test_output_that_nobody_reads(goldens: Path) -> None:
+def test_closed_output_pipe(goldens: Path) -> None:
     command = [sys.executable, "-m", "dino_jax", "inspect", str(goldens / "pth/linear.pth")]
     reader, writer = os.pipe()
     os.close(reader)
@@ -171,13 +171,13 @@ def test_convert_and_inspect_from_the_command_line(
     with pytest.raises(SystemExit):
         cli.main(["convert", file, str(out)])
     assert capsys.readouterr().err == (
-        f"error: out={out} is not empty: give a new folder, or --force to replace\n"
+        f"error: out={out} is not empty: give a new folder, or overwrite with --force\n"
     )
     cli.main(["convert", file, str(out), "--force", "--num-heads", "6"])
-    assert "a whole training state after 100 epochs" in capsys.readouterr().out
+    assert "full training state after 100 epochs" in capsys.readouterr().out
 
 
-def test_the_script_that_converts(goldens: Path, tmp_path: Path) -> None:
+def test_conversion_script(goldens: Path, tmp_path: Path) -> None:
     script = str(runs.ROOT / "convert_torch_weights.py")
     command = [sys.executable, script, str(goldens / "pth/evil.pth"), "out"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
@@ -188,10 +188,10 @@ def test_the_script_that_converts(goldens: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("job", ["retrieval", "copy-detection", "video-segmentation"])
-def test_options_of_the_jobs_on_data_sets(
+def test_data_set_jobs_reject_wrong_data(
     job: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Options of the pass are plain flags; wrong data is a line, before weights are looked at."""
+    """Extraction options are plain flags. The error is one line and precedes loading weights."""
     options = "--image-size 64 --batch-size 4 --num-threads 2 --dtype bfloat16"
     words = [job, "--weights", "none", "--data", str(tmp_path), "--output", str(tmp_path / "out")]
     with pytest.raises(SystemExit) as stop:
@@ -203,8 +203,8 @@ def test_options_of_the_jobs_on_data_sets(
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_commands_of_the_readme(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Jobs and options are there; each is called as the command line says, and does nothing."""
+def test_readme_commands_are_valid(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parses each command and calls a stand-in with the job's signature."""
     calls = []
 
     def recorded(name: str, job: Callable) -> Callable:
@@ -225,12 +225,12 @@ def test_commands_of_the_readme(command: str, monkeypatch: pytest.MonkeyPatch) -
     assert all(settings[option] is not None for option in given)
 
 
-def test_the_readme_shows_every_job() -> None:
+def test_readme_shows_every_job() -> None:
     shown = {command.split()[0] for command in COMMANDS}
     assert shown | {"convert", "inspect"} == set(cli.JOBS)
 
 
-def test_help_names_the_jobs() -> None:
+def test_help_lists_the_jobs() -> None:
     command = [sys.executable, "-m", "dino_jax", "--help"]
     shown = subprocess.run(command, cwd=runs.ROOT, capture_output=True, text=True, check=True)
     for job in cli.JOBS:

@@ -1,4 +1,4 @@
-"""Several processes: how they find each other, and that they train the run of one."""
+"""Several processes: how they find each other, and that they train like a single process."""
 
 import shutil
 import signal
@@ -18,7 +18,7 @@ from tests.support import runs
 
 @pytest.fixture
 def initialize(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
-    """Stands in for `jax.distributed.initialize`, in an environment without a launcher."""
+    """Replaces `jax.distributed.initialize`, in an environment without a launcher."""
     for name in EXPLICIT + LAUNCHERS:
         monkeypatch.delenv(name, raising=False)
     initialize = mock.Mock()
@@ -26,7 +26,7 @@ def initialize(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
     return initialize
 
 
-def test_alone_without_a_launcher(initialize: mock.Mock, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_launcher(initialize: mock.Mock, monkeypatch: pytest.MonkeyPatch) -> None:
     initialize_if_launched()
     monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "1")
     initialize_if_launched()
@@ -34,7 +34,7 @@ def test_alone_without_a_launcher(initialize: mock.Mock, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("name", LAUNCHERS)
-def test_leaves_known_launchers_to_jax(
+def test_jax_detects_known_launchers(
     name: str, initialize: mock.Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(name, "2")
@@ -42,13 +42,13 @@ def test_leaves_known_launchers_to_jax(
     initialize.assert_called_once_with()
 
 
-def test_a_launcher_that_jax_cannot_make_out(
+def test_rejects_a_launcher_that_jax_cannot_detect(
     initialize: mock.Mock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As Open MPI 5, which no longer says where its first process is."""
+    """For example Open MPI 5, which no longer gives the address of its first process."""
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
     initialize.side_effect = ValueError("coordinator_address should be defined.")
-    with pytest.raises(UsageError, match=r"OMPI_COMM_WORLD_SIZE=2 tells .*defined.* set JAX_"):
+    with pytest.raises(UsageError, match=r"OMPI_COMM_WORLD_SIZE=2 indicates .*defined.* set JAX_"):
         initialize_if_launched()
 
 
@@ -57,12 +57,15 @@ def test_a_launcher_that_jax_cannot_make_out(
     [
         (("host:1", "2", None), "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES is set without JAX_PR"),
         ((None, None, "0"), "JAX_PROCESS_ID is set without .* set all three or none"),
-        (("host:1", "2", "2"), "JAX_PROCESS_ID=2 of JAX_NUM_PROCESSES=2: .* below the second"),
+        (
+            ("host:1", "2", "2"),
+            "JAX_PROCESS_ID=2 and JAX_NUM_PROCESSES=2 must .* less than the second",
+        ),
         (("host:1", "two", "0"), "must be whole numbers"),
         (("host", "2", "0"), "JAX_COORDINATOR_ADDRESS=host must be host:port of"),
     ],
 )
-def test_wrong_environment(
+def test_rejects_invalid_variables(
     values: tuple[str | None, ...],
     message: str,
     initialize: mock.Mock,
@@ -94,7 +97,7 @@ def assert_close(workdir: Path, expected: Path) -> None:
                     np.testing.assert_allclose(our[key], their[key], 1e-5, 1e-5, err_msg=key)
 
 
-def test_two_processes_train_the_run_of_one(tmp_path: Path) -> None:
+def test_two_processes_train_like_one(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     settings = runs.arguments(eval__knn_every_epochs=1, checkpoint__every_steps=2)
     address = f"127.0.0.1:{free_port()}"
@@ -113,16 +116,16 @@ def test_two_processes_train_the_run_of_one(tmp_path: Path) -> None:
             for index in range(2)
         ]
         runs.wait_until((workdir / "checkpoints" / "6").exists, processes[0])
-        # A signal to one of them stops both after the same step.
+        # A signal to one process stops both after the same step.
         processes[1].send_signal(signal.SIGTERM)
         outputs = [process.communicate(timeout=300)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     stopped = runs.steps(workdir)[-1]
     assert 6 < stopped < runs.TOTAL_STEPS
     assert "epoch 1 finished" in outputs[0]
-    assert "epoch 1 finished" not in outputs[1]  # the first process alone writes
+    assert "epoch 1 finished" not in outputs[1]  # only the first process writes
 
-    # One process reads what two have written, and ends the run.
+    # A single process resumes the checkpoint of two and finishes the run.
     assert runs.train_here(
         runs.tiny_config(eval__knn_every_epochs=1),
         shutil.copytree(workdir, tmp_path / "one"),

@@ -1,4 +1,4 @@
-"""`--help` answers without what only a running job needs."""
+"""`--help` is fast: it does not import what only a running job needs."""
 
 import subprocess
 import sys
@@ -22,7 +22,7 @@ COMPUTING = ("flax", "jax", "numpy", "optax", "tyro")
 
 
 def imported(code: str) -> set[str]:
-    """The modules that some code has imported when it ends, however it does."""
+    """The modules that some code has imported when it exits, with or without an error."""
     code = (
         f"import atexit, sys\natexit.register(lambda: print(*sys.modules, file=sys.stderr))\n{code}"
     )
@@ -34,13 +34,13 @@ def imported(code: str) -> set[str]:
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
-def test_help_of_the_commands_imports_nothing_heavy(words: list[str]) -> None:
+def test_command_help_imports_nothing_heavy(words: list[str]) -> None:
     code = f"from dino_jax.cli import main; main({words})"
     assert not imported(code) & {*HEAVY, *COMPUTING}
 
 
-def test_help_of_the_jobs_imports_nothing_that_runs_them() -> None:
-    """All in one process, so that whatever one of them imports is seen."""
+def test_job_help_imports_nothing_heavy() -> None:
+    """All jobs run in one process, which collects the imports of all."""
     code = f"""
 from contextlib import suppress
 from dino_jax.cli import main
@@ -52,7 +52,7 @@ for job in {list(JOBS)}:
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_every_job_is_there(name: str) -> None:
+def test_every_job_exists(name: str) -> None:
     function = JOBS[name].load(name)
     assert function.__name__ == name.replace("-", "_")
     assert function.__doc__

@@ -28,7 +28,7 @@ RULE = "a module imports only its own room and rooms below it (tests/test_layout
 
 
 def is_command(node: ast.stmt) -> bool:
-    """Whether a statement is `if __name__ == "__main__"`, which is a command and not the module."""
+    """Whether a statement is `if __name__ == "__main__"`, whose imports do not count."""
     return isinstance(node, ast.If) and "__name__" in ast.unparse(node.test)
 
 
@@ -84,10 +84,10 @@ def test_imports_run_downwards(path: str, room: str) -> None:
         ("weights", "def f():\n    from dino_jax import jobs"),
     ],
 )
-def test_a_wrong_import_is_found(room: str, line: str) -> None:
+def test_finds_a_wrong_import(room: str, line: str) -> None:
     (problem,) = problems(room, line)
     assert "imports only its own room and rooms below it" in problem
 
 
-def test_the_package_has_the_rooms_of_the_list() -> None:
+def test_every_room_exists() -> None:
     assert set(modules().values()) == set(LEVELS)

@@ -1,4 +1,4 @@
-"""`python main.py`: what it refuses, what it survives, and how it ends."""
+"""`python main.py`: errors, interruptions and exit codes."""
 
 import re
 import shutil
@@ -33,7 +33,7 @@ Command = Callable[..., tuple[int, str]]
 def command(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> Command:
-    """Runs the command line in this process: (exit code, what it said on stderr)."""
+    """Runs the command line in this process and returns (exit code, stderr)."""
 
     def run(*settings: str, workdir: Path = tmp_path / "run") -> tuple[int, str]:
         arguments = ["--config", runs.CONFIG, "--workdir", str(workdir)]
@@ -53,21 +53,21 @@ def whole() -> Path:
 
 
 @pytest.fixture
-def refused(command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """The message of a command that must end as wrong usage before a run's programs compile."""
+def rejected(command: Command, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """The error message of a command that must be rejected before anything compiles."""
 
     def fail(*_: Any) -> None:
-        pytest.fail("it got as far as compiling")
+        pytest.fail("compilation started")
 
     monkeypatch.setattr(train, "compile_step", fail)
     monkeypatch.setattr(Plan, "first_state", fail)
 
     def run(*settings: str, **workdir: Path) -> str:
-        code, said = command(*settings, **workdir)
+        code, stderr = command(*settings, **workdir)
         assert code == 2
-        last = said.splitlines()[-1]
+        last = stderr.splitlines()[-1]
         assert last.startswith("error: ")
-        assert "Traceback" not in said
+        assert "Traceback" not in stderr
         return last
 
     return run
@@ -92,69 +92,72 @@ def junk(folder: Path, count: int) -> Path:
     [
         (
             "optim.learning_rate=1",
-            "'optim.learning_rate': the section has .*optim.lr,",
+            "'optim.learning_rate': the keys of this section are .*optim.lr,",
         ),
         ("modle.name=vit_tiny", r"unknown setting 'modle.name': did you mean model.name\?"),
-        ("train.epochs=abc", "train.epochs=abc is not a whole number, such as 3"),
+        ("train.epochs=abc", "train.epochs=abc must be a whole number, such as 3"),
         ("data.train=none", "data.train is not set: add --config.data.train=folder:/path"),
         ("data.train=/not/there", "'folder:/not/there': /not/there is not a folder; check"),
         ("data.train=floder:x", "'floder:x': unknown kind 'floder'; choose one of folder, idx, "),
         ("data.train=shapes:90@tset", "no split 'tset'; choose one of train, val, test"),
-        ("data.train=shapes:9", "shapes:9.* has 9 images, less than one batch .*batch_size=16: ch"),
+        (
+            "data.train=shapes:9",
+            "shapes:9.* has 9 images, fewer than one batch .*batch_size=16: use",
+        ),
         ("model.name=vit_giant", "unknown model 'vit_giant': choose one of vit_tiny, vit_small, "),
         ("train.batch_size=12", "batch_size=12 is not divisible by 8 devices .* multiple of 8"),
         ("crops.global_size=20", "global_size=20 is not a multiple of model.patch_size=8: .*ch"),
         ("eval.knn_every_epochs=1 eval.resize=8", "eval.crop=16 must be .* most eval.resize=8"),
-        ("eval.knn_every_epochs=1 eval.knn_test=none", "eval.knn_test is not set: give a lab"),
+        ("eval.knn_every_epochs=1 eval.knn_test=none", "eval.knn_test is not set: set it to a lab"),
         ("optim.name=adam", "optim.name='adam' is unknown: choose one of adamw, sgd, lars"),
         ("optim.lr=nan", "optim.lr=nan must be finite and not negative"),
-        ("head.out_dim=99999999999", "not enough device memory: .* GiB of state, of .* GiB"),
+        ("head.out_dim=99999999999", "not enough device memory: .* GiB for the state, .* GiB ava"),
     ],
 )
-def test_refuses_settings(setting: str, message: str, refused: Callable[..., str]) -> None:
-    said = refused(*[f"--config.{key}" for key in setting.split()])
-    assert re.search(message, said)
+def test_rejects_settings(setting: str, message: str, rejected: Callable[..., str]) -> None:
+    stderr = rejected(*[f"--config.{key}" for key in setting.split()])
+    assert re.search(message, stderr)
 
 
-def test_refuses_data(refused: Callable[..., str], tmp_path: Path) -> None:
+def test_rejects_data(rejected: Callable[..., str], tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert "no images in" in refused(f"--config.data.train={empty}")
+    assert "no images in" in rejected(f"--config.data.train={empty}")
     unlabelled = pictures(tmp_path / "unlabelled", 20)
-    said = refused(
+    stderr = rejected(
         f"--config.data.train={unlabelled}",
         "--config.eval.knn_every_epochs=1",
         f"--config.eval.knn_test={unlabelled}",
     )
-    assert "unlabelled has no labels, which classification needs: " in said
-    said = refused(f"--config.data.train={junk(tmp_path / 'junk', 20)}")
+    assert "unlabelled has no labels, which classification needs: " in stderr
+    stderr = rejected(f"--config.data.train={junk(tmp_path / 'junk', 20)}")
     assert re.search(
-        r"1\d of the 20 images in .*junk cannot be read, .* or raise max_unreadable", said
+        r"1\d of the 20 images in .*junk cannot be read, .* or raise max_unreadable", stderr
     )
 
 
-def test_refuses_workdirs(
-    whole: Path, refused: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_rejects_workdirs(
+    whole: Path, rejected: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "file"
     file.write_text("")
     monkeypatch.setenv("HOME", str(tmp_path))
     for name in ("~/file", file / "below"):
-        said, workdir = refused(workdir=name), Path(name).expanduser()
-        assert re.search(f"workdir={workdir} cannot be written .*: choose another folder", said)
+        stderr, workdir = rejected(workdir=name), Path(name).expanduser()
+        assert re.search(f"workdir={workdir} cannot be written .*: choose another folder", stderr)
 
     other = shutil.copytree(whole, tmp_path / "other")
     settings = ["--config.optim.lr=0.1", "--config.data.train=shapes:86@train"]
-    said = refused(*settings, workdir=other)
-    assert "holds a run with other settings" in said
-    assert "optim.lr: 0.02 there, 0.1 now" in said
-    assert "data.train has images: 85 there, 86 now" in said
-    assert "train.batch_size" not in said
+    stderr = rejected(*settings, workdir=other)
+    assert "contains a run with other settings" in stderr
+    assert "optim.lr: 0.02 before, 0.1 now" in stderr
+    assert "images in data.train: 85 before, 86 now" in stderr
+    assert "train.batch_size" not in stderr
     assert runs.steps(other) == runs.steps(whole)
 
     with lock.take(other):
-        said = refused(workdir=other)
-    assert re.search(f"workdir={other} is in use by process .*: wait until it ends, stop it", said)
+        stderr = rejected(workdir=other)
+    assert re.search(f"workdir={other} is in use by process .*: wait until it ends, stop", stderr)
 
 
 def test_exit_code_of_the_process(tmp_path: Path) -> None:
@@ -172,17 +175,18 @@ def test_exit_code_of_the_process(tmp_path: Path) -> None:
     assert "the following arguments are required: --workdir" in without.stderr
 
 
-def test_ctrl_c_before_there_is_anything_to_save_ends_at_once(tmp_path: Path) -> None:
+def test_ctrl_c_during_startup_ends_immediately(tmp_path: Path) -> None:
     with runs.started(tmp_path, *runs.arguments()) as process:
         libraries = Path(f"/proc/{process.pid}/maps")
-        runs.wait_until(lambda: "jaxlib" in libraries.read_text(), process)  # JAX is being imported
+        # While JAX is being imported.
+        runs.wait_until(lambda: "jaxlib" in libraries.read_text(), process)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=60)
     assert process.returncode == -signal.SIGINT
     assert not output
 
 
-def test_a_full_disk_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_a_one_line_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def wait(self: ocp.CheckpointManager) -> None:
         finish(self)
         if 10 in self.all_steps():
@@ -190,13 +194,13 @@ def test_a_full_disk_is_said_in_a_line(tmp_path: Path, monkeypatch: pytest.Monke
 
     finish = ocp.CheckpointManager.wait_until_finished
     monkeypatch.setattr(ocp.CheckpointManager, "wait_until_finished", wait)
-    said = r"a checkpoint cannot be written to .*No space left on device.*\bsame command"
-    with pytest.raises(UsageError, match=said):
+    message = r"a checkpoint cannot be written to .*No space left on device.*\bsame command"
+    with pytest.raises(UsageError, match=message):
         runs.train_here(runs.tiny_config(), tmp_path)
     assert runs.steps(tmp_path)[-1] == 10
 
 
-def test_unreadable_images_are_replaced_until_too_many(
+def test_unreadable_images_are_replaced_up_to_a_limit(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     images, broken = pictures(tmp_path / "images" / "a", 82), junk(tmp_path / "images" / "b", 3)
@@ -221,7 +225,7 @@ def test_unreadable_images_are_replaced_until_too_many(
     assert runs.arrays(workdir)["training['step']"] == kept[-1]
 
 
-def test_run_ends_with_its_sheet_of_attention(
+def test_run_draws_its_attention_sheet_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_sheet, "SIZE", (32, 32))
@@ -241,10 +245,10 @@ def test_run_ends_with_its_sheet_of_attention(
         assert (file.read_bytes() == drawn) == is_drawn
 
 
-def test_diverging_run_stops_with_code_1(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_diverging_run_exits_with_code_1(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def run(*_: object) -> None:
         raise TrainingDiverged("loss or gradients were not finite")
 
     monkeypatch.setattr(train, "run", run)
-    code, said = command()
-    assert (code, said.strip()) == (1, "stopped: loss or gradients were not finite")
+    code, stderr = command()
+    assert (code, stderr.strip()) == (1, "stopped: loss or gradients were not finite")

@@ -1,4 +1,4 @@
-"""Device memory of a run, compared with counts by hand."""
+"""The device memory of a run, compared with counts by hand."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,7 +31,7 @@ def test_bytes_of_arrays_per_device() -> None:
 
 @pytest.mark.compiler
 def test_bytes_of_a_compiled_function() -> None:
-    """A result that reuses its argument's memory counts once."""
+    """A result that reuses the memory of its argument counts once."""
 
     def update(state: jax.Array, x: jax.Array) -> tuple[jax.Array, jax.Array]:
         return state + 1, x[:10] * 2
@@ -40,19 +40,19 @@ def test_bytes_of_a_compiled_function() -> None:
     compiled = jax.jit(update, donate_argnums=0).lower(*shapes).compile()
     without = jax.jit(update).lower(*shapes).compile()
     temporary = compiled.memory_analysis().temp_size_in_bytes
-    # Besides the two results, XLA counts a table of pointers to them.
+    # XLA also counts a table of pointers to the two results.
     results = compiled.memory_analysis().output_size_in_bytes - 4000 - 40
     assert planned_bytes(compiled) == 4000 + 1200 + 40 + results + temporary
     assert planned_bytes(without) == planned_bytes(compiled) + 4000
 
 
-def test_a_backend_without_memory_analysis() -> None:
-    silent = SimpleNamespace(memory_analysis=lambda: None)
-    assert planned_bytes(silent) is None
-    need = Need(state=3 << 29, limit=None).with_step(silent)
+def test_backend_without_memory_analysis() -> None:
+    compiled = SimpleNamespace(memory_analysis=lambda: None)
+    assert planned_bytes(compiled) is None
+    need = Need(state=3 << 29, limit=None).with_step(compiled)
     assert need.step is None
     assert need.fits
-    assert str(need) == "per device 1.50 GiB of state"
+    assert str(need) == "per device 1.50 GiB for the state"
 
 
 def test_the_smallest_device_sets_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,12 +64,10 @@ def test_the_smallest_device_sets_the_limit(monkeypatch: pytest.MonkeyPatch) -> 
     assert device_limit(mesh(30, 20, 25)) == 20
     assert device_limit(mesh(None)) is None
     monkeypatch.setattr(memory, "machine_memory", lambda: 80)
-    assert device_limit(sharding.make_mesh()) == 10  # eight CPU devices share this machine
+    assert device_limit(sharding.make_mesh()) == 10  # eight CPU devices share the machine's memory
 
 
-def test_a_container_may_have_less_memory_than_its_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_container_can_limit_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     limit = tmp_path / "memory.max"
     monkeypatch.setattr(memory, "_CONTAINER_LIMITS", (tmp_path / "none", limit))
     whole = memory.machine_memory()
@@ -80,14 +78,15 @@ def test_a_container_may_have_less_memory_than_its_machine(
 
 
 @pytest.mark.parametrize(("limit", "fits"), [(10 << 30, True), ((10 << 30) - 1, False)])
-def test_whether_it_fits(limit: int, fits: bool) -> None:
+def test_need_fits_the_limit(limit: int, fits: bool) -> None:
     need = Need(state=3 << 30, limit=limit, step=7 << 30)
     assert need.fits == fits
-    assert str(need) == "per device 3.00 GiB of state and 7.00 GiB more in a step, of 10.00 GiB"
+    text = "per device 3.00 GiB for the state and 7.00 GiB during a step, 10.00 GiB available"
+    assert str(need) == text
 
 
 @pytest.mark.parametrize("mode", sharding.MODES)
-def test_the_state_needs_the_memory_predicted_from_shapes(mode: str) -> None:
+def test_state_uses_the_memory_predicted_from_shapes(mode: str) -> None:
     mesh = sharding.make_mesh()
     config = runs.tiny_config(train__sharding=mode, head__hidden_dim=256)
     plan = make_plan(config, model_spec(config), mesh, steps_per_epoch=5)

@@ -1,4 +1,4 @@
-"""The same run on one device, on eight, and with its state sharded over eight."""
+"""The same run on one device, on eight devices, and with its state sharded over eight."""
 
 import dataclasses
 import math
@@ -58,13 +58,13 @@ def image_batch(step: int) -> dict[str, np.ndarray]:
 
 @dataclasses.dataclass
 class Run:
-    """A few real steps on some devices."""
+    """The results of a few real steps on some devices."""
 
     start: TrainState  # on the host
     end: TrainState
     losses: list[float]
     donated: bool
-    program: str  # optimised HLO
+    program: str  # the optimised HLO
 
     @classmethod
     def of(
@@ -112,7 +112,7 @@ def fsdp() -> Run:
 
 @pytest.fixture(scope="module")
 def dp(fsdp: Run) -> Run:
-    """Compiled with all optimisations, as in a real run."""
+    """A run on one device, compiled with all optimisations as in production."""
     jax.config.update("jax_disable_most_optimizations", False)
     run = Run.of(8, "dp", fsdp.start)
     jax.config.update("jax_disable_most_optimizations", True)
@@ -153,13 +153,13 @@ def test_fsdp_shards_the_largest_divisible_axis_of_a_large_array(
 
 
 def stored_share(state: PyTree, shardings: PyTree) -> float:
-    """The share of a state that each device stores."""
+    """The fraction of a state that each device stores."""
     pairs = list(zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True))
     stored = sum(math.prod(where.shard_shape(array.shape)) for array, where in pairs)
     return stored / sum(array.size for array, _ in pairs)
 
 
-def test_fsdp_stores_an_eighth_of_the_papers_state() -> None:
+def test_fsdp_stores_an_eighth_of_the_state() -> None:
     def paper(rngs: nnx.Rngs) -> MultiCropModel:
         return MultiCropModel(
             create_model("vit_small", patch_size=16, rngs=rngs), DINOHead(384, rngs=rngs)
@@ -174,7 +174,7 @@ def test_fsdp_stores_an_eighth_of_the_papers_state() -> None:
 # Real steps
 
 
-def test_the_start_does_not_depend_on_the_devices(fsdp: Run, single: Run) -> None:
+def test_initial_state_does_not_depend_on_the_devices(fsdp: Run, single: Run) -> None:
     jax.tree.map(np.testing.assert_array_equal, fsdp.start, single.start)
 
 
@@ -186,7 +186,7 @@ def test_losses_do_not_depend_on_the_devices(
     np.testing.assert_allclose(request.getfixturevalue(mode).losses, single.losses, rtol=1e-5)
 
 
-def test_the_state_stays_sharded_in_fsdp_mode(fsdp: Run, dp: Run) -> None:
+def test_state_stays_sharded_in_fsdp_mode(fsdp: Run, dp: Run) -> None:
     for tree in ("params", "teacher_params", "opt_state"):
         arrays = jax.tree.leaves(getattr(fsdp.end, tree))
         large = [a for a in arrays if a.size >= sharding.FSDP_MIN_SIZE]
@@ -201,7 +201,7 @@ def test_the_state_stays_sharded_in_fsdp_mode(fsdp: Run, dp: Run) -> None:
 
 
 @pytest.mark.parametrize("mode", ["single", "dp", "fsdp"])
-def test_the_step_donates_its_state(mode: str, request: pytest.FixtureRequest) -> None:
+def test_step_donates_its_state(mode: str, request: pytest.FixtureRequest) -> None:
     assert request.getfixturevalue(mode).donated
 
 
@@ -209,7 +209,7 @@ def test_the_step_donates_its_state(mode: str, request: pytest.FixtureRequest) -
 
 
 @pytest.mark.compiler
-def test_the_initial_state_is_created_in_shards() -> None:
+def test_initial_state_is_created_in_shards() -> None:
     """In fsdp mode no device computes, stores or receives a whole large array."""
     shardings = sharding.state_shardings(SHAPES, sharding.make_mesh(), "fsdp")
     program = jax.jit(INIT, out_shardings=shardings).lower(jax.random.key(0)).compile().as_text()
@@ -224,19 +224,19 @@ def test_the_initial_state_is_created_in_shards() -> None:
 
 
 @pytest.mark.compiler
-def test_a_single_device_has_no_collectives(single: Run) -> None:
+def test_single_device_has_no_collectives(single: Run) -> None:
     assert not moved(single.program)
 
 
 PARAMETERS = jax.tree.leaves(SHAPES.params)
 SPREAD = sum(p.size for p in PARAMETERS if p.size >= sharding.FSDP_MIN_SIZE)
 WHOLE = sum(p.size for p in PARAMETERS) - SPREAD
-# Means over the images: the teacher's logits, its distributions, and three scalars.
+# Elements averaged over the images: the teacher's logits, its distributions and three scalars.
 MEANS = 2 * K + 3
 
 
 @pytest.mark.compiler
-def test_dp_sums_gradients_and_means_only(dp: Run) -> None:
+def test_dp_sums_only_gradients_and_means(dp: Run) -> None:
     assert moved(dp.program) == {"all-reduce": WHOLE + SPREAD + MEANS}
 
 
@@ -246,14 +246,14 @@ def test_fsdp_gathers_weights_once_per_network_and_scatters_gradients(fsdp: Run)
     assert set(found) == {"all-gather", "reduce-scatter", "all-reduce"}
     assert found["all-gather"] == 2 * SPREAD
     assert found["reduce-scatter"] == SPREAD // 8
-    # Sharded gradients also need sums for their norms: one per parameter for clipping, and one of
-    # all gradients.
+    # The norms of sharded gradients need more sums: one per parameter for clipping, and one for all
+    # gradients together.
     assert WHOLE + MEANS < found["all-reduce"] <= WHOLE + MEANS + len(PARAMETERS) + 2
 
 
 @pytest.mark.compiler
 def test_accumulated_gradients_are_summed_over_devices_once(single: Run) -> None:
-    """After the last micro-batch, and not after each."""
+    """They are summed after the last micro-batch, not after each."""
     run = Run.of(8, "dp", single.start, accumulation_steps=2)
     np.testing.assert_allclose(run.losses, single.losses, rtol=1e-5)
     assert moved(run.program) == {"all-reduce": WHOLE + SPREAD + MEANS}

@@ -1,6 +1,6 @@
-"""Kinds of networks and layouts of a run that no other test trains, in a few real steps.
+"""Trains kinds of networks and layouts that no other test covers, for a few real steps.
 
-They take long to compile, so their networks are as shallow and narrow as they can be made.
+They take long to compile, so the networks are as shallow and narrow as possible.
 """
 
 from functools import partial
@@ -33,7 +33,7 @@ TWO_STEPS = {
 
 @pytest.fixture(autouse=True)
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shrinks what no setting does, and leaves checkpoints to other tests."""
+    """Shrinks sizes that have no setting, and disables checkpoints, which other tests cover."""
     monkeypatch.setattr(xcit, "CLASS_BLOCKS", 1)
     monkeypatch.setattr(resnet, "STAGE_WIDTHS", (16, 16, 32, 32))
     shallow = partial(MODELS["resnet18"], depths=(1, 1, 1, 1))
@@ -42,7 +42,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def two_steps(name: str, **changes: object) -> ConfigDict:
-    """The debug version of a config, for 8 images a step."""
+    """The debug version of a config with 8 images per step."""
     config = read_config(f"{runs.ROOT}/configs/{name}.py:debug")
     keys = TWO_STEPS | {key.replace("__", "."): value for key, value in changes.items()}
     if config.model.overrides.depth:
@@ -52,9 +52,7 @@ def two_steps(name: str, **changes: object) -> ConfigDict:
 
 
 @pytest.mark.parametrize(("name", "local_crops"), [("xcit_small_12", 0), ("resnet50", 1)])
-def test_networks_of_every_kind_train_alike_on_one_device_and_on_eight(
-    name: str, local_crops: int, tmp_path: Path
-) -> None:
+def test_one_device_and_eight_train_alike(name: str, local_crops: int, tmp_path: Path) -> None:
     config = two_steps(name, optim__name="sgd", crops__local_number=local_crops)
     for devices in (8, 1):
         assert runs.train_here(config, tmp_path / str(devices), devices=devices)["finished"]
@@ -67,7 +65,7 @@ def test_networks_of_every_kind_train_alike_on_one_device_and_on_eight(
             np.testing.assert_allclose(record[key], alone[key], rtol=1e-4, err_msg=key)
 
 
-def test_spread_recomputed_accumulated_and_without_weight_norm(
+def test_fsdp_remat_and_accumulation_without_weight_norm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spread = []

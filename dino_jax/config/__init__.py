@@ -1,1 +1,1 @@
-"""From a config file to checked, plain values."""
+"""Config files: reading, validation and conversion to plain values."""

@@ -1,6 +1,6 @@
-"""From a config to the plain values that the package works with.
+"""Converts a config to the plain values that the rest of the package takes.
 
-The rooms below take plain values and know nothing of configs.
+Only this package, `run` and `jobs` know about configs.
 """
 
 import dataclasses
@@ -19,11 +19,13 @@ from dino_jax.training import schedules
 
 
 def model_spec(config: ConfigDict) -> ModelSpec:
-    """The model of a config, in float32 with XLA's attention; `compute_spec` chooses for a machine.
+    """The model that a config describes, in float32 with XLA's attention kernel.
+
+    `compute_spec` also chooses the dtype and the kernel for the current machine.
 
     Args:
-      config: of a run, or `spec_settings` of a converted checkpoint, which leaves out what its file
-        does not tell.
+      config: a run's config, or the partial config that `spec_settings` writes for a converted
+        checkpoint.
     """
     model, head = config.model, config.head
     return ModelSpec(
@@ -70,18 +72,19 @@ def spec_settings(spec: ModelSpec) -> ConfigDict:
 def compute_spec(
     config: ConfigDict, platform: str, devices: Sequence[jax.Device]
 ) -> tuple[ModelSpec, str | None]:
-    """The model of a config with compute dtype and attention kernel chosen for a platform.
+    """The model that a config describes, with dtype and attention kernel chosen for a platform.
 
     A run calls this once, at its start, and passes the result down.
 
     Args:
-      config: checked; `model.dtype` and `model.attention` may be "auto".
-      platform: that will compute: "cpu", "gpu" or "tpu".
-      devices: of this process. cuDNN's attention kernel is checked on them; without devices the
-        check is skipped.
-    Returns: the model, and a sentence for the log where the kernel is not the one asked for.
+      config: a checked config; `model.dtype` and `model.attention` may be "auto".
+      platform: the platform that the model runs on: "cpu", "gpu" or "tpu".
+      devices: the devices of this process, on which cuDNN's attention kernel is tested. If empty,
+        the test is skipped.
+    Returns: (spec, note). The note is a sentence for the log if the requested kernel was replaced,
+      else None.
     Raises:
-      UsageError: an unknown dtype or kernel.
+      UsageError: the dtype or the kernel is unknown.
     """
     spec = dataclasses.replace(
         model_spec(config), dtype=compute_dtype(config.model.dtype, platform)
@@ -103,7 +106,7 @@ def compute_spec(
 
 
 def compute_dtype(name: str, platform: str) -> str:
-    """The compute dtype of `model.dtype`: "auto" is float32 on CPUs and bfloat16 elsewhere."""
+    """Resolves `model.dtype`: "auto" is float32 on CPUs and bfloat16 elsewhere."""
     if name == "auto":
         return "float32" if platform == "cpu" else "bfloat16"
     if name not in DTYPES:
@@ -112,12 +115,12 @@ def compute_dtype(name: str, platform: str) -> str:
 
 
 def crop_settings(config: ConfigDict) -> CropSettings:
-    """The crops of a config."""
+    """The crop settings in a config."""
     return CropSettings(**config.crops)
 
 
 def make_schedules(config: ConfigDict, steps_per_epoch: int) -> dict[str, schedules.Schedule]:
-    """A config's schedules: lr, weight_decay, momentum (of the teacher) and teacher_temp."""
+    """A config's schedules: lr, weight_decay, momentum (the teacher's) and teacher_temp."""
     total_steps = config.train.epochs * steps_per_epoch
     return {
         "lr": schedules.cosine(
@@ -140,7 +143,7 @@ def make_schedules(config: ConfigDict, steps_per_epoch: int) -> dict[str, schedu
 
 
 def flatten(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
-    """A config as {"section.key": value}, tuples as lists, as JSON stores them."""
+    """A config as {"section.key": value}. Tuples become lists, as in JSON."""
     nested = config.to_dict() if isinstance(config, ConfigDict) else config
     return {
         key: list(value) if isinstance(value, tuple) else value

@@ -1,4 +1,4 @@
-"""What is wrong with a config, and what is odd about it, before anything runs."""
+"""Validates a config before anything runs, and warns about unusual settings."""
 
 import math
 
@@ -11,19 +11,19 @@ from dino_jax.errors import UsageError
 from dino_jax.models.network import abstract
 from dino_jax.training import optim
 
-MAX_THREADS = 1024  # more only wait for each other
+MAX_THREADS = 1024  # far above any useful number: threads decode images
 MAX_SIDE = 10_000  # pixels
 
 
 def check(config: ConfigDict, num_devices: int) -> None:
-    """Finds what cannot run, in no time.
+    """Rejects invalid settings without creating any array.
 
     Raises:
-      UsageError: names the key, its value, the rule and the way out.
+      UsageError: a setting is invalid. The message names key, value, rule and remedy.
     """
     batch, accumulation = config.train.batch_size, config.optim.accumulation_steps
     if accumulation < 1:
-        raise UsageError(f"optim.accumulation_steps={accumulation} must be at least 1 (the usual)")
+        raise UsageError(f"optim.accumulation_steps={accumulation} must be at least 1, the default")
     if batch < 1 or batch % (num_devices * accumulation):
         raise UsageError(
             f"train.batch_size={batch} is not divisible by {num_devices} devices times "
@@ -36,11 +36,11 @@ def check(config: ConfigDict, num_devices: int) -> None:
             "(or tfds:NAME@SPLIT, idx:/path@SPLIT, shapes:N@SPLIT)"
         )
     _check_numbers(config)
-    compute_dtype(config.model.dtype, "cpu")  # raises for an unknown name
+    compute_dtype(config.model.dtype, "cpu")  # raises if the name is unknown
     if len(config.crops.mean) not in (1, 3):
         raise UsageError(
-            f"crops.mean={config.crops.mean} has {len(config.crops.mean)} values: give 1 for grey "
-            "images or 3 for colour"
+            f"crops.mean={config.crops.mean} has {len(config.crops.mean)} values: use 1 for "
+            "greyscale images or 3 for colour"
         )
     _check_patches(config)
     if config.optim.name not in optim.OPTIMIZERS:
@@ -61,8 +61,8 @@ def check(config: ConfigDict, num_devices: int) -> None:
 def _check_knn(config: ConfigDict) -> None:
     if config.eval.knn_test is None:
         raise UsageError(
-            f"eval.knn_every_epochs={config.eval.knn_every_epochs} asks for k-NN scores, but "
-            "eval.knn_test is not set: give a labelled source, or set eval.knn_every_epochs=0"
+            f"eval.knn_every_epochs={config.eval.knn_every_epochs} enables k-NN scores, but "
+            "eval.knn_test is not set: set it to a labelled source, or set eval.knn_every_epochs=0"
         )
     if config.eval.crop > min(config.eval.resize, config.eval.canvas_size):
         raise UsageError(
@@ -72,10 +72,10 @@ def _check_knn(config: ConfigDict) -> None:
 
 
 def _check_patches(config: ConfigDict) -> None:
-    """Builds the model in shapes, and compares the sizes of images with a ViT's patches."""
+    """Builds the abstract model and checks that image sizes are multiples of a ViT's patch size."""
     backbone = nnx.eval_shape(lambda: model_spec(config).model(nnx.Rngs(0))).backbone
     if backbone.family != "vit":
-        return  # convolutions take any size
+        return  # convolutional networks accept any size
     flat = flatten(config)
     used = {
         "crops.local_size": config.crops.local_number,
@@ -85,7 +85,7 @@ def _check_patches(config: ConfigDict) -> None:
         if used.get(key, True) and flat[key] % backbone.patch_size:
             raise UsageError(
                 f"{key}={flat[key]} is not a multiple of model.patch_size={backbone.patch_size}: "
-                "part of every image would be cut off; change one"
+                "part of every image would be cut off; change one of them"
             )
 
 
@@ -129,7 +129,7 @@ _SIDES = (
     "eval.crop",
     "eval.canvas_size",
 )
-_SHARES = ("loss.center_momentum", "optim.momentum_teacher", "data.max_unreadable")
+_FRACTIONS = ("loss.center_momentum", "optim.momentum_teacher", "data.max_unreadable")
 
 
 def _check_numbers(config: ConfigDict) -> None:
@@ -138,8 +138,8 @@ def _check_numbers(config: ConfigDict) -> None:
         (_POSITIVE, "be finite and above 0", lambda x: x > 0),
         (_NOT_NEGATIVE, "be finite and not negative", lambda x: x >= 0),
         (_SIDES, f"be at most {MAX_SIDE} pixels", lambda x: x <= MAX_SIDE),
-        (("seed",), "be below 2**32", lambda x: x < 2**32),  # JAX takes no more of its bits
-        (_SHARES, "lie between 0 and 1", lambda x: 0 <= x <= 1),
+        (("seed",), "be below 2**32", lambda x: x < 2**32),  # JAX uses 32 bits of it
+        (_FRACTIONS, "be between 0 and 1", lambda x: 0 <= x <= 1),
     ]
     for keys, rule, holds in rules:
         for key in keys:
@@ -147,20 +147,20 @@ def _check_numbers(config: ConfigDict) -> None:
                 raise UsageError(f"{key}={flat[key]} must {rule}")
     if config.data.num_threads > MAX_THREADS:
         raise UsageError(
-            f"data.num_threads={config.data.num_threads} is more than {MAX_THREADS}: they decode "
-            "images, so as many as this process has cores are enough"
+            f"data.num_threads={config.data.num_threads} is more than {MAX_THREADS}: the threads "
+            "decode images, so use about one per CPU core"
         )
     if not config.eval.knn_ks or any(type(k) is not int or k < 1 for k in config.eval.knn_ks):
         raise UsageError(f"eval.knn_ks={config.eval.knn_ks} must be whole numbers of at least 1")
 
 
 def advice(config: ConfigDict) -> list[str]:
-    """Settings that run but are hardly meant, a sentence each."""
+    """Warnings for valid but probably unintended settings, one sentence each."""
     epochs, found = config.train.epochs, []
     if config.optim.warmup_epochs > epochs:
         found.append(
             f"optim.warmup_epochs={config.optim.warmup_epochs} is longer than the run of "
-            f"{epochs} epochs: the learning rate will never reach optim.lr"
+            f"{epochs} epochs: the learning rate never reaches optim.lr"
         )
     if config.loss.warmup_teacher_temp_epochs > epochs:
         found.append(
@@ -170,13 +170,13 @@ def advice(config: ConfigDict) -> list[str]:
     if config.optim.freeze_last_layer >= epochs:
         found.append(
             f"optim.freeze_last_layer={config.optim.freeze_last_layer} covers the whole run of "
-            f"{epochs} epochs: the prototypes will not be trained"
+            f"{epochs} epochs: the prototypes are never trained"
         )
     accumulation = config.optim.accumulation_steps
     if accumulation > 1 and abstract(model_spec(config).model)[2]:
         found.append(
-            f"optim.accumulation_steps={accumulation} with a network that has BatchNorm, which "
-            "sees a part of the batch at a time: that is not the full batch's result"
+            f"optim.accumulation_steps={accumulation} changes the result of a network with "
+            "BatchNorm, which normalizes each micro-batch on its own"
         )
     if config.loss.teacher_temp > 0.07:
         found.append(
@@ -185,7 +185,7 @@ def advice(config: ConfigDict) -> list[str]:
         )
     if config.crops.local_number == 0 and config.crops.global_scale[0] > 0.14:
         found.append(
-            "without local crops (crops.local_number=0) the paper advises "
+            "without local crops (crops.local_number=0) the paper recommends "
             "crops.global_scale=(0.14, 1.0)"
         )
     return found

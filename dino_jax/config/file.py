@@ -1,4 +1,4 @@
-"""Reads config files, and sets their keys from the command line."""
+"""Reads config files and overrides their keys from the command line."""
 
 import ast
 import difflib
@@ -31,13 +31,13 @@ def _path_of(name: str) -> Path:
 
 
 def read_config(config: str) -> ConfigDict:
-    """Runs a config file's `get_config`.
+    """Calls the `get_config` function of a config file.
 
     Args:
-      config: path of a Python file, or the name of one of the package's configs. Text after a colon
-        is passed to `get_config`.
+      config: the path of a Python file, or the name of one of the package's configs. Text after a
+        colon is passed to `get_config`.
     Raises:
-      UsageError: there is no such config, or it cannot be run.
+      UsageError: the config does not exist or cannot be run.
     """
     file, colon, argument = config.partition(":")
     path = Path(file).expanduser()
@@ -55,7 +55,7 @@ def read_config(config: str) -> ConfigDict:
         found = module.get_config(*[argument] if colon else [])
     except UsageError:
         raise
-    except Exception as error:  # the file is the user's: any exception is to be fixed there
+    except Exception as error:  # user code can raise anything
         frames = traceback.extract_tb(error.__traceback__)
         lines = [frame.lineno for frame in frames if frame.filename == spec.origin]
         where = f", line {lines[-1]}" if lines else ""
@@ -71,10 +71,10 @@ def override(config: ConfigDict, arguments: Sequence[str]) -> None:
     """Sets keys of a config from the command line.
 
     Args:
-      config: changed in place.
-      arguments: such as `--config.optim.lr=0.001`, or `--config.optim.lr 0.001` as two words.
+      config: the config, changed in place.
+      arguments: for example `--config.optim.lr=0.001`, or `--config.optim.lr 0.001` as two words.
     Raises:
-      UsageError: another kind of argument, an unknown key, or a value of the wrong type.
+      UsageError: an argument that is not a setting, an unknown key, or a value of the wrong type.
     """
     words = iter(arguments)
     for word in words:
@@ -102,18 +102,18 @@ def _set(config: ConfigDict, key: str, text: str) -> None:
     try:
         section[name] = parse(text)
     except (ValueError, SyntaxError) as error:
-        raise UsageError(f"{key}={text} is not {kind}, such as {known[key]}") from error
+        raise UsageError(f"{key}={text} must be {kind}, such as {known[key]}") from error
 
 
 def _suggestion(key: str, known: list[str]) -> str:
     section, _, name = key.rpartition(".")
     if inside := [k for k in known if k.startswith(f"{key}.")]:
-        return f"it is a section with the keys {', '.join(inside)}"
+        return f"it is a section; its keys are {', '.join(inside)}"
     alike = [k for k in known if k.rpartition(".")[2] == name]
     if close := difflib.get_close_matches(key, alike or known, n=3, cutoff=0.75) or alike:
         return f"did you mean {' or '.join(close)}?"
     if beside := [k for k in known if k.startswith(f"{section}.")]:
-        return f"the section has {', '.join(beside)}"
+        return f"the keys of this section are {', '.join(beside)}"
     return "configs/default.py describes every key"
 
 

@@ -1,4 +1,4 @@
-"""What a model is, as plain values: architecture, sizes, compute dtype and input images."""
+"""Describes a model as plain values: architecture, sizes, compute dtype and preprocessing."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -29,23 +29,22 @@ class HeadSpec:
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """Everything that builds a backbone, and a head where there is one.
+    """Everything needed to build a backbone and its optional head.
 
-    Nothing here depends on the machine: dtype and attention kernel are plain values that the
-    caller has chosen.
+    Nothing here depends on the machine: the caller chooses dtype and attention kernel.
     """
 
     arch: str  # a key of `models.MODELS`
-    patch_size: int | None = None  # pixels; None: the architecture's own, or none (ResNet)
-    # Settings of the architecture that differ from its own: image_size, embed_dim, depth, ...
+    patch_size: int | None = None  # pixels; None: the architecture's default, also for a ResNet
+    # Settings that differ from the architecture's defaults: image_size, embed_dim, depth, ...
     overrides: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     head: HeadSpec | None = None
     drop_path_rate: float = 0.0
     remat: str = "none"  # none, dots or full
     dtype: str = "float32"  # compute dtype, a key of `DTYPES`
-    attention: str = "xla"  # kernel of a ViT, one of `attention.KERNELS`
-    # How images are prepared (paper, appendix F.1): shorter side, centre crop, per-channel
-    # normalisation. Images larger than the canvas are first shrunk to it.
+    attention: str = "xla"  # a ViT's attention kernel, one of `attention.KERNELS`
+    # Preprocessing (paper, appendix F.1): resize the shorter side, center crop, normalize per
+    # channel. Images larger than the canvas are first shrunk to it.
     resize: int = 256
     crop: int = 224
     canvas_size: int = 512
@@ -54,12 +53,12 @@ class ModelSpec:
 
     @property
     def family(self) -> str:
-        """The kind of the architecture: "vit", "xcit" or "resnet"."""
+        """The architecture's family: "vit", "xcit" or "resnet"."""
         return MODELS[self.arch].func.family
 
     @property
     def sizes(self) -> dict[str, Any]:
-        """All settings of the backbone that decide its features."""
+        """All settings that determine the backbone's features."""
         chosen = dict(self.overrides)
         if self.patch_size is not None:
             chosen["patch_size"] = self.patch_size
@@ -69,7 +68,7 @@ class ModelSpec:
         """The backbone with random weights, in evaluation mode.
 
         Raises:
-          UsageError: an unknown name, or sizes that do not fit.
+          UsageError: the name is unknown, or the sizes contradict each other.
         """
         optional: dict[str, Any] = {}
         if self.arch in vit.ARCHITECTURES:
@@ -90,7 +89,7 @@ class ModelSpec:
     def model(self, rngs: nnx.Rngs) -> nnx.Module:
         """Backbone and head with random weights, in training mode.
 
-        Returns: a module with `backbone` and `head`; without a head, `backbone` alone.
+        Returns: a module with the attributes `backbone` and, unless it is None, `head`.
         """
         backbone = self.backbone(rngs)
         if self.head is None:
@@ -110,7 +109,7 @@ class ModelSpec:
 
 
 class BackboneModel(nnx.Module):
-    """A backbone under the name that it has in a whole model."""
+    """A backbone without a head, with the same parameter paths as in a model with one."""
 
     def __init__(self, backbone: nnx.Module) -> None:
         self.backbone = backbone

@@ -1,4 +1,4 @@
-"""From a `.pth` file of the reference to an Orbax checkpoint of ours."""
+"""Converts a `.pth` file of the original DINO to an Orbax checkpoint."""
 
 import contextlib
 import json
@@ -16,12 +16,12 @@ from dino_jax.errors import UsageError, about
 from dino_jax.weights.hub import sha256_of
 from dino_jax.weights.layouts.torch_checkpoint import read_torch_checkpoint
 from dino_jax.weights.load import from_torch, without_head
-from dino_jax.weights.locate import find_file, full_if_released
+from dino_jax.weights.locate import find_file, full_or_backbone
 from dino_jax.weights.state.training_state import is_plain, whole_state
 
 PyTree = Any
 
-STEP = 0  # of a converted checkpoint: a run that continues it counts from its epoch
+STEP = 0  # a run that resumes a converted checkpoint counts its steps from the epoch
 
 
 def convert(
@@ -31,26 +31,26 @@ def convert(
     force: bool = False,
     num_heads: int | None = None,
 ) -> None:
-    """Converts a .pth file of the reference to an Orbax checkpoint.
+    """Converts a .pth file of the original DINO to an Orbax checkpoint.
 
-    A whole checkpoint becomes a complete training state (student, teacher, heads, center, epoch,
-    optimizer), which `main.py --workdir OUT` continues; a backbone becomes one to evaluate.
+    A full checkpoint becomes a complete training state (student, teacher, heads, center, epoch,
+    optimizer), which `main.py --workdir OUT` resumes. A backbone can only be evaluated.
 
     Args:
-      file: The .pth file, or a hub name for the whole checkpoint behind it.
+      file: The .pth file, or a hub name. A hub name selects its full checkpoint, if released.
       out: The folder to write.
-      backbone_only: Keep the teacher's backbone and nothing else.
-      force: Replace the checkpoints that OUT holds.
-      num_heads: Attention heads of a ViT of unusual width, which a file does not tell.
+      backbone_only: Convert the teacher's backbone only.
+      force: Overwrite the checkpoints in OUT.
+      num_heads: Attention heads of a ViT; only needed for unusual widths, because the file does
+        not contain it.
 
     Raises:
-      UsageError: the file cannot be converted, OUT is not empty, or another process is at work in
-        it.
+      UsageError: the file cannot be converted, OUT is not empty, or another process uses OUT.
     """
     _check_free(out, force)
-    path = find_file(file, "backbone" if backbone_only else full_if_released(file))
+    path = find_file(file, "backbone" if backbone_only else full_or_backbone(file))
     if path is None:
-        raise UsageError(f"file={file!r} is no file and no hub name: give a .pth file")
+        raise UsageError(f"file={file!r} is neither a file nor a hub name: give a .pth file")
     items, facts, ignored = _converted(file, path, backbone_only, num_heads)
     _write(out, items, facts, force)
     print(_summary(file, out, items, facts, ignored))
@@ -58,19 +58,19 @@ def convert(
 
 def _check_free(out: Path, force: bool) -> None:
     if out.exists() and not out.is_dir():
-        raise UsageError(f"out={out} is a file: give a folder that does not exist yet")
+        raise UsageError(f"out={out} is a file: give a new folder")
     if out.exists() and not force and any(path.name != lock.NAME for path in out.iterdir()):
-        raise UsageError(f"out={out} is not empty: give a new folder, or --force to replace")
+        raise UsageError(f"out={out} is not empty: give a new folder, or overwrite with --force")
 
 
 def _converted(
     file: str, path: Path, backbone_only: bool, num_heads: int | None
 ) -> tuple[dict[str, PyTree], dict[str, Any], tuple[str, ...]]:
-    """Items of a checkpoint, what is said about it, and what of the file it leaves out.
+    """The items of the checkpoint, facts about it, and the names that were left out.
 
-    On return the file's own tensors are no longer in memory.
+    The file's own tensors are freed on return.
     """
-    from dino_jax.checkpoints.checkpoint import to_items  # here: Orbax is slow to import
+    from dino_jax.checkpoints.checkpoint import to_items  # here, because Orbax is slow to import
 
     found = read_torch_checkpoint(path)
     if found.kind == "linear":
@@ -99,12 +99,12 @@ def _converted(
 
 
 def _write(out: Path, items: dict[str, PyTree], facts: dict[str, Any], force: bool) -> None:
-    """Fills a folder, which no other process uses meanwhile, or leaves what was there."""
+    """Writes the checkpoint while holding the folder's lock. On failure the folder is unchanged."""
     new = not out.exists()
     try:
         out.mkdir(parents=True, exist_ok=True)
         with lock.take(out):
-            _check_free(out, force)  # again: another process may have been faster
+            _check_free(out, force)  # again, because another process may have written to it
             try:
                 _fill(out, items, facts, force)
             except BaseException:
@@ -116,11 +116,11 @@ def _write(out: Path, items: dict[str, PyTree], facts: dict[str, Any], force: bo
     finally:
         if new:
             with contextlib.suppress(OSError):
-                out.rmdir()  # if it is still empty
+                out.rmdir()  # only succeeds if the folder is empty
 
 
 def _fill(out: Path, items: dict[str, PyTree], facts: dict[str, Any], force: bool) -> None:
-    """Writes a new folder beside the old one first, so that nothing is lost when that fails."""
+    """Writes a new folder before replacing the old one, so that a failure loses nothing."""
     from dino_jax.checkpoints.checkpoint import FOLDER, RunCheckpoints
 
     with tempfile.TemporaryDirectory(prefix=".converting", dir=out) as folder:
@@ -139,15 +139,15 @@ def _summary(
     facts: dict[str, Any],
     ignored: tuple[str, ...],
 ) -> str:
-    """What was done, and how to go on, in a few lines."""
+    """What was converted, and how to use it, in a few lines."""
     count = sum(x.size for x in jax.tree.leaves(items["teacher"]["params"]))
     name, epoch = facts["config"]["model"]["name"], facts["converted"]["epoch"]
     lines = [f"{file}: {name}, {count / 1e6:.1f} M parameters, written to {out}"]
     if ignored:
-        lines.append(f"of no use here and left out: {', '.join(ignored)}")
+        lines.append(f"ignored: {', '.join(ignored)}")
     if "training" in items:
         lines.append(
-            f"a whole training state after {epoch} epochs, which main.py --config FILE "
-            f"--workdir {out} continues"
+            f"full training state after {epoch} epochs: resume it with main.py --config FILE "
+            f"--workdir {out}"
         )
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, as a table."""
+"""Prints the contents of a checkpoint as a table."""
 
 import dataclasses
 import math
@@ -20,9 +20,9 @@ from dino_jax.weights.locate import find_file, folder_and_step
 Rows = list[tuple[str, object]]
 
 _KINDS = {
-    "backbone": "a network",
-    "full": "a whole training state",
-    "linear": "a linear classifier",
+    "backbone": "network",
+    "full": "full training state",
+    "linear": "linear classifier",
 }
 
 
@@ -31,15 +31,15 @@ def inspect(
     what: Literal["backbone", "full", "linear"] = "backbone",
     tensors: bool = False,
 ) -> None:
-    """Says what a checkpoint holds: kind, architecture, epoch, tensors, sizes, settings.
+    """Prints what a checkpoint contains: kind, architecture, epoch, tensors, sizes, settings.
 
     Args:
-      file: A .pth file, a hub name, a converted folder or a run folder, or RUN@STEP.
-      what: Of a hub name, which of its files; "full" holds the settings of the training.
+      file: A .pth file, a hub name, a converted folder, a run's folder, or RUN@STEP.
+      what: Which file of a hub name to read; "full" includes the training settings.
       tensors: List every tensor with its shape and dtype.
 
     Raises:
-      UsageError: there is no checkpoint, or it cannot be read.
+      UsageError: the checkpoint does not exist or cannot be read.
     """
     path = find_file(file, what)
     rows, arrays = _folder(file) if path is None else _torch(path)
@@ -62,7 +62,7 @@ def _torch(path: Path) -> tuple[Rows, dict[str, Any]]:
     if found.optimizer is not None:
         rows.append(("optimizer", f"state of {len(found.optimizer.get('state') or {})} parameters"))
     if found.ignored:
-        rows.append(("of no use here", ", ".join(found.ignored)))
+        rows.append(("ignored", ", ".join(found.ignored)))
     rows += _sizes(arrays.values())
     return rows + [(f"args.{name}", value) for name, value in found.args.items()], arrays
 
@@ -73,7 +73,7 @@ def _architecture(found: TorchCheckpoint) -> Rows:
         return [("classes", classes), ("features", width)]
     try:
         spec = infer(found.networks.get("teacher") or found.networks["student"])
-    except UsageError as error:  # what it holds may still be wanted
+    except UsageError as error:  # the other rows are still useful
         return [("networks", ", ".join(found.networks)), ("architecture", f"unknown: {error}")]
     head = dataclasses.asdict(spec.head) if spec.head else {}
     return [
@@ -86,9 +86,7 @@ def _architecture(found: TorchCheckpoint) -> Rows:
 
 
 def _folder(name: str) -> tuple[Rows, dict[str, Any]]:
-    from dino_jax.checkpoints import (
-        checkpoint,  # here: Orbax is slow to import, and --help needs none
-    )
+    from dino_jax.checkpoints import checkpoint  # here, because Orbax is slow to import
 
     folder, step = folder_and_step(name)
     manager = checkpoint.open_for_reading(folder)
@@ -110,10 +108,10 @@ def _folder(name: str) -> tuple[Rows, dict[str, Any]]:
     rows: Rows = [
         ("folder", folder),
         ("format", "orbax"),
-        ("kind", "converted" if converted else "a run"),
+        ("kind", "converted" if converted else "run"),
         ("steps", ", ".join(map(str, steps))),
-        ("shown", step),
-        ("holds", ", ".join(metadata)),
+        ("shown step", step),
+        ("items", ", ".join(metadata)),
         ("architecture", config["model"]["name"]),
         ("images", about["num_images"]),
     ]

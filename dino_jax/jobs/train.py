@@ -21,10 +21,10 @@ class _ListConfigs(argparse.Action):
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the command line of a training run.
+    """Parses the command line of `train` and runs the training.
 
     Raises:
-      UsageError: wrong usage, or a run that cannot start.
+      UsageError: invalid arguments, or the run cannot start.
       SystemExit: code 1 if the run diverged.
     """
     parser = argparse.ArgumentParser(
@@ -43,16 +43,16 @@ def main(arguments: Sequence[str]) -> None:
     )
     parsed, settings = parser.parse_known_args(arguments)
 
-    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax also logs what it raises
-    # Imported here: --help needs no JAX.
-    from dino_jax.cache import keep_compiled_programs
+    logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the errors that it raises
+    # Imported here, because --help does not need JAX.
+    from dino_jax.cache import enable_compilation_cache
     from dino_jax.config.file import override, read_config
     from dino_jax.distributed import initialize_if_launched
 
     config = read_config(parsed.config)
     override(config, settings)
     initialize_if_launched()
-    keep_compiled_programs()
+    enable_compilation_cache()
     from dino_jax.run.loop import TrainingDiverged
     from dino_jax.train import run
 

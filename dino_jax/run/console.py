@@ -8,7 +8,7 @@ from typing import Self
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-PLAIN_LINE_SECONDS = 10.0  # between progress lines where there is no terminal
+PLAIN_LINE_SECONDS = 10.0  # minimum time between progress lines without a terminal
 
 
 class Console:
@@ -17,7 +17,7 @@ class Console:
     Args:
       start: optimizer steps already taken.
       steps_per_epoch: optimizer steps in an epoch.
-      total_steps: of the whole run.
+      total_steps: optimizer steps of the whole run.
     """
 
     def __init__(self, *, start: int, steps_per_epoch: int, total_steps: int) -> None:
@@ -54,8 +54,8 @@ class Console:
 
         Args:
           step: optimizer steps taken.
-          values: with `loss` and `lr`.
-          speed: with `images_per_second` and `data_wait`, and `device_memory_gib` where known.
+          values: contains `loss` and `lr`.
+          speed: contains `images_per_second` and `data_wait`, and `device_memory_gib` if known.
           eta: seconds until the run ends.
         """
         epochs = self._total_steps / self._steps_per_epoch

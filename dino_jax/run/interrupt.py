@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request that a loop honours between two steps."""
+"""Turns Ctrl-C and SIGTERM into a stop request that a loop checks between steps."""
 
 import os
 import signal
@@ -11,7 +11,10 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM sets `signal_name`; a second one acts as usual."""
+    """Records SIGINT and SIGTERM in `signal_name`, as a context manager.
+
+    Only the first signal is recorded; it restores the previous handlers.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -19,7 +22,7 @@ class StopRequest:
         self.signal_name: str | None = None
 
     def __enter__(self) -> Self:
-        self._former = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
         return self
 
     def __exit__(
@@ -30,24 +33,24 @@ class StopRequest:
     ) -> None:
         self._restore()
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal_name = signal.Signals(number).name
         self._restore()
-        # Not by print: a handler must not enter a stream that the main thread is writing to.
-        os.write(
-            2, f"\n{self.signal_name}: saves after this step; again to stop at once\n".encode()
-        )
+        # Not with print: the signal may interrupt the main thread inside a write to the stream.
+        text = f"\n{self.signal_name}: saving after this step; repeat to stop immediately\n"
+        os.write(2, text.encode())
 
     def _restore(self) -> None:
-        for number, handler in self._former.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
-    def agreed(self, step: int, *, every: tuple[int, ...]) -> bool:
-        """Whether to stop after this step, the same on every host.
+    def should_stop(self, step: int, *, every: tuple[int, ...]) -> bool:
+        """Whether to stop after this step. All hosts get the same answer.
 
         Args:
-          step: steps finished.
-          every: several hosts confer at multiples of these only, since that makes them wait.
+          step: the number of finished steps.
+          every: with several hosts, they communicate only at multiples of these numbers, because
+            that makes them wait for each other. In between, the answer is False.
         """
         if jax.process_count() == 1:
             return self.signal_name is not None

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 EPOCHS_FILE, INTERVALS_FILE = "log.txt", "metrics.jsonl"
 POSITION = {EPOCHS_FILE: ("epoch",), INTERVALS_FILE: ("step", "epoch")}  # keys of every record
-PANELS = {  # metric -> label of its axis in the learning curve
+PANELS = {  # metric: its axis label
     "loss": "loss (nats)",
     "lr": "learning rate",
     "teacher_entropy_over_log_k": "teacher entropy / ln K",
@@ -23,23 +23,24 @@ PANELS = {  # metric -> label of its axis in the learning curve
 
 
 def plot_learning_curve(workdir: Path) -> Path:
-    """Draws the learning curve of any run, finished or not, from its log files.
+    """Draws the learning curve of a run, finished or not, from its log files.
 
-    There is a panel for k-NN and for each metric of `PANELS`, where the files hold it.
+    Draws one panel for k-NN and one for each metric in `PANELS`, if they were logged.
 
     Args:
       workdir: the run's folder.
     Returns: the path of the picture, `learning_curve.png` in the same folder.
-    Raises: UsageError where neither log file has a line.
+    Raises:
+      UsageError: both log files are missing or empty, or a line is invalid.
     """
-    from matplotlib.figure import Figure  # here: too slow for commands that draw nothing
+    from matplotlib.figure import Figure  # here, because it is slow to import
 
     epochs, intervals = read_records(workdir / EPOCHS_FILE), read_records(workdir / INTERVALS_FILE)
     recorded = {name for record in epochs + intervals for name in record}
     if not recorded:
         raise UsageError(
-            f"workdir={workdir} has no line in {EPOCHS_FILE} or {INTERVALS_FILE}; "
-            "give the folder of a run that has trained for at least one interval"
+            f"workdir={workdir} has no records in {EPOCHS_FILE} or {INTERVALS_FILE}: "
+            "use the folder of a run that has trained for at least one interval"
         )
     panels = [name for name in PANELS if recorded & {name, f"train_{name}"}]
     ks = sorted({int(name.split("_")[1]) for name in recorded if name.startswith("knn_")})
@@ -56,7 +57,8 @@ def plot_learning_curve(workdir: Path) -> Path:
         faint = 0.4 if f"train_{name}" in recorded else 1.0
         _draw(axis, intervals, name, 0, color="tab:blue", alpha=faint, label="interval")
         _draw(axis, epochs, f"train_{name}", 0.5, color="tab:blue", label="mean of the epoch")
-    ends = [record | {"epoch": record["epoch"] + 1} for record in epochs]  # k-NN comes then
+    # k-NN is scored at the end of an epoch.
+    ends = [record | {"epoch": record["epoch"] + 1} for record in epochs]
     timeline = sorted(intervals + ends, key=lambda record: record["epoch"])
     for k in ks:
         axes[count - 1].set_ylabel("k-NN top-1 (%)")
@@ -78,18 +80,20 @@ def plot_learning_curve(workdir: Path) -> Path:
 
 
 def _draw(axis: "Axes", records: list[dict], name: str, shift: float, **style: object) -> None:
-    """A line over the epochs, points too where they are few; a gap where a number is null."""
-    held = [record for record in records if name in record]
-    epochs = [record["epoch"] + shift for record in held]
-    values = np.array([record[name] for record in held], np.float64)  # null becomes NaN
-    axis.plot(epochs, values, marker="o" if len(held) <= 30 else None, markersize=3, **style)
+    """Draws a metric over the epochs, with markers if there are few points, and gaps for nulls."""
+    logged = [record for record in records if name in record]
+    epochs = [record["epoch"] + shift for record in logged]
+    values = np.array([record[name] for record in logged], np.float64)  # null becomes NaN
+    axis.plot(epochs, values, marker="o" if len(logged) <= 30 else None, markersize=3, **style)
 
 
 def read_records(path: Path) -> list[dict]:
-    """The records of a log file of `POSITION`; of a missing one none.
+    """Reads the records of a log file; empty if the file is missing.
 
+    Args:
+      path: a file whose name is a key of `POSITION`.
     Raises:
-      UsageError: a line is not JSON, or is not such a record.
+      UsageError: a line is not JSON, or lacks a key of `POSITION`.
     """
     lines = path.read_text(errors="replace").splitlines() if path.exists() else []
     records = []
@@ -99,15 +103,15 @@ def read_records(path: Path) -> list[dict]:
         except json.JSONDecodeError as error:
             if number < len(lines):
                 raise UsageError(
-                    f"{path}, line {number} is not JSON ({error}); mend the line or delete it"
+                    f"{path}, line {number} is not JSON ({error}): fix or delete the line"
                 ) from error
-            # A run that was killed while writing leaves half a line, which it will write again.
+            # Left by a run that was killed while writing it. The resumed run rewrites it.
             continue
         for key in POSITION[path.name]:
             if not (isinstance(record, dict) and isinstance(record.get(key), int | float)):
                 raise UsageError(
-                    f"{path}, line {number} has no number {key!r}, as every line of a run's log "
-                    "has; mend the line or delete it"
+                    f"{path}, line {number} must contain a number {key!r}, like every line that a "
+                    "run logs: fix or delete the line"
                 )
         records.append(record)
     return records

@@ -1,12 +1,13 @@
 """The logs that a run writes while it trains.
 
-In the run's folder (workdir):
-  `log.txt`             a JSON object per epoch: train_loss, train_lr, train_wd, further train_*
-                        metrics, epoch, knn_* scores; no times, so that equal runs give equal files.
+Files in the run's folder (workdir):
+  `log.txt`             a JSON object per epoch: train_loss, train_lr, train_wd, other train_*
+                        metrics, epoch, knn_* scores. It contains no times, so equal runs write
+                        equal files.
   `metrics.jsonl`       a JSON object per interval: step, epoch (fractional), metrics, speed.
-  `tensorboard/`        the scalars of both.
-  `learning_curve.png`  drawn from the two files.
-Numbers that are not finite are written as null, since JSON cannot express them.
+  `tensorboard/`        the scalars of both files.
+  `learning_curve.png`  drawn from both files.
+NaN and infinities are written as null, because JSON cannot express them.
 """
 
 import itertools
@@ -37,19 +38,19 @@ from dino_jax.run.tensorboard import ScalarWriter
 class RunLog:
     """The log of a run, as a context manager.
 
-    A run resumed at step s first drops the records of later steps, which it will write again. A new
-    run renames the logs of an earlier run in its folder to `log.txt.1` and `metrics.jsonl.1`, if
-    that run finished an epoch. On leaving, the learning curve is drawn.
+    A resumed run first drops the records of steps after `resume_step`, which it will write again. A
+    new run renames the logs of an earlier run in its folder to `log.txt.1` and `metrics.jsonl.1` if
+    that run finished an epoch. The learning curve is drawn on exit.
 
     Args:
       workdir: the run's folder; created if missing.
       resume_step: optimizer steps already taken, 0 for a new run.
       steps_per_epoch: optimizer steps in an epoch.
-      total_steps: of the whole run.
-      batch_size: images per step over all devices.
-      is_main: whether this process writes; on the others every call does nothing.
+      total_steps: optimizer steps of the whole run.
+      batch_size: images per step on all devices together.
+      is_main: whether this process writes; in other processes every call does nothing.
     Raises:
-      UsageError: on entering, if a log file contains a line that no run wrote.
+      UsageError: on entry, if a log file contains an invalid line.
     """
 
     def __init__(
@@ -80,12 +81,12 @@ class RunLog:
         start = self._step
         done = start // self.steps_per_epoch
         self.workdir.mkdir(parents=True, exist_ok=True)
-        set_aside = [] if start else _set_aside(self.workdir)
-        with ExitStack() as opened:  # closes what is open if another file cannot be opened
+        rotated = [] if start else _rotate(self.workdir)
+        with ExitStack() as opened:  # closes the open files if the next cannot be opened
             self._epochs = opened.enter_context(
                 _reopen(self.workdir / EPOCHS_FILE, lambda r: r["epoch"] < done)
             )
-            # A run from step 0 also repeats the scores of the untrained network.
+            # A run from step 0 keeps nothing: it also scores the untrained network again.
             self._intervals = opened.enter_context(
                 _reopen(self.workdir / INTERVALS_FILE, lambda r: r["step"] <= start > 0)
             )
@@ -94,8 +95,8 @@ class RunLog:
             )
             opened.enter_context(self._console)
             self._opened = opened.pop_all()
-        if set_aside:
-            names = " and ".join(map(str, set_aside))
+        if rotated:
+            names = " and ".join(map(str, rotated))
             self.message(f"renamed the logs of an earlier run to {names}")
         return self
 
@@ -107,7 +108,7 @@ class RunLog:
         if written:
             try:
                 plot_learning_curve(self.workdir)
-            except OSError as error:  # must not hide why the run ended
+            except OSError as error:  # must not mask the exception that ended the run
                 logging.warning("the learning curve cannot be written: %s", error)
 
     def interval(
@@ -122,11 +123,11 @@ class RunLog:
         """Records the steps since the last call.
 
         Args:
-          step: optimizer steps taken so far; more than at the last call.
-          metrics: loss, lr and any others; Python, NumPy or JAX scalars.
+          step: optimizer steps taken so far; more than in the last call.
+          metrics: loss, lr and any others, as Python, NumPy or JAX scalars.
           seconds: wall time of these steps.
-          data_seconds: the part of it spent waiting for batches.
-          health: the kind of the health verdict.
+          data_seconds: the part of this time spent waiting for batches.
+          health: the kind of health verdict, such as "starting".
         """
         if not self.is_main:
             return
@@ -159,8 +160,8 @@ class RunLog:
 
         Args:
           epoch: counted from 0.
-          metrics: loss, lr, weight_decay and any others, means over the epoch, without times.
-          knn: the table of `knn_accuracy`, if the epoch ended with one.
+          metrics: means over the epoch of loss, lr, weight_decay and any others, but no times.
+          knn: the result of `knn_accuracy`, if the epoch ended with one.
         """
         if not self.is_main:
             return
@@ -181,8 +182,8 @@ class RunLog:
         self._tensorboard.write("epoch", values, step)
         self.message(f"step {step}{_knn_text(knn)}")
 
-    def note_memory(self, planned: int) -> None:
-        """Adds the planned bytes per device to the records of the following intervals."""
+    def set_planned_memory(self, planned: int) -> None:
+        """Adds the planned bytes per device to the records of all later intervals."""
         self._planned = {"planned_memory_gib": planned / 2**30}
 
     def message(self, text: str) -> None:
@@ -198,7 +199,7 @@ class RunLog:
 def is_logged(workdir: Path, epoch: int) -> bool:
     """Whether a run's log contains this epoch or a later one.
 
-    The first process reads the log and broadcasts the answer to all hosts.
+    The first process reads the log and broadcasts the answer to all processes.
     """
     is_main = jax.process_index() == 0
     logged = is_main and any(r["epoch"] >= epoch for r in read_records(workdir / EPOCHS_FILE))
@@ -221,11 +222,11 @@ def _line(record: Mapping[str, float | str | None]) -> str:
     return json.dumps(finite, allow_nan=False) + "\n"
 
 
-def _set_aside(workdir: Path) -> list[Path]:
-    """Renames the logs of an earlier run that finished an epoch, and returns their new names.
+def _rotate(workdir: Path) -> list[Path]:
+    """Renames the logs of an earlier run that finished an epoch. Returns the new paths.
 
-    Other logs are overwritten: most often they belong to the same run, killed before its first
-    checkpoint.
+    Logs without a finished epoch are overwritten: usually they are from the same run, killed before
+    its first checkpoint.
     """
     paths = [workdir / EPOCHS_FILE, workdir / INTERVALS_FILE]
     if not (paths[0].exists() and paths[0].stat().st_size):
@@ -236,18 +237,18 @@ def _set_aside(workdir: Path) -> list[Path]:
 
 
 def _reopen(path: Path, keep: Callable[[dict], bool]) -> TextIO:
-    """Drops the records that are not to be kept, and opens the file to append to."""
+    """Drops all records for which `keep` is false, and opens the file for appending."""
     temporary = path.with_name(f"{path.name}.tmp")
     with temporary.open("w") as file:
         file.writelines(_line(record) for record in read_records(path) if keep(record))
         file.flush()
         fsync(file.fileno())
     temporary.replace(path)
-    return path.open("a", buffering=1)  # flushed at every line
+    return path.open("a", buffering=1)  # flushed after every line
 
 
 def _peak_device_memory() -> dict[str, float]:
-    """The highest `device_memory_gib` of the local devices; empty if the backend has no figure."""
+    """The highest `device_memory_gib` of the local devices; empty if the backend reports none."""
     stats = [device.memory_stats() for device in jax.local_devices()]
     peaks = [s["peak_bytes_in_use"] for s in stats if s]
     return {"device_memory_gib": max(peaks) / 2**30} if peaks else {}

@@ -1,4 +1,4 @@
-"""The training loop: steps, and what is written between them."""
+"""The training loop: runs the steps, and logs, saves and evaluates between them."""
 
 import dataclasses
 import time
@@ -20,52 +20,59 @@ from dino_jax.training.schedules import Schedule
 from dino_jax.training.state import TrainState
 from dino_jax.training.step import MAX_SKIPPED_IN_A_ROW, Batch
 
-STEPS_AHEAD = 2
-CONFER_STEPS = 10  # after which several hosts ask each other at the latest whether to stop
+STEPS_AHEAD = 2  # steps that the host may dispatch before the device has finished them
+SYNC_STEPS = 10  # maximum steps between two checks of several hosts whether to stop
 
 
 class TrainingDiverged(RuntimeError):
-    """Loss or gradients were not finite several steps in a row; the last checkpoint is good."""
+    """Loss or gradients were not finite in several consecutive steps.
+
+    The last checkpoint is intact.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
 class Cadence:
-    """When what happens, in steps."""
+    """How often the loop logs, saves and evaluates."""
 
     steps_per_epoch: int
     total_steps: int
     log_every: int
-    save_every: int  # 0: at the end of epochs only
+    save_every: int  # 0: only at the end of each epoch
     knn_every_epochs: int  # 0: never
 
     @property
-    def confer_every(self) -> tuple[int, int]:
-        """At multiples of these steps several hosts agree on whether to stop."""
-        return min(self.log_every, CONFER_STEPS), self.steps_per_epoch
+    def sync_every(self) -> tuple[int, int]:
+        """At multiples of these steps, several hosts agree on whether to stop."""
+        return min(self.log_every, SYNC_STEPS), self.steps_per_epoch
 
-    def scores(self, epoch: int) -> bool:
-        """Whether this epoch, counted from 0, ends with k-NN scores; the last one does."""
+    def ends_with_knn(self, epoch: int) -> bool:
+        """Whether k-NN scores follow this epoch, counted from 0. They always follow the last."""
         every = self.knn_every_epochs
         last = epoch + 1 == self.total_steps // self.steps_per_epoch
         return bool(every) and (last or (epoch + 1) % every == 0)
 
 
 class IntervalClock:
-    """Wall time and time waited for data since the last lap, without what is excluded."""
+    """Measures wall time and time spent waiting for data, interval by interval.
+
+    Args:
+      data_seconds: returns the total time spent waiting for data so far.
+    """
 
     def __init__(self, data_seconds: Callable[[], float]) -> None:
-        self._data_seconds = data_seconds  # waited since whenever
+        self._data_seconds = data_seconds
         self._start, self._waited = time.perf_counter(), data_seconds()
 
     def lap(self) -> tuple[float, float]:
-        """(seconds, seconds waited for data) since the last lap; begins the next."""
+        """Ends the interval and returns its (seconds, seconds spent waiting for data)."""
         start, waited = self._start, self._waited
         self._start, self._waited = time.perf_counter(), self._data_seconds()
         return self._start - start, self._waited - waited
 
     @contextmanager
     def excluded(self) -> Iterator[None]:
-        """Leaves what happens inside out of the interval."""
+        """Excludes the time spent in the `with` block from the interval."""
         begin = time.perf_counter()
         yield
         self._start += time.perf_counter() - begin
@@ -78,7 +85,7 @@ def train_loop(
     *,
     data_seconds: Callable[[], float],
     start: int,
-    owes_epoch: bool,
+    has_unlogged_epoch: bool,
     cadence: Cadence,
     schedules: dict[str, Schedule],
     assess: Callable[..., health.Verdict],
@@ -89,36 +96,37 @@ def train_loop(
 ) -> tuple[TrainState, dict[str, Any]]:
     """Runs the steps from `start` to the end, or until a stop is requested.
 
-    The host stays ahead of the device, which never waits for it: an interval's metrics are fetched
-    after the next step is under way. It does not run further ahead than `STEPS_AHEAD` steps, since
-    every step under way holds a batch in the device's memory.
+    The host dispatches steps ahead of the device, so that the device never waits for it: the
+    metrics of an interval are fetched only after the next step is dispatched. The host is at most
+    `STEPS_AHEAD` steps ahead, because every dispatched step keeps a batch in device memory.
 
     Args:
       state: the state after `start` steps; donated.
       step_fn: the compiled step.
-      batches: from step `start` on.
-      data_seconds: seconds that `next(batches)` has waited in all.
-      start: steps finished.
-      owes_epoch: an epoch ends there, and the log lacks its line.
+      batches: the batches from step `start` on.
+      data_seconds: returns the total time that `next(batches)` has waited.
+      start: the number of steps already taken.
+      has_unlogged_epoch: whether step `start` ends an epoch that is still missing from the log.
       cadence: when to log, save and evaluate.
-      schedules: by the names that the log gives their values.
-      assess: (metrics, step=) to a verdict on the run's health.
-      score: the teacher's k-NN table.
-      log: of the run.
-      checkpoints: of the run.
-      stop: asks the loop to save and end after the step under way.
-    Returns: the state, and {step, metrics, health, knn} of its end, as far as there are any.
+      schedules: the schedules to log, by name.
+      assess: maps (metrics, step=) to a health verdict.
+      score: computes the teacher's k-NN scores.
+      log: the run's log.
+      checkpoints: the run's checkpoints.
+      stop: requests that the loop saves and ends after the current step.
+    Returns: (state, result). The result contains the last {step, metrics, health, knn}, without
+      those that were never computed.
     Raises:
-      TrainingDiverged: too many steps in a row were not finite; nothing was saved since.
-      UsageError, OSError: of the data; a run of one process has saved the steps before.
+      TrainingDiverged: too many consecutive steps were not finite. Nothing was saved since.
+      UsageError, OSError: the data cannot be read. A run with a single process saves first.
     """
     result: dict[str, Any] = {"step": start}
     pending: tuple[int, dict[str, jax.Array]] | None = None
-    under_way: deque[jax.Array] = deque()
+    in_flight: deque[jax.Array] = deque()
 
     def stop_if_diverged(metrics: dict[str, float], step: int) -> None:
         if metrics["skipped_in_a_row"] >= MAX_SKIPPED_IN_A_ROW:
-            raise TrainingDiverged(_advice_on_divergence(step, checkpoints.latest_step()))
+            raise TrainingDiverged(_divergence_message(step, checkpoints.latest_step()))
 
     def report() -> None:
         nonlocal pending
@@ -138,40 +146,41 @@ def train_loop(
     def finish_epoch(step: int, state: TrainState) -> None:
         epoch = step // cadence.steps_per_epoch - 1
         table = None
-        if cadence.scores(epoch):
+        if cadence.ends_with_knn(epoch):
             table = result["knn"] = score(state)
         if epoch == 0:
-            checkpoints.wait()  # killed with a log but no checkpoint, a run would begin anew
+            # A run killed with a log but without a checkpoint would start over.
+            checkpoints.wait()
         log.epoch(epoch, _epoch_metrics(epoch, _summary(state), schedules, cadence), table)
 
     def save(step: int, state: TrainState) -> None:
         report()
-        jax.block_until_ready(state.step)  # what was computed so far belongs to the interval
+        jax.block_until_ready(state.step)  # so that the interval includes all steps so far
         with clock.excluded():
             stop_if_diverged(_summary(state), step)
             checkpoints.save(step, state)
         result["step"] = step
 
-    # An epoch's scores can take minutes: they come after its checkpoint, and a run that was stopped
-    # between the two writes them when it continues.
-    if owes_epoch:
+    # Scoring can take minutes, so it follows the checkpoint of an epoch. If a run is stopped
+    # between the two, it scores the epoch when it resumes.
+    if has_unlogged_epoch:
         finish_epoch(start, state)
     clock = IntervalClock(data_seconds)
     for step in range(start + 1, cadence.total_steps + 1):
         try:
             state = step_fn(state, next(batches))
-        except (UsageError, OSError):  # of the data: the steps so far are good
-            if step > start + 1 and jax.process_count() == 1:  # other hosts would not join in
+        except (UsageError, OSError):  # unreadable data: the steps so far are valid
+            if step > start + 1 and jax.process_count() == 1:  # a save needs all hosts
                 save(step - 1, state)
             raise
-        under_way.append(state.step + 0)  # a copy, since the next step takes the state's arrays
-        if len(under_way) > STEPS_AHEAD:
-            jax.block_until_ready(under_way.popleft())
+        in_flight.append(state.step + 0)  # a copy, because the state is donated to the next step
+        if len(in_flight) > STEPS_AHEAD:
+            jax.block_until_ready(in_flight.popleft())
         report()
         if step % cadence.log_every == 0 or step == cadence.total_steps:
             rates = {name: schedule(step - 1) for name, schedule in schedules.items()}
             pending = step, health.summarize(state) | rates
-        stopping = stop.agreed(step, every=cadence.confer_every)
+        stopping = stop.should_stop(step, every=cadence.sync_every)
         ends_epoch = step % cadence.steps_per_epoch == 0
         saves = cadence.save_every and step % cadence.save_every == 0
         if not (stopping or ends_epoch or saves):
@@ -189,23 +198,23 @@ def _summary(state: TrainState) -> dict[str, float]:
     return {name: float(x) for name, x in jax.device_get(health.summarize(state)).items()}
 
 
-def _advice_on_divergence(step: int, saved: int | None) -> str:
+def _divergence_message(step: int, saved: int | None) -> str:
     if saved is None:
-        left = "there is no checkpoint yet"
+        checkpoint = "there is no checkpoint yet"
     else:
-        left = f"the checkpoint of step {saved} is good: --config.init_from takes its weights"
+        checkpoint = f"the checkpoint of step {saved} is intact: load it with --config.init_from"
     return (
-        f"loss or gradients were not finite in {MAX_SKIPPED_IN_A_ROW} steps in a row, the last by "
-        f"step {step}, and changed nothing; {left}. Try a lower optim.lr, a smaller "
-        "optim.clip_grad (0.3), a longer optim.warmup_epochs, or model.dtype=float32, in a new "
-        "workdir"
+        f"loss or gradients were not finite in {MAX_SKIPPED_IN_A_ROW} consecutive steps up to step "
+        f"{step}; these steps changed no weights, and {checkpoint}. Try a lower optim.lr, a "
+        "smaller optim.clip_grad (0.3), a longer optim.warmup_epochs, or model.dtype=float32, in a "
+        "new workdir"
     )
 
 
 def _epoch_metrics(
     epoch: int, summary: dict[str, float], schedules: dict[str, Schedule], cadence: Cadence
 ) -> dict[str, float]:
-    """Means over an epoch, as the reference logs them."""
+    """The means over an epoch, as in the reference's log."""
     steps = np.arange(epoch * cadence.steps_per_epoch, (epoch + 1) * cadence.steps_per_epoch)
     means = {name: float(np.mean(schedules[name](steps))) for name in ("lr", "weight_decay")}
     return {"loss": summary["epoch_loss"], **means, "skipped_steps": summary["skipped_steps"]}

@@ -1,4 +1,4 @@
-"""k-NN scores of the teacher while it trains."""
+"""k-NN scores of the teacher during training."""
 
 from typing import Any
 
@@ -17,14 +17,14 @@ Table = dict[int, dict[str, float]]
 
 
 class OnlineKnn:
-    """Scores backbones of one architecture on the sources of a config; opens them at once.
+    """Computes k-NN scores on a config's sources, which are opened on construction.
 
     Args:
-      config: checked.
+      config: a checked config.
       spec: the config's model.
       mesh: the devices.
-      train_records: of `data.train`; used for the bank too where that is the same source, so that
-        an image that cannot be read is named once.
+      train_records: the records of `data.train`. If the k-NN training set is the same source, they
+        are reused, so that each unreadable image is reported once.
     Raises:
       UsageError: a source cannot be opened or has no labels.
     """
@@ -48,7 +48,7 @@ class OnlineKnn:
             for source in self._sources
         ]
         for records in self._records:
-            records.read_or_next(0, decode)  # raises where none can be read
+            records.read_or_next(0, decode)  # raises if no image can be read
         self._transform = EvalTransform(
             spec.resize, spec.crop, spec.canvas_size, spec.mean, spec.std
         )
@@ -56,11 +56,11 @@ class OnlineKnn:
         self._feature_fn = feature_function(graphdef, self._transform, mesh)
 
     def __call__(self, params: PyTree, batch_stats: PyTree) -> Table:
-        """The k-NN table of a backbone.
+        """Scores a backbone.
 
         Args:
-          params: parameters of backbone and head; the head takes no part.
-          batch_stats: running statistics likewise.
+          params: parameters of backbone and head; the head is not used.
+          batch_stats: running statistics of backbone and head.
         Returns: `{k: {"top1": percent, "top5": percent}}`.
         """
         backbone = params["backbone"], batch_stats.get("backbone", {})

@@ -1,4 +1,4 @@
-"""Compares a run's memory with its devices', and names the settings to change."""
+"""Compares the memory that a run needs with its devices' memory, and suggests settings."""
 
 import dataclasses
 from types import TracebackType
@@ -16,13 +16,13 @@ from dino_jax.training.state import TrainState
 class Need:
     """Bytes that a run needs on each device."""
 
-    state: int  # kept between steps
-    limit: int | None  # of the device; None where unknown
-    step: int | None = None  # additional within a step; known once it is compiled
+    state: int  # for the training state
+    limit: int | None  # available on the device; None if unknown
+    step: int | None = None  # additional bytes during a step; None until it is compiled
 
     @classmethod
     def of(cls, shapes: TrainState, shardings: TrainState, mesh: Mesh) -> Self:
-        """The part that follows from shapes alone."""
+        """The memory that is known from shapes alone."""
         return cls(stored_bytes(shapes, shardings), device_limit(mesh))
 
     def with_step(self, compiled: jax.stages.Compiled) -> Self:
@@ -32,7 +32,7 @@ class Need:
 
     @property
     def total(self) -> int:
-        """State and step, as far as known."""
+        """The memory of state and step, as far as known."""
         return self.state + (self.step or 0)
 
     @property
@@ -41,19 +41,19 @@ class Need:
         return self.limit is None or self.total <= self.limit
 
     def __str__(self) -> str:
-        step = "" if self.step is None else f" and {gib(self.step)} more in a step"
-        limit = f", of {gib(self.limit)}" if self.limit else ""
-        return f"per device {gib(self.state)} of state{step}{limit}"
+        step = "" if self.step is None else f" and {gib(self.step)} during a step"
+        limit = f", {gib(self.limit)} available" if self.limit else ""
+        return f"per device {gib(self.state)} for the state{step}{limit}"
 
 
 class MemoryGuard:
-    """Turns exhausted device memory into advice, as a context manager.
+    """Turns out-of-memory errors into advice, as a context manager.
 
     Args:
-      need: of the run, as far as shapes determine it.
+      need: the memory that the run needs, as far as shapes determine it.
     Raises:
-      UsageError: on entering or in `add_step` if the memory is known to be too small; on leaving if
-        JAX ran out of it.
+      UsageError: on entry or in `add_step` if the memory is known to be too small; on exit if JAX
+        ran out of memory.
     """
 
     def __init__(self, need: Need) -> None:
@@ -83,10 +83,10 @@ class MemoryGuard:
 
 
 def advice(need: Need) -> str:
-    """What the run needs, and the settings that change it, in one line."""
+    """The memory that a run needs, and the settings that reduce it, in one line."""
     return (
         f"not enough device memory: {need}. Set --config.model.remat=dots or full, "
         "--config.optim.accumulation_steps=2 or more, --config.train.sharding=fsdp (several "
-        "devices), or a smaller --config.train.batch_size (in a new workdir). Checkpoints already "
-        "saved are intact"
+        "devices), or a smaller --config.train.batch_size (in a new workdir). Saved checkpoints "
+        "are intact"
     )

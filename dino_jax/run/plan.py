@@ -1,4 +1,4 @@
-"""From a config to what a run computes: its network, its first state, its layout and its step."""
+"""Derives network, initial state, shardings and training step from a config."""
 
 import dataclasses
 from collections.abc import Callable
@@ -20,25 +20,25 @@ from dino_jax.training.step import Batch, MakeViews, StepSettings
 from dino_jax.training.views import make_views
 
 PyTree = Any
-LAST_FOLD = np.uint32(2**32 - 1)  # of the initial weights; crops fold in the epoch
+LAST_FOLD = np.uint32(2**32 - 1)  # folded in for the initial weights; crops fold in the epoch
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What a run computes, before any array is made."""
+    """Everything that defines a run's computation. Contains no arrays."""
 
-    init: Callable[[jax.Array], TrainState]  # from a PRNG key
-    shapes: TrainState  # of the state
+    init: Callable[[jax.Array], TrainState]  # maps a PRNG key to the initial state
+    shapes: TrainState  # the abstract state
     shardings: TrainState
     step: StepSettings
 
     def first_state(self, seed: int) -> TrainState:
-        """The state of step 0; every array is made where it belongs."""
+        """The state at step 0. Every array is created with its final sharding."""
         key = jax.random.fold_in(jax.random.key(seed), LAST_FOLD)
         return jax.jit(self.init, out_shardings=self.shardings)(key)
 
-    def center_of(self, state: TrainState, batch: Batch) -> jax.Array:
-        """The mean [1, K] of the teacher's logits for a batch: the center of a run without one."""
+    def compute_center(self, state: TrainState, batch: Batch) -> jax.Array:
+        """The mean [1, K] of the teacher's logits for a batch, the center of a run without one."""
 
         def mean_logits(state: TrainState, batch: Batch) -> jax.Array:
             views, _ = self.step.make_views(batch, jnp.zeros((), jnp.int32))
@@ -58,14 +58,14 @@ def make_plan(
     steps_per_epoch: int,
     views: MakeViews | None = None,
 ) -> Plan:
-    """Lays out a run: shapes first, then shardings from the shapes.
+    """Plans a run: first the shapes, then shardings derived from them.
 
     Args:
-      config: checked.
-      spec: the config's model, by `build.compute_spec`.
+      config: a checked config.
+      spec: the config's model, from `build.compute_spec`.
       mesh: the devices.
-      steps_per_epoch: for the schedules.
-      views: makes the crops; by default those of the config.
+      steps_per_epoch: optimizer steps in an epoch.
+      views: makes the crops; by default `crop_maker(config)`.
     """
     tx = optim.make_optimizer(
         config.optim.name,
@@ -92,5 +92,5 @@ def make_plan(
 
 
 def crop_maker(config: ConfigDict) -> MakeViews:
-    """Makes the crops of a config's batches."""
+    """The function that makes the crops of a batch, with the config's settings."""
     return partial(make_views, seed=config.seed, crops=build.crop_settings(config))

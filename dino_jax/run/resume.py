@@ -1,4 +1,4 @@
-"""Whether a run may continue under these settings."""
+"""Checks whether a run may resume with the current settings."""
 
 import re
 from pathlib import Path
@@ -11,79 +11,81 @@ from dino_jax.errors import UsageError
 from dino_jax.models import default_settings
 from dino_jax.models.network import abstract
 
-# Keys that do not change what a run computes, or only where it reads and writes.
-FREE_ON_RESUME = re.compile(
+# Keys that do not change what a run computes, such as paths.
+CHANGEABLE = re.compile(
     r"(checkpoint|log|eval)\..*|data\.(train|num_threads|max_unreadable)|train\.sharding|model\.(attention|remat)"
 )
 
 
 def check_same_run(
-    former: dict[str, Any], config: ConfigDict, *, num_images: int, workdir: Path
+    previous: dict[str, Any], config: ConfigDict, *, num_images: int, workdir: Path
 ) -> None:
-    """Refuses to continue a run under settings that would make it another one.
+    """Rejects settings that would change the results of a resumed run.
 
-    A converted checkpoint does not know every setting: those that it knows must agree.
+    For a converted checkpoint, only the settings that it contains are compared.
 
     Args:
-      former: what the run's checkpoint says: `config` and `num_images`, or `converted`.
-      config: the settings now.
-      num_images: in `data.train` now.
+      previous: facts stored in the run's checkpoint: `config`, `num_images`, and `converted` for a
+        converted checkpoint.
+      config: the current config.
+      num_images: the current number of images in `data.train`.
       workdir: the run's folder, for the message.
     Raises:
-      UsageError: names every key that differs, with both values.
+      UsageError: settings differ. The message lists every key with both values.
     """
-    before = _complete(former["config"]) | {"data.train has images": former["num_images"]}
-    after = _complete(config) | {"data.train has images": num_images}
+    before = _with_defaults(previous["config"]) | {"images in data.train": previous["num_images"]}
+    after = _with_defaults(config) | {"images in data.train": num_images}
     compared = before.keys() | after.keys()
-    if converted := former.get("converted"):
+    if converted := previous.get("converted"):
         if converted["epoch"] is None:
             raise UsageError(
-                f"{workdir} holds a converted backbone, no training state: start a run in another "
-                f"workdir with --config.init_from={workdir}"
+                f"{workdir} contains a converted backbone without a training state: start a run in "
+                f"another workdir with --config.init_from={workdir}"
             )
         compared = {key for key, value in before.items() if value is not None}
-        compared = compared - {"model.dtype"} | {"init_from"}  # float32 is for its evaluation
+        # A converted checkpoint stores model.dtype=float32, which is only meant for evaluation.
+        compared = compared - {"model.dtype"} | {"init_from"}
     differing = [
-        f"{key}: {before.get(key)!r} there, {after.get(key)!r} now"
+        f"{key}: {before.get(key)!r} before, {after.get(key)!r} now"
         for key in sorted(compared)
-        if before.get(key) != after.get(key) and not _is_free(key, config)
+        if before.get(key) != after.get(key) and not _may_change(key, config)
     ]
     if differing:
         raise UsageError(
-            f"{workdir} holds a run with other settings ({'; '.join(differing)}): "
+            f"{workdir} contains a run with other settings ({'; '.join(differing)}): "
             "use the same settings to resume it, or another workdir for a new run"
         )
 
 
-def advice(former: dict[str, Any], config: ConfigDict) -> list[str]:
-    """What may change but had better be checked, a sentence each.
+def advice(previous: dict[str, Any], config: ConfigDict) -> list[str]:
+    """Notes on allowed changes that the user should double-check, one sentence each.
 
     Args:
-      former: as `check_same_run` takes it.
-      config: the settings now.
+      previous: facts stored in the run's checkpoint, as in `check_same_run`.
+      config: the current config.
     """
-    before, now = flatten(former["config"]).get("data.train"), config.data.train
+    before, now = flatten(previous["config"]).get("data.train"), config.data.train
     if before in (None, now):
         return []
     return [
-        f"data.train={now} was {before} before: the images must be the same in the same order, of "
-        "which only their number has been compared"
+        f"data.train changed from {before} to {now}: it must contain the same images in the same "
+        "order, but only their number was checked"
     ]
 
 
-def _is_free(key: str, config: ConfigDict) -> bool:
-    """Whether a key may change: without BatchNorm the passes of a step are rounding alone."""
-    if key == "optim.accumulation_steps":
+def _may_change(key: str, config: ConfigDict) -> bool:
+    """Whether a key may change between the runs."""
+    if key == "optim.accumulation_steps":  # changes only rounding, unless there is BatchNorm
         return not abstract(model_spec(config).model)[2]
-    return FREE_ON_RESUME.fullmatch(key) is not None
+    return CHANGEABLE.fullmatch(key) is not None
 
 
-def _complete(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
-    """A config as `flatten` gives it, with the architecture's own sizes where none are set."""
+def _with_defaults(config: ConfigDict | dict[str, Any]) -> dict[str, Any]:
+    """A flat config in which unset sizes are replaced by the architecture's defaults."""
     flat = flatten(config)
-    own = default_settings(flat["model.name"])
+    defaults = default_settings(flat["model.name"])
     return flat | {
-        key: own.get(key.rpartition(".")[2])
+        key: defaults.get(key.rpartition(".")[2])
         for key, value in flat.items()
         if value is None and key.startswith(("model.patch_size", "model.overrides."))
     }

@@ -1,4 +1,4 @@
-"""The attention of a run's teacher to a few pictures, drawn when the run ends."""
+"""Draws the teacher's attention maps for a few pictures when a run ends."""
 
 from pathlib import Path
 from typing import Any
@@ -23,13 +23,13 @@ PyTree = Any
 
 
 class RunSheet:
-    """Draws the first `log.attention_sheet` readable pictures of a config's test source.
+    """Draws attention maps for the first readable pictures of a config's test source.
 
     Args:
-      config: checked.
+      config: a checked config; `log.attention_sheet` is the number of pictures.
       spec: the config's model.
-      train_source: used if `eval.knn_test` is not set.
-      mesh: the devices that hold the weights.
+      train_source: the source to draw from if `eval.knn_test` is not set.
+      mesh: the devices that the weights are on.
     Raises:
       UsageError: the test source cannot be opened, or the network has no attention.
     """
@@ -40,7 +40,7 @@ class RunSheet:
         test = config.eval.knn_test
         source = open_source(test) if test else train_source
         self._number = config.log.attention_sheet
-        # Unreadable images are skipped, however many.
+        # Any number of unreadable images is skipped.
         self._records = Records(source, max_unreadable=1.0, channels=len(spec.mean))
         model = nnx.eval_shape(lambda: spec.backbone(nnx.Rngs(0)))
         check_attention(model, f"log.attention_sheet={self._number}: {config.model.name}")
@@ -50,12 +50,12 @@ class RunSheet:
         self._attention_fn = compile_backbone(maps, graphdef, mesh)
 
     def __call__(self, params: PyTree, batch_stats: PyTree, path: Path) -> None:
-        """Writes the sheet, on the first process.
+        """Draws the sheet; the first process writes it.
 
         Args:
-          params: of backbone and head; the head is not used.
-          batch_stats: running statistics, likewise.
-          path: of the PNG.
+          params: parameters of backbone and head; the head is not used.
+          batch_stats: running statistics of backbone and head.
+          path: the PNG file to write.
         """
         backbone = params["backbone"], batch_stats.get("backbone", {})
         attended: list[Attended] = []

@@ -1,7 +1,8 @@
-"""Scalars for TensorBoard, on disk as soon as they are given.
+"""Writes scalars for TensorBoard, flushed after every call.
 
-tensorboardX's `SummaryWriter` leaves them to a thread that nothing can wait for but its end, so a
-killed run would lose what its last checkpoint covers and nothing writes again.
+tensorboardX's `SummaryWriter` writes in a background thread that can only be waited for by closing
+it. If a run is killed, scalars from before its last checkpoint could be lost, and the resumed run
+does not write them again.
 """
 
 import math
@@ -16,12 +17,13 @@ class ScalarWriter:
     """Adds an event file to a folder; use as a context manager.
 
     Args:
-      folder: made if missing.
-      purge_step: from this step on TensorBoard hides what is in the folder already.
+      folder: created if missing.
+      purge_step: TensorBoard hides earlier events in the folder from this step on.
     """
 
     def __init__(self, folder: Path, *, purge_step: int) -> None:
-        from tensorboardX import RecordWriter  # here: it imports torch where that is installed
+        # Imported here, because tensorboardX imports torch if it is installed.
+        from tensorboardX import RecordWriter
         from tensorboardX.proto import event_pb2, summary_pb2
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -39,7 +41,7 @@ class ScalarWriter:
         self._file.close()
 
     def write(self, group: str, values: Mapping[str, float], step: int) -> None:
-        """Adds values of a step as `GROUP/NAME`; TensorBoard shows none that are not finite."""
+        """Adds the values of a step as `GROUP/NAME`; NaN and infinities are skipped."""
         scalars = [
             self._summary.Value(tag=f"{group}/{name}", simple_value=value)
             for name, value in values.items()

@@ -1,1 +1,1 @@
-"""Weights from files and folders."""
+"""Loading weights from files and folders."""

@@ -1,4 +1,4 @@
-"""The released models by name, and their files in the user's cache."""
+"""Released models by name, and their files in the user's cache."""
 
 import contextlib
 import dataclasses
@@ -19,7 +19,7 @@ from dino_jax.weights.download import DownloadError, download, is_safe
 Kind = Literal["backbone", "full", "linear"]
 
 ADDRESS = "https://dl.fbaipublicfiles.com/dino"
-_SUFFIXES: dict[Kind, str] = {  # of the file names
+_SUFFIXES: dict[Kind, str] = {  # of the published file names
     "backbone": "_pretrain.pth",
     "full": "_pretrain_full_checkpoint.pth",
     "linear": "_linearweights.pth",
@@ -29,12 +29,12 @@ _LIMITS: dict[Kind, int] = {  # bytes; the largest released files have 0.35, 1.8
     "full": 4 << 30,
     "linear": 64 << 20,
 }
-_MAGIC = (b"PK", b"\x80")  # of a zip file, torch's format since 1.6, and of a pickle, before that
+_MAGIC = (b"PK", b"\x80")  # zip file, torch's format since 1.6; pickle, its format before that
 
 
 @dataclasses.dataclass(frozen=True)
 class Released:
-    """A released model. Scores are top-1 in percent on ImageNet's validation images."""
+    """A released model. Scores are top-1 accuracies in percent on the ImageNet validation set."""
 
     arch: str  # a key of `models.MODELS`
     patch_size: int | None  # pixels; None for a ResNet
@@ -69,7 +69,7 @@ RELEASED = {
         "xcit_medium_24_p8", 8, "dino_xcit_medium_24_p8", 77.9, 80.3
     ),
     "dino_resnet50": Released("resnet50", None, "dino_resnet50", 67.5, 75.3),
-    # The model behind the paper's figures.
+    # The model in the paper's figures.
     "dino_vits8_300ep": Released(
         "vit_small", 8, "dino_deitsmall8_300ep", kinds=("backbone", "full")
     ),
@@ -81,7 +81,7 @@ RELEASED = {
 
 
 def released(name: str) -> Released:
-    """Looks a released model up by its name.
+    """Looks up a released model by name.
 
     Raises:
       UsageError: the name is unknown.
@@ -94,27 +94,27 @@ def released(name: str) -> Released:
 
 
 def fetch(name: str, what: Kind = "backbone") -> Path:
-    """Returns the path of a released file, after downloading it on first use.
+    """Returns the path of a released file. Downloads the file on first use.
 
-    Files are cached in `cache.cache_folder()`, which is private to the user. A cached file is used
-    without network access, and so is one that the user has put there.
+    Files are cached in `cache.cache_folder()`, which is private to the user. Cached files, and
+    files that the user has copied there, are used without network access.
 
-    The published files have no checksums, so the first copy is trusted as far as https
-    authenticates its sender. Its SHA-256 is recorded next to it (`FILE.sha256`, in the format of
+    The published files have no checksums, so the first download is trusted as far as https
+    authenticates the server. Its SHA-256 is recorded next to it (`FILE.sha256`, in the format of
     `sha256sum`) and checked by every later call.
 
-    The environment variable `DINO_JAX_HUB` selects a mirror with the same folders: an https
-    address, an http address of this machine, or a folder. Files in a folder are used in place, and
-    checked against `FILE.sha256` if it exists.
+    The environment variable `DINO_JAX_HUB` selects a mirror with the same folder structure: an
+    https address, an http address of this machine, or a folder. Files in a folder are used in
+    place, and checked against `FILE.sha256` if it exists.
 
     Args:
       name: a key of `RELEASED`.
-      what: "backbone" (the teacher's), "full" (the whole training state) or "linear" (the linear
+      what: "backbone" (the teacher's), "full" (the full training state) or "linear" (the linear
         classifier trained on the frozen backbone).
     Returns: the path of a `.pth` file.
     Raises:
-      UsageError: an unknown name, a file that was not released, an invalid `DINO_JAX_HUB`, or a
-        file that cannot be downloaded, is not a checkpoint, or has changed.
+      UsageError: the name is unknown, the file was not released, `DINO_JAX_HUB` is invalid, or the
+        file cannot be downloaded, is not a checkpoint, or has changed.
     """
     model = released(name)
     if what not in model.kinds:
@@ -130,7 +130,7 @@ def fetch(name: str, what: Kind = "backbone") -> Path:
             _add_to_cache(path, f"{mirror}/{model.path(what)}", url, limit=_LIMITS[what])
     except DownloadError as error:
         raise UsageError(
-            f"{error}. Put the file {url} at {path} by hand, or set DINO_JAX_HUB "
+            f"{error}. Download {url} to {path} yourself, or set DINO_JAX_HUB "
             f"({'now ' + mirror if mirror != ADDRESS else 'not set'}) to a mirror: an https "
             f"address or a folder that contains {model.path(what)}"
         ) from error
@@ -143,7 +143,7 @@ def fetch(name: str, what: Kind = "backbone") -> Path:
 
 
 def _mirror() -> str | Path:
-    """Where files come from: an address without a trailing slash, or a folder."""
+    """The source of the files: an address without a trailing slash, or a folder."""
     value = os.environ.get("DINO_JAX_HUB") or ADDRESS
     if "://" not in value:
         folder = Path(os.path.expanduser(value))
@@ -161,7 +161,7 @@ def _mirror() -> str | Path:
 
 
 def _check_address(value: str) -> None:
-    """Rejects an address that is unsafe, or to which no path can be appended."""
+    """Rejects addresses that are unsafe, or to which a path cannot be appended."""
     rule = (
         "must be an https address, an http address of this machine (127.0.0.1, ::1, localhost) or "
         "a folder; or unset it"
@@ -171,17 +171,17 @@ def _check_address(value: str) -> None:
         _ = parts.port  # raises unless it is a number
     except ValueError as error:
         raise UsageError(f"DINO_JAX_HUB={value!r} {rule} ({error})") from error
-    if "@" in parts.netloc:  # not printed, because it contains a password
+    if "@" in parts.netloc:  # the address is not printed, because it contains a password
         raise UsageError(
             f"DINO_JAX_HUB contains a user or password for {parts.hostname}, which would be sent "
-            "and logged in the clear: use the address without them, or a folder"
+            "and logged unencrypted: use the address without them, or a folder"
         )
     if not parts.hostname or parts.query or parts.fragment or not is_safe(value):
         raise UsageError(f"DINO_JAX_HUB={value!r} {rule}")
 
 
 def _check_mirrored(path: Path, url: str) -> None:
-    """Checks that a mirror folder contains `path`, and its hash if one is recorded."""
+    """Checks that a mirror folder contains `path`, and verifies its hash if one is recorded."""
     if not path.is_file():
         raise UsageError(f"DINO_JAX_HUB lacks {path}: put {url} there, or unset DINO_JAX_HUB")
     _check_magic(path, url)
@@ -190,7 +190,7 @@ def _check_mirrored(path: Path, url: str) -> None:
 
 
 def _add_to_cache(path: Path, source: str, url: str, *, limit: int) -> None:
-    """Downloads a file and records its hash, or only records the hash; one process at a time."""
+    """Downloads a file if it is missing, and records its hash; one process at a time."""
     make_private(path.parent)
     with contextlib.closing(lock.wait_for(Path(f"{path}.lock"))):
         if not path.exists():
@@ -201,7 +201,8 @@ def _add_to_cache(path: Path, source: str, url: str, *, limit: int) -> None:
                         f"{source} is not a checkpoint: it starts with {start!r}; the network may "
                         "require a login first"
                     )
-                _record_hash(part, path)  # first: a file without a hash was put there by the user
+                # Before the rename: a file without a hash is taken for a copy made by the user.
+                _record_hash(part, path)
         elif not _hash_file(path).exists():
             _check_magic(path, url)
             _record_hash(path, path)
@@ -214,7 +215,7 @@ def _hash_file(path: Path) -> Path:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file in hexadecimal digits."""
+    """The SHA-256 of a file as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""What a loaded model is, and how its input images are prepared."""
+"""Facts about a loaded model, and the preprocessing of its input images."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -21,29 +21,29 @@ class WeightsInfo:
     patch_size: int | None  # pixels; None for a ResNet
     embed_dim: int  # width of the features
     num_heads: int | None  # of each attention block; None for a ResNet
-    num_registers: int  # tokens between class token and patches
+    num_registers: int  # tokens between the class token and the patch tokens
     source: str  # as passed to `load`, with the step
-    sha256: str  # of weights and sizes, independent of the compute dtype
+    sha256: str  # a hash of weights and sizes, independent of the compute dtype
     which: str  # teacher, student or untrained
     dtype: str  # compute dtype
     resize: int  # pixels of the shorter side
-    crop: int  # pixels of the centre square
-    canvas_size: int  # larger images are first shrunk to this, in evaluation jobs
-    mean: tuple[float, ...]  # of each channel in 0..1, subtracted from the input
-    std: tuple[float, ...]  # of each channel, divides the input
+    crop: int  # pixels per side of the center crop
+    canvas_size: int  # evaluation jobs first shrink larger images to this size
+    mean: tuple[float, ...]  # per channel in 0..1, subtracted from the input
+    std: tuple[float, ...]  # per channel, divides the input
 
     def preprocess(self, images: Picture | Sequence[Picture]) -> np.ndarray:
-        """Images as the model's input (paper, appendix F.1).
+        """Converts images to the model's input (paper, appendix F.1).
 
         Each image is resized to `resize` pixels on its shorter side (bicubic, antialiased), cropped
-        to the `crop` pixels in its centre and normalised by `mean` and `std`.
+        to its center of `crop` pixels and normalized with `mean` and `std`.
 
         Args:
-          images: one image or several, of any sizes: PIL images, or arrays [H, W], [H, W, C] or
+          images: one or more images of any size: PIL images, or arrays [H, W], [H, W, C] or
             [B, H, W, C], uint8 in 0..255 or floating point in 0..1 (rounded to 8 bits).
         Returns: [B, crop, crop, C] float32; B is 1 for a single image.
         Raises:
-          UsageError: no image, or an array of another shape, dtype or range.
+          UsageError: there is no image, or an array has an unsupported shape, dtype or range.
 
         Example:
           model, info = dino_jax.load("dino_vits16")
@@ -70,14 +70,14 @@ class WeightsInfo:
 
 
 def _picture(array: np.ndarray) -> Image.Image:
-    """An array [H, W] or [H, W, C] as a grey or RGB picture."""
+    """Converts an array [H, W] or [H, W, C] to a grey or RGB picture."""
     rule = "pass PIL images or arrays [H, W, C] with 1 or 3 channels, uint8 or floats in 0..1"
     grey = array[..., 0] if array.ndim == 3 and array.shape[-1] == 1 else array
     if not (grey.ndim == 2 or (grey.ndim == 3 and grey.shape[-1] == 3)):
         raise UsageError(f"an image of shape {array.shape} cannot be preprocessed: {rule}")
     if np.issubdtype(grey.dtype, np.floating):
         if not (grey.size and grey.min() >= 0 and grey.max() <= 1):
-            raise UsageError(f"a floating-point image has values outside 0..1 or none: {rule}")
+            raise UsageError(f"a floating-point image is empty or has values outside 0..1: {rule}")
         grey = np.round(255 * grey.astype(np.float32)).astype(np.uint8)
     if grey.dtype != np.uint8:
         raise UsageError(f"an image of dtype {array.dtype} cannot be preprocessed: {rule}")

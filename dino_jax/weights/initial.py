@@ -18,68 +18,74 @@ from dino_jax.training.state import TrainState, initializer
 from dino_jax.weights.layouts.mapping import shape_problems
 from dino_jax.weights.layouts.torch_checkpoint import TorchCheckpoint, read_torch_checkpoint
 from dino_jax.weights.load import arrays_of, from_torch, read_folder
-from dino_jax.weights.locate import find_file, full_if_released
+from dino_jax.weights.locate import find_file, full_or_backbone
 from dino_jax.weights.state.optimizer_state import norms_are_fixed, optimizer_state
 
 PyTree = Any
 
 
 class Start(NamedTuple):
-    """The first state of a run, and notes on how it was made."""
+    """The initial state of a run, and notes on how it was made."""
 
     state: TrainState
-    has_center: bool  # if not, the center is to be computed from a teacher pass
-    notes: list[str]  # one sentence each, for the log
+    has_center: bool  # if false, the center must be computed with the teacher
+    notes: list[str]  # sentences for the log
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
-    """What weights contain for a run."""
+class InitialWeights:
+    """The contents of existing weights that a run can start from."""
 
     weights: str  # as named in the config
     student: dict[str, PyTree] | None  # params, batch_stats
     teacher: dict[str, PyTree]
-    num_heads: int | None  # of a ViT
-    center: Any  # [1, K] of its own K, or None
-    opt_state: Callable[[PyTree], PyTree]  # in the run's structure; UsageError if none fits
+    num_heads: int | None  # for a ViT
+    center: Any  # [1, K] for the weights' own K, or None
+    # Maps the run's initial optimizer state to the stored one; UsageError if they do not match.
+    opt_state: Callable[[PyTree], PyTree]
 
 
-def read_initial(config: ConfigDict, spec: ModelSpec, shapes: TrainState) -> Found:
-    """Reads the weights of `config.init_from` into the host's memory.
+def read_initial(config: ConfigDict, spec: ModelSpec, shapes: TrainState) -> InitialWeights:
+    """Reads the weights named by `config.init_from` into host memory.
 
     Args:
-      config: of the run; `init_from` is anything that `load` takes. For a hub name it is the full
-        checkpoint, if one was released.
+      config: the run's config; `init_from` is anything that `load` accepts. A hub name stands for
+        its full checkpoint, if one was released.
       spec: the config's model.
-      shapes: of the run's state.
+      shapes: the run's abstract state.
     Raises:
-      UsageError: the weights cannot be read, or contain another backbone.
+      UsageError: the weights cannot be read, or contain a different backbone.
     """
     weights = config.init_from
     with about(f"init_from={weights}"):
-        file = find_file(weights, full_if_released(weights))
+        file = find_file(weights, full_or_backbone(weights))
         heads = _num_heads(spec)
-        found = _of_file(read_torch_checkpoint(file), config, heads) if file else _of_folder(config)
+        if file:
+            found = _from_file(read_torch_checkpoint(file), config, heads)
+        else:
+            found = _from_folder(config)
         problems = shape_problems(found.teacher["params"]["backbone"], shapes.params["backbone"])
         if found.num_heads != heads:
             problems.append(f"num_heads is {found.num_heads}, not {heads}")
         if problems:
             raise UsageError(
-                f"its backbone is not the config's ({'; '.join(problems[:5])}): set model.name, "
-                "model.patch_size and model.overrides to what `python -m dino_jax inspect` prints"
+                f"its backbone differs from the config's ({'; '.join(problems[:5])}): set "
+                "model.name, model.patch_size and model.overrides to the values that `python -m "
+                "dino_jax inspect` prints"
             )
     return found
 
 
-def start_from(found: Found, state: TrainState) -> Start:
+def start_from(found: InitialWeights, state: TrainState) -> Start:
     """Replaces the random weights of a new run.
 
     The backbone is always copied. If the head is missing or has other sizes, head, center and
-    optimizer state stay as initialised. A single network becomes both student and teacher.
+    optimizer state keep their random initialization. A single network becomes both student and
+    teacher.
 
     Args:
-      found: by `read_initial`.
-      state: the random state; the new arrays take its dtypes and shardings.
+      found: the weights, from `read_initial`.
+      state: the random state; the new arrays get its dtypes and shardings.
     """
     notes = [f"starting from {found.weights}"]
     student = found.student or found.teacher
@@ -88,8 +94,8 @@ def start_from(found: Found, state: TrainState) -> Start:
     head = found.teacher["params"].get("head")
     keeps_head = head is not None and not shape_problems(head, state.params["head"])
     if not keeps_head:
-        what = "no head" if head is None else "a head of other sizes"
-        notes.append(f"it has {what}: head, center and optimizer state are newly initialised")
+        what = "no head" if head is None else "a head of different sizes"
+        notes.append(f"it has {what}: head, center and optimizer state are newly initialized")
     parts = ("backbone", "head") if keeps_head else ("backbone",)
     state = state.replace(
         params=_taken(state.params, student["params"], parts),
@@ -107,9 +113,9 @@ def start_from(found: Found, state: TrainState) -> Start:
             state = state.replace(
                 opt_state=_placed(state.opt_state, found.opt_state(state.opt_state))
             )
-            notes.append("the optimizer's state is restored")
+            notes.append("the optimizer state is restored")
         except UsageError as error:
-            notes.append(f"the optimizer state is newly initialised: {error}")
+            notes.append(f"the optimizer state is newly initialized: {error}")
     return Start(state, has_center, notes)
 
 
@@ -118,7 +124,10 @@ def _taken(start: PyTree, found: PyTree, parts: tuple[str, ...]) -> PyTree:
 
 
 def _placed(start: PyTree, found: PyTree) -> PyTree:
-    """New arrays with the start's shardings; student and teacher must not share buffers."""
+    """New arrays with the dtypes and shardings of `start`.
+
+    Arrays are always copied, because student and teacher must not share buffers.
+    """
 
     def placed(old: jax.Array, new: Any) -> jax.Array:
         return jax.device_put(np.array(new, old.dtype), old.sharding)
@@ -127,57 +136,57 @@ def _placed(start: PyTree, found: PyTree) -> PyTree:
 
 
 def _num_heads(spec: ModelSpec) -> int | None:
-    """Attention heads of a ViT, which no shape determines; None for other families."""
+    """A ViT's number of attention heads, which no shape determines; None for other families."""
     return spec.sizes["num_heads"] if spec.family == "vit" else None
 
 
-def _of_file(found: TorchCheckpoint, config: ConfigDict, heads: int | None) -> Found:
+def _from_file(found: TorchCheckpoint, config: ConfigDict, heads: int | None) -> InitialWeights:
     if found.kind == "linear":
-        raise UsageError("a linear classifier: give a backbone or a full checkpoint")
+        raise UsageError("it is a linear classifier: give a backbone or a full checkpoint")
     student, teacher = (found.networks.get(which) for which in ("student", "teacher"))
     known, arrays = from_torch(teacher or student, num_heads=heads)
 
     def opt_state(start: PyTree) -> PyTree:
         if not found.optimizer or student is None:
-            raise UsageError("the weights contain none")
+            raise UsageError("the weights do not contain one")
         fixed = norms_are_fixed(found.optimizer, student)
         if config.head.weight_norm and fixed != config.head.norm_last_layer:
-            raise UsageError("it belongs to another head.norm_last_layer")
+            raise UsageError("the stored one has a different head.norm_last_layer")
         return optimizer_state(found.optimizer, student, start, config.optim.name)
 
     own = student and arrays_of(student, known)
-    return Found(config.init_from, own, arrays, heads, found.center, opt_state)
+    return InitialWeights(config.init_from, own, arrays, heads, found.center, opt_state)
 
 
-def _of_folder(config: ConfigDict) -> Found:
-    def wanted(there: ConfigDict, items: set[str]) -> dict[str, PyTree]:
-        """Everything the checkpoint contains, in the shapes of its own run."""
+def _from_folder(config: ConfigDict) -> InitialWeights:
+    def wanted(stored: ConfigDict, items: set[str]) -> dict[str, PyTree]:
+        """The shapes of all items of the checkpoint, according to its own config."""
         if "training" not in items:
-            _, params, batch_stats = abstract(model_spec(there).model)
+            _, params, batch_stats = abstract(model_spec(stored).model)
             return {"teacher": {"params": params, "batch_stats": batch_stats}}
         tx = optim.make_optimizer(
-            there.optim.name, clip_grad=0, norm_last_layer=there.head.norm_last_layer
+            stored.optim.name, clip_grad=0, norm_last_layer=stored.head.norm_last_layer
         )
-        _, init = initializer(model_spec(there).model, tx, num_prototypes=there.head.out_dim)
+        _, init = initializer(model_spec(stored).model, tx, num_prototypes=stored.head.out_dim)
         return checkpoint.to_items(jax.eval_shape(init, jax.random.key(0)))
 
-    there, items, _ = read_folder(config.init_from, wanted)
+    stored, items, _ = read_folder(config.init_from, wanted)
     items = jax.device_get(items)
     training = items.get("training", {})
 
     def opt_state(start: PyTree) -> PyTree:
         if not training:
-            raise UsageError("the weights contain none")
+            raise UsageError("the weights do not contain one")
         if jax.tree.structure(training["opt_state"]) != jax.tree.structure(start):
-            raise UsageError("it belongs to another optim.name or head.norm_last_layer")
+            raise UsageError("the stored one has a different optim.name or head.norm_last_layer")
         return training["opt_state"]
 
     center = training.get("center")
-    return Found(
+    return InitialWeights(
         config.init_from,
         items.get("student"),
         items["teacher"],
-        _num_heads(model_spec(there)),
+        _num_heads(model_spec(stored)),
         center,
         opt_state,
     )

@@ -1,4 +1,4 @@
-"""Linear classifiers of frozen features: ours (`head.npz`) and the reference's (`.pth`)."""
+"""Reads and writes linear classifiers: ours (`head.npz`) and the reference's (`.pth`)."""
 
 import dataclasses
 import json
@@ -18,19 +18,19 @@ from dino_jax.output import whole_or_nothing
 from dino_jax.weights.layouts.torch_checkpoint import read_torch_checkpoint
 from dino_jax.weights.locate import find_file
 
-# What `np.load` and reading its arrays raise for damaged files; a long header of an .npy file is
-# evaluated as Python.
+# Exceptions that `np.load` and reading its arrays raise for damaged files. A long header of an .npy
+# file is parsed as Python.
 BROKEN_ARRAY = (OSError, TypeError, ValueError, EOFError, SyntaxError, TokenError)
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearHead:
-    """A linear classifier's arrays, and what they were trained on."""
+    """A linear classifier's arrays, and the features that it was trained on."""
 
     kernel: np.ndarray  # [F, C] float32
     bias: np.ndarray  # [C] float32
     weights: str | None = None  # SHA-256 of the backbone; None for the reference's classifiers
-    feature: str | None = None  # of that backbone
+    feature: str | None = None  # which feature of the backbone
     class_names: tuple[str, ...] | None = None
 
 
@@ -41,8 +41,8 @@ class LinearInfo:
     source: str  # as passed to `load_linear`
     in_features: int  # F
     num_classes: int  # C
-    weights: str | None  # SHA-256 of the backbone it was trained on, where known
-    feature: str | None  # of that backbone, where known
+    weights: str | None  # SHA-256 of the backbone it was trained on, if known
+    feature: str | None  # which feature of the backbone, if known
     class_names: tuple[str, ...] | None
 
 
@@ -87,11 +87,11 @@ def read_head(weights: str | Path) -> LinearHead:
     if found.kind != "linear":
         raise UsageError(f"{weights} is a backbone, not a linear classifier")
     weight, bias = (np.asarray(found.linear[name], np.float32) for name in ("weight", "bias"))
-    return LinearHead(weight.T.copy(), bias.copy())  # copies: the file's own memory is released
+    return LinearHead(weight.T.copy(), bias.copy())  # copies, so that the file's memory is freed
 
 
 def write_head(path: Path, head: LinearHead) -> None:
-    """Writes a classifier to an `.npz` file, all or nothing.
+    """Writes a classifier to an `.npz` file, atomically.
 
     Raises:
       UsageError: the file cannot be written.
@@ -101,34 +101,37 @@ def write_head(path: Path, head: LinearHead) -> None:
 
 
 def write_arrays(path: Path, about: dict[str, Any], arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays and facts about them, as JSON, to an `.npz` file, all or nothing."""
+    """Writes arrays, and facts about them as JSON, to an `.npz` file, atomically."""
     try:
         with whole_or_nothing(path) as part, part.open("wb") as file:
             np.savez(file, about=json.dumps(about), **arrays)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written ({error.strerror})") from error
+        raise UsageError(
+            f"{path} cannot be written ({error.strerror}): choose another path"
+        ) from error
 
 
 def read_arrays(
     path: Path, what: str, way_out: str, *, about: tuple[str, ...], names: tuple[str, ...]
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Reads some of the facts and arrays that `write_arrays` wrote.
+    """Reads facts and arrays from a file written by `write_arrays`.
 
     Args:
-      path: of the file.
+      path: the file.
       what: the file as the user named it, for messages.
       way_out: what to do about a damaged file, for messages.
-      about: names of the facts.
-      names: names of the arrays.
+      about: the names of the facts to read.
+      names: the names of the arrays to read.
     Raises:
       UsageError: the file is missing or damaged.
     """
     try:
-        # Opened here, so that a damaged file is closed too. A single array is no context manager.
+        # Opened here, so that damaged files are closed too: np.load may return a bare array, which
+        # is not a context manager.
         with path.open("rb") as opened, np.load(opened) as file:
             text = json.loads(str(file["about"]))
             return {name: text[name] for name in about}, {name: file[name] for name in names}
     except FileNotFoundError as error:
         raise UsageError(f"{what}: no such file") from error
     except (*BROKEN_ARRAY, KeyError, zipfile.BadZipFile) as error:
-        raise UsageError(f"{what} is damaged or not a file of this job: {way_out}") from error
+        raise UsageError(f"{what} is damaged or was not written by this job: {way_out}") from error

@@ -1,4 +1,4 @@
-"""Loads models and classifiers by name, file or folder."""
+"""Loads models by hub name, file or folder."""
 
 import dataclasses
 import hashlib
@@ -28,7 +28,7 @@ from dino_jax.weights.locate import find_file, folder_and_step
 PyTree = Any
 
 WHICH = ("teacher", "student", "untrained")
-# Settings that do not change the features, or only by rounding.
+# Settings that do not change the features, except by rounding.
 _NOT_HASHED = ("drop_path_rate", "attention", "remat", "dtype")
 
 
@@ -42,17 +42,18 @@ def load(
     """Loads a backbone with its weights, ready for evaluation.
 
     Args:
-      weights: a hub name (a key of `hub.RELEASED`); a `.pth` file of the reference, or of
-        torchvision's ResNets; a folder written by `convert`; a run's workdir, for its latest
+      weights: a hub name (a key of `hub.RELEASED`); a `.pth` file of the original DINO, or of a
+        torchvision ResNet; a folder written by `convert`; a run's workdir, for its latest
         checkpoint, or `WORKDIR@STEP`.
-      which: "teacher", whose features are usually better, "student", or "untrained" for the same
+      which: "teacher", which usually has better features, "student", or "untrained" for the same
         network with random weights. For a hub name, "student" downloads the full checkpoint.
       num_heads: attention heads of a ViT in a `.pth` file; see `architecture.infer`.
       dtype: compute dtype, "float32" (default) or "bfloat16". Parameters stay float32.
-    Returns: (backbone, info). The backbone maps normalised images [B, H, W, C] to features [B, D];
-      `info.preprocess` makes these images.
+    Returns: (backbone, info). The backbone maps normalized images [B, H, W, C] to features [B, D];
+      `info.preprocess` prepares these images.
     Raises:
-      UsageError: the weights cannot be loaded, do not contain `which`, or the step does not exist.
+      UsageError: the weights cannot be loaded or do not contain `which`, or the step does not
+        exist.
 
     Example:
       model, info = dino_jax.load("dino_vits16")
@@ -74,7 +75,7 @@ def load_with_head(
     Args: as for `load`. For a hub name, this downloads the full checkpoint.
     Returns: (backbone, head, info); the head maps features [B, D] to logits [B, K].
     Raises:
-      UsageError: as for `load`, or the weights contain no head.
+      UsageError: as for `load`, or the weights do not contain a head.
     """
     model, info = _load(weights, which, num_heads, dtype, head=True)
     return model.backbone, model.head, info
@@ -83,7 +84,7 @@ def load_with_head(
 def _load(
     weights: str | Path, which: str, num_heads: int | None, dtype: str | None, *, head: bool
 ) -> tuple[nnx.Module, WeightsInfo]:
-    """A whole model in evaluation mode, without its head unless asked for."""
+    """Loads a model in evaluation mode, with or without its head."""
     if which not in WHICH:
         raise UsageError(f"which={which!r} is unknown: choose one of {', '.join(WHICH)}")
     stored = "student" if which == "student" else "teacher"
@@ -122,7 +123,7 @@ def _load(
 def _read_file(
     file: Path, name: str, which: str, num_heads: int | None, head: bool
 ) -> tuple[ModelSpec, dict[str, PyTree]]:
-    """A network of a `.pth` file, its arrays on the device."""
+    """Reads a network from a `.pth` file and copies its arrays to the device."""
     found = read_torch_checkpoint(file)
     if found.kind == "linear":
         raise UsageError(
@@ -135,27 +136,27 @@ def _read_file(
             raise UsageError("it contains a backbone without a head: give a full checkpoint")
     if not head:
         spec, arrays = without_head(spec, arrays)
-    return spec, jax.tree.map(jnp.array, arrays)  # copies: the file's own memory is released
+    return spec, jax.tree.map(jnp.array, arrays)  # copies, so that the file's memory is freed
 
 
 def from_torch(
     network: TorchNetwork, *, num_heads: int | None = None
 ) -> tuple[ModelSpec, dict[str, PyTree]]:
-    """The spec of a torch network, as far as its tensors determine it, and `arrays_of`."""
+    """The spec inferred from a torch network's tensors, and its arrays as from `arrays_of`."""
     spec = infer(network, num_heads=num_heads)
     return spec, arrays_of(network, spec)
 
 
 def arrays_of(network: TorchNetwork, spec: ModelSpec) -> dict[str, PyTree]:
-    """A torch network's arrays in our layout.
+    """Converts a torch network's tensors to our layout.
 
     Args:
-      network: its tensors.
-      spec: by `from_torch`.
-    Returns: {params, batch_stats}, with backbone and head in each, as NumPy arrays in float32,
-      mostly views of the tensors.
+      network: the tensors.
+      spec: the spec, from `from_torch`.
+    Returns: {params, batch_stats}, each with backbone and head, as float32 NumPy arrays, mostly
+      views of the tensors.
     Raises:
-      UsageError: names every tensor that is left over, missing or of another shape.
+      UsageError: tensors are unexpected, missing or have other shapes. The message lists them all.
     """
     parts = {"backbone": (network.backbone, spec.family)}
     if spec.head is not None:
@@ -179,7 +180,7 @@ def arrays_of(network: TorchNetwork, spec: ModelSpec) -> dict[str, PyTree]:
 
 
 def without_head(spec: ModelSpec, arrays: dict[str, PyTree]) -> tuple[ModelSpec, dict[str, PyTree]]:
-    """The backbone alone: spec and {params, batch_stats}."""
+    """The spec and arrays of the backbone alone."""
     backbone = {
         name: {part: x for part, x in tree.items() if part == "backbone"}
         for name, tree in arrays.items()
@@ -190,19 +191,17 @@ def without_head(spec: ModelSpec, arrays: dict[str, PyTree]) -> tuple[ModelSpec,
 def read_folder(
     weights: str, wanted: Callable[[ConfigDict, set[str]], dict[str, PyTree]]
 ) -> tuple[ConfigDict, dict[str, PyTree], str]:
-    """Reads items of a checkpoint in a run's folder or a converted one, onto one device.
+    """Reads items of a checkpoint in a run's folder or a converted folder, onto one device.
 
     Args:
       weights: the folder, or FOLDER@STEP.
-      wanted: maps the checkpoint's config and the names of its items to the shapes of the items to
+      wanted: maps the checkpoint's config and the names of its items to the abstract items to
         read.
     Returns: the config, the items, and FOLDER@STEP.
     Raises:
       UsageError: the checkpoint does not exist or cannot be read.
     """
-    from dino_jax.checkpoints import (
-        checkpoint,  # here: Orbax is slow to import, and --help needs none
-    )
+    from dino_jax.checkpoints import checkpoint  # here, because Orbax is slow to import
 
     folder, step = folder_and_step(weights)
     manager = checkpoint.open_for_reading(folder)
@@ -228,8 +227,8 @@ def _read_model(weights: str, which: str, head: bool) -> tuple[ModelSpec, dict[s
     def wanted(config: ConfigDict, there: set[str]) -> dict[str, PyTree]:
         if config.head is None and (head or which not in there):
             raise UsageError(
-                f"{weights} was converted from a backbone alone: it contains the teacher without a "
-                "head and nothing else"
+                f"{weights} was converted from a backbone and contains only the teacher, without a "
+                "head: convert a full checkpoint instead"
             )
         _, params, batch_stats = abstract(model_spec(config).model)
         return {which: {"params": params, "batch_stats": batch_stats}}
@@ -240,11 +239,11 @@ def _read_model(weights: str, which: str, head: bool) -> tuple[ModelSpec, dict[s
 
 
 def backbone_hash(spec: ModelSpec, arrays: dict[str, PyTree]) -> str:
-    """SHA-256 of a backbone's arrays and of the sizes that no array determines, as num_heads.
+    """SHA-256 of a backbone's arrays and of settings that no array determines, like num_heads.
 
     Args:
-      spec: of the model.
-      arrays: {params, batch_stats} of the model.
+      spec: the model's spec.
+      arrays: the model's {params, batch_stats}.
     """
     sizes = {key: value for key, value in spec.sizes.items() if key not in _NOT_HASHED}
     sizes["family"] = spec.family

@@ -1,4 +1,4 @@
-"""What the name of some weights stands for: a file, or a folder of checkpoints."""
+"""Resolves the name of weights to a file, or to a folder of checkpoints."""
 
 import os
 from pathlib import Path
@@ -8,11 +8,11 @@ from dino_jax.weights import hub
 
 
 def find_file(weights: str | Path, kind: hub.Kind) -> Path | None:
-    """The `.pth` file behind a hub name or a path; None where there is no such file.
+    """The `.pth` file for a hub name or a path; None if the path is not a file.
 
     Args:
-      weights: as `load` takes it.
-      kind: of a hub name, which of its files; it is downloaded if it is not on this machine.
+      weights: as in `load`.
+      kind: which file of a hub name to use. It is downloaded if it is not cached.
     """
     if str(weights) in hub.RELEASED:
         return hub.fetch(str(weights), kind)
@@ -20,27 +20,30 @@ def find_file(weights: str | Path, kind: hub.Kind) -> Path | None:
     return path if os.path.isfile(path) else None
 
 
-def full_if_released(weights: str) -> hub.Kind:
-    """The most that there is of a hub name; other names do not mind."""
+def full_or_backbone(weights: str) -> hub.Kind:
+    """The kind of file to use for a hub name: "full" if a full checkpoint was released.
+
+    The kind is ignored for paths.
+    """
     released = hub.RELEASED.get(weights)
     return "full" if released is None or "full" in released.kinds else "backbone"
 
 
 def folder_and_step(weights: str) -> tuple[Path, int | None]:
-    """Splits WORKDIR@STEP; a folder whose own name holds an @ is itself.
+    """Splits WORKDIR@STEP. An existing folder with an @ in its name is not split.
 
     Raises:
-      UsageError: there is no such folder, or the step is no number.
+      UsageError: the folder does not exist, or the step is not a number.
     """
     folder, at, step = weights.rpartition("@")
     if not at or os.path.exists(os.path.expanduser(weights)):
         folder, step = weights, ""
     if step and not step.isdecimal():
-        raise UsageError(f"{weights!r}: the step behind @ must be a whole number")
+        raise UsageError(f"{weights!r}: the step after @ must be a whole number")
     path = Path(os.path.expanduser(folder))
     if not os.path.isdir(path):
         raise UsageError(
-            f"{folder!r} is no hub name ({', '.join(hub.RELEASED)}), no file and no folder: give "
-            "one of these names, a .pth file, or the folder of a run (its workdir) or WORKDIR@STEP"
+            f"{folder!r} is neither a hub name ({', '.join(hub.RELEASED)}) nor an existing file or "
+            "folder: give a hub name, a .pth file, a run's workdir or WORKDIR@STEP"
         )
     return path, int(step) if step else None

@@ -1,4 +1,4 @@
-"""Checkpoints: which are kept, what is restored, and what happens if they are damaged."""
+"""Keeping, restoring and recovering checkpoints."""
 
 import gc
 import logging
@@ -35,7 +35,7 @@ def state_at(step: int) -> TrainState:
     return state.replace(
         step=jnp.asarray(step, jnp.int32),
         teacher_params=jax.tree.map(lambda x: x + 1, params),
-        center=jnp.full((1, 4), jnp.nan),  # restored bit for bit too
+        center=jnp.full((1, 4), jnp.nan),  # NaN must also be restored bit for bit
     )
 
 
@@ -69,7 +69,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def run(saved: Path, tmp_path: Path) -> Path:
-    """A copy of a run with checkpoints of steps 2 and 3."""
+    """A copy of a run that has checkpoints of steps 2 and 3."""
     return Path(shutil.copytree(saved, tmp_path / "run"))
 
 
@@ -81,7 +81,7 @@ def largest_file(folder: Path) -> Path:
     return max(folder.rglob("*"), key=lambda path: path.is_file() and path.stat().st_size)
 
 
-def test_comes_back_bit_for_bit(run: Path) -> None:
+def test_restores_bit_for_bit(run: Path) -> None:
     with open_run(run) as checkpoints:
         assert_same(checkpoints.restore_latest(abstract()), state_at(3))
         about = checkpoints.latest_about()
@@ -94,7 +94,7 @@ def test_new_run_has_nothing_to_restore(tmp_path: Path) -> None:
         assert checkpoints.restore_latest(abstract()) is None
 
 
-def test_restores_as_the_shardings_say(run: Path) -> None:
+def test_restores_with_the_given_shardings(run: Path) -> None:
     where = sharding.state_shardings(state_at(0), sharding.make_mesh(), "fsdp")
     assert not where.params["backbone"]["kernel"].is_fully_replicated
     with open_run(run) as checkpoints:
@@ -103,7 +103,7 @@ def test_restores_as_the_shardings_say(run: Path) -> None:
     assert_same(state, state_at(3))
 
 
-def test_keeps_the_latest_two_and_every_nth(tmp_path: Path) -> None:
+def test_keeps_the_last_two_and_every_nth(tmp_path: Path) -> None:
     with open_run(tmp_path, keep_every_steps=3) as checkpoints:
         for step in range(1, 9):
             checkpoints.save(step, state_at(step))
@@ -116,7 +116,7 @@ def test_saves_a_step_once(run: Path) -> None:
         assert_same(checkpoints.restore_latest(abstract()), state_at(3))
 
 
-def test_reads_one_network_alone(run: Path) -> None:
+def test_reads_a_single_network(run: Path) -> None:
     model = {"teacher": checkpoint.to_items(abstract())["teacher"]}
     with checkpoint.open_for_reading(run) as manager:
         teacher = checkpoint.read_items(manager, 2, model)["teacher"]
@@ -134,7 +134,7 @@ def test_reads_one_network_alone(run: Path) -> None:
         ("weight", (100, 64), jnp.float32, r"weight is missing, .*kernel .*, expected nothing;"),
     ],
 )
-def test_another_name_shape_or_dtype_is_not_damage(
+def test_other_names_shapes_and_dtypes_are_not_damage(
     name: str, shape: tuple[int, ...], dtype: Any, message: str, run: Path
 ) -> None:
     params = {"backbone": {name: jax.ShapeDtypeStruct(shape, dtype)}}
@@ -145,7 +145,7 @@ def test_another_name_shape_or_dtype_is_not_damage(
 
 
 def damages() -> Iterator[Any]:
-    """Pairs of a name and a function that damages the folder of a step."""
+    """Yields pairs of a name and a function that damages a step's folder."""
 
     def flip(path: Path) -> None:
         content = bytearray(path.read_bytes())
@@ -166,10 +166,10 @@ def damages() -> Iterator[Any]:
 DAMAGES = dict(damages())
 
 
-# Orbax leaves a coroutine unfinished if reading fails.
+# Orbax leaves an unfinished coroutine if reading fails.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
+def test_falls_back_to_the_previous_checkpoint(
     damage: str, run: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     DAMAGES[damage](run / "checkpoints" / "3")
@@ -181,7 +181,7 @@ def test_a_damaged_checkpoint_is_replaced_by_the_previous_one(
         messages = [r.getMessage() for r in caplog.records if r.name == "root"]
         assert len(messages) == 1
         assert re.fullmatch(r"the checkpoint of step 3 .*; trying the previous one", messages[0])
-        # The damaged checkpoint is gone, so that this step can be saved again.
+        # The damaged checkpoint was deleted, so that this step can be saved again.
         checkpoints.save(3, state_at(3))
     with open_run(run) as checkpoints:
         assert_same(checkpoints.restore_latest(abstract()), state_at(3))
@@ -197,7 +197,7 @@ def test_all_damaged(run: Path) -> None:
     assert steps(run) == ["2", "3"]  # nothing is deleted
 
 
-def test_unfinished_folders_do_not_count(run: Path) -> None:
+def test_ignores_unfinished_folders(run: Path) -> None:
     folder = run / "checkpoints"
     shutil.copytree(folder / "3", folder / "4.orbax-checkpoint-tmp")
     with open_run(run) as checkpoints:
@@ -207,7 +207,7 @@ def test_unfinished_folders_do_not_count(run: Path) -> None:
         assert int(checkpoints.restore_latest(abstract()).step) == 4
 
 
-def test_a_folder_in_use_is_not_changed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_in_use_is_not_changed(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for _ in range(2):
         with open_run(run), monkeypatch.context() as patch:
             # It would delete the folder of a step that the other process is writing.
@@ -267,7 +267,7 @@ def test_unwritable_folder(place: str, tmp_path: Path) -> None:
         open_run(tmp_path / place)
 
 
-def test_nothing_to_read(tmp_path: Path) -> None:
+def test_rejects_a_folder_without_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="contains no checkpoints: give the folder of a run"):
         checkpoint.open_for_reading(tmp_path)
     (tmp_path / "checkpoints").mkdir()
@@ -275,7 +275,7 @@ def test_nothing_to_read(tmp_path: Path) -> None:
         checkpoint.open_for_reading(tmp_path)
 
 
-def test_checksums_see_flips_and_swaps() -> None:
+def test_checksums_detect_flips_and_swaps() -> None:
     tree = {"a": jnp.arange(5000.0), "b": jnp.ones(3, jnp.bfloat16), "c": jnp.int32(7)}
     before = checksums(tree)
     bits = np.asarray(tree["a"]).view(np.uint32)

@@ -13,7 +13,7 @@ from dino_jax.checkpoints import lock
 from dino_jax.errors import UsageError
 
 
-def test_the_holder_is_named(tmp_path: Path) -> None:
+def test_error_names_the_process(tmp_path: Path) -> None:
     message = rf"workdir={tmp_path} is in use by process {os.getpid()} on .+: wait until it ends"
     with lock.take(tmp_path):
         for _ in range(2):  # a failed attempt changes nothing
@@ -22,7 +22,7 @@ def test_the_holder_is_named(tmp_path: Path) -> None:
     lock.take(tmp_path).close()
 
 
-def test_a_process_that_has_died_releases_the_lock(tmp_path: Path) -> None:
+def test_dead_process_releases_the_lock(tmp_path: Path) -> None:
     script = (
         "import os, pathlib, sys; from dino_jax.checkpoints import lock\n"
         "file = lock.take(pathlib.Path(sys.argv[1])); os._exit(9)"
@@ -32,9 +32,7 @@ def test_a_process_that_has_died_releases_the_lock(tmp_path: Path) -> None:
     lock.take(tmp_path).close()
 
 
-def test_a_file_system_without_locks_has_none(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
@@ -43,6 +41,6 @@ def test_a_file_system_without_locks_has_none(
         pass
 
 
-def test_an_unwritable_folder_is_an_os_error(tmp_path: Path) -> None:
+def test_unwritable_folder_is_an_os_error(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         lock.take(tmp_path / "missing")

@@ -1,4 +1,4 @@
-"""From a config's keys to values."""
+"""Converts a config to plain values."""
 
 import dataclasses
 import json
@@ -25,7 +25,7 @@ def test_dtype_by_name() -> None:
         build.compute_dtype("half", "cpu")
 
 
-def test_the_model_is_built_as_the_config_says() -> None:
+def test_model_follows_the_config() -> None:
     config = config_with(
         model__drop_path_rate=0.3,
         model__remat="dots",
@@ -51,14 +51,14 @@ def test_the_model_is_built_as_the_config_says() -> None:
     assert [norm.use_running_average for norm in head.norms] == [False]  # in training mode
 
 
-def test_unset_overrides_keep_the_architecture() -> None:
+def test_unset_overrides_keep_the_defaults() -> None:
     spec = build.model_spec(default.get_config())
     model = nnx.eval_shape(lambda: spec.backbone(nnx.Rngs(0)))
     assert (model.embed_dim, len(model.blocks), model.pos_embed.shape[1]) == (384, 12, 197)
 
 
 @pytest.mark.parametrize("name", ["vit_small", "xcit_small_12_p16", "resnet50"])
-def test_a_spec_survives_the_settings_of_a_converted_folder(name: str) -> None:
+def test_spec_settings_round_trip(name: str) -> None:
     sizes = {"depth": 2, "num_heads": 3} if name == "vit_small" else {}
     head = HeadSpec(64, num_layers=2, weight_norm=False)
     spec = ModelSpec(name, overrides=sizes, head=head, resize=40, crop=32, canvas_size=64)
@@ -82,7 +82,7 @@ def test_schedules_follow_the_config() -> None:
     )
     values = build.make_schedules(config, steps_per_epoch=5)
     at = {name: [float(schedule(s)) for s in (0, 9, 10, 49)] for name, schedule in values.items()}
-    # Scaled by 512 / 256; two epochs of warm-up, of which step 9 is the last.
+    # Scaled by 512 / 256. Warm-up takes two epochs; step 9 is its last.
     assert at["lr"][:3] == pytest.approx([0, 0.002, 0.002])
     assert 1e-5 < at["lr"][3] < 2e-5
     assert at["weight_decay"][0] == pytest.approx(0.04)

@@ -1,4 +1,4 @@
-"""Every config can be run, and `:debug` makes it small."""
+"""Every config is valid, and `:debug` shrinks it."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ def test_config_passes_the_checks(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_debug_is_small(path: Path) -> None:
-    """All shrink to the same data, and the ViTs to one network; test_train steps each kind."""
+    """All configs shrink to the same data, and ViTs to one network; test_train runs each kind."""
     config, small = read_config(f"{path}:debug"), read_config(runs.CONFIG)
     checks.check(config, num_devices=8)
     if config.model.name.startswith("vit"):

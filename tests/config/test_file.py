@@ -1,4 +1,4 @@
-"""Config files and their arguments: what is refused, and what is set."""
+"""Reading config files and overriding their keys."""
 
 from pathlib import Path
 
@@ -21,14 +21,14 @@ from tests.support import runs
         ("def get_config():\n    return 3", "get_config returns 3, not a ConfigDict"),
     ],
 )
-def test_refuses_config_files(text: str | None, message: str, tmp_path: Path) -> None:
+def test_rejects_config_files(text: str | None, message: str, tmp_path: Path) -> None:
     if text is not None:
         (tmp_path / "config.py").write_text(text)
     with pytest.raises(UsageError, match=message):
         read_config(str(tmp_path / "config.py"))
 
 
-def test_refuses_config_argument() -> None:
+def test_rejects_config_argument() -> None:
     with pytest.raises(UsageError, match="unknown config argument 'foo': use 'debug'"):
         read_config(f"{runs.ROOT}/configs/default.py:foo")
 
@@ -41,22 +41,22 @@ def test_refuses_config_argument() -> None:
         ("--config.lr=1", r"unknown setting 'lr': did you mean optim.lr\?"),
         (
             "--config.optim=1",
-            "unknown setting 'optim': it is a section with the keys optim.acc",
+            "unknown setting 'optim': it is a section; its keys are optim.acc",
         ),
         ("--config.zzzzz=1", "unknown setting 'zzzzz': configs/default.py describes every key"),
-        ("--config.train.epochs=none", "train.epochs=none is not a whole number"),
-        ("--config.head.use_bn=yes", "head.use_bn=yes is not true or false, such as False"),
-        ("--config.eval.knn_ks=10,x", "eval.knn_ks=10,x is not numbers separated by commas"),
-        ("--config.model.overrides.depth=1.5", "depth=1.5 is not a whole number, such as 2"),
+        ("--config.train.epochs=none", "train.epochs=none must be a whole number"),
+        ("--config.head.use_bn=yes", "head.use_bn=yes must be true or false, such as False"),
+        ("--config.eval.knn_ks=10,x", "eval.knn_ks=10,x must be numbers separated by commas"),
+        ("--config.model.overrides.depth=1.5", "depth=1.5 must be a whole number, such as 2"),
     ],
 )
-def test_refuses_arguments(argument: str, message: str) -> None:
+def test_rejects_arguments(argument: str, message: str) -> None:
     config = read_config(runs.CONFIG)
     with pytest.raises(UsageError, match=message):
         override(config, [argument])
 
 
-def test_sets_keys_of_every_type() -> None:
+def test_sets_values_of_every_type() -> None:
     config = read_config(runs.CONFIG)
     override(
         config,

@@ -1,4 +1,4 @@
-"""A `.pth` file as a checkpoint that is evaluated and trained on."""
+"""Converting `.pth` files to checkpoints that can be evaluated and resumed."""
 
 import json
 import os
@@ -31,28 +31,28 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def about(folder: Path) -> dict[str, Any]:
-    """What the converted checkpoint says of itself."""
+    """The facts stored in a converted checkpoint."""
     with checkpoint.open_for_reading(folder) as manager:
         return checkpoint.read_about(manager, 0)
 
 
 def names(folder: Path) -> list[str]:
-    """What lies in a folder."""
+    """The names of the entries of a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_whole_checkpoint_becomes_a_training_state(
+def test_full_checkpoint_becomes_a_training_state(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "deep" / "out"
     convert(str(FULL), out)
     assert capsys.readouterr().out == (
         f"{FULL}: vit_tiny, 0.1 M parameters, written to {out}\n"
-        "of no use here and left out: fp16_scaler\n"
-        "a whole training state after 100 epochs, which main.py --config FILE --workdir "
-        f"{out} continues\n"
+        "ignored: fp16_scaler\n"
+        "full training state after 100 epochs: resume it with main.py --config FILE --workdir "
+        f"{out}\n"
     )
-    assert names(out) == [".lock", "checkpoints"]  # nothing else is left
+    assert names(out) == [".lock", "checkpoints"]  # no temporary files
     _, state = whole_state(read_torch_checkpoint(FULL))
     found, items = runs.arrays(out), checkpoint.to_items(state)
     expected = {
@@ -62,25 +62,27 @@ def test_a_whole_checkpoint_becomes_a_training_state(
     }
     assert len(found) == len(expected)
     optimizer = [name for name in expected if "opt_state" in name or "meters" in name]
-    for name in expected.keys() - {*optimizer}:  # Orbax names the parts of a tuple otherwise
+    for name in expected.keys() - {*optimizer}:  # Orbax names the elements of a tuple differently
         np.testing.assert_array_equal(found[name], expected[name], err_msg=name)
-    said = about(out)["converted"]
-    assert said["epoch"] == 100
-    assert said["source"] == str(FULL)
-    assert said["args"]["data_path"] == "/x"
-    assert len(said["sha256"]) == 64
+    facts = about(out)["converted"]
+    assert facts["epoch"] == 100
+    assert facts["source"] == str(FULL)
+    assert facts["args"]["data_path"] == "/x"
+    assert len(facts["sha256"]) == 64
 
 
 def test_backbone_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert(str(FULL), tmp_path, backbone_only=True)
     assert (checkpoint.items_of(checkpoint.open_for_reading(tmp_path), 0)) == {"teacher"}
-    assert "whole training state" not in capsys.readouterr().out
-    with pytest.raises(UsageError, match=r"holds a converted backbone, no training state: .*init"):
+    assert "full training state" not in capsys.readouterr().out
+    with pytest.raises(
+        UsageError, match=r"contains a converted backbone without a training state: .*init"
+    ):
         runs.train_here(runs.tiny_config(), tmp_path)
 
 
-def test_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its whole checkpoint where there is one, else the backbone."""
+def test_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A hub name stands for its full checkpoint if released, else for its backbone."""
     monkeypatch.setenv("DINO_JAX_HUB", str(tmp_path / "mirror"))
     for path, file in {
         "dino_deitsmall16_pretrain/dino_deitsmall16_pretrain_full_checkpoint.pth": FULL,
@@ -99,31 +101,31 @@ def test_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         convert("dino_vits16", tmp_path / "none", backbone_only=True)
 
 
-# Nothing is overwritten, nothing is lost
+# Invalid arguments, failures and concurrency
 
 
 @pytest.mark.parametrize(
     ("file", "message"),
     [
         (PTH / "linear.pth", "is a linear classifier: load it with `dino_jax.load_linear`"),
-        ("nothing.pth", "file='nothing.pth' is no file and no hub name"),
-        (PTH, "is no file and no hub name"),
+        ("nothing.pth", "file='nothing.pth' is neither a file nor a hub name"),
+        (PTH, "is neither a file nor a hub name"),
     ],
 )
-def test_refuses_files(file: str | Path, message: str, tmp_path: Path) -> None:
+def test_rejects_files(file: str | Path, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message):
         convert(str(file), tmp_path / "out")
     assert not list(tmp_path.iterdir())
 
 
-def test_refuses_places(tmp_path: Path) -> None:
+def test_rejects_outputs(tmp_path: Path) -> None:
     taken, file = tmp_path / "taken", tmp_path / "file"
     taken.mkdir()
     (taken / "notes.txt").write_text("mine")
     file.write_text("mine")
     for out, message in {
-        taken: "is not empty: give a new folder, or --force to replace",
-        file: "is a file: give a folder that does not exist yet",
+        taken: "is not empty: give a new folder, or overwrite with --force",
+        file: "is a file: give a new folder",
         file / "below": f"out={file}/below cannot be written .Not a directory",
         Path("/proc/dino_jax"): "out=/proc/dino_jax cannot be written",
     }.items():
@@ -134,9 +136,7 @@ def test_refuses_places(tmp_path: Path) -> None:
     assert names(taken) == [".lock", "checkpoints", "notes.txt"]
 
 
-def test_force_replaces_at_once_or_not_at_all(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_force_is_atomic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     convert(str(FULL), tmp_path)
     _, before = dino_jax.load(tmp_path, which="student")
 
@@ -156,12 +156,12 @@ def test_force_replaces_at_once_or_not_at_all(
     assert dino_jax.load(tmp_path, which="student")[1].sha256 == before.sha256
 
     convert(str(PTH / "backbone.pth"), tmp_path, force=True)
-    with pytest.raises(UsageError, match="was converted from a backbone alone"):
+    with pytest.raises(UsageError, match="was converted from a backbone and"):
         dino_jax.load(tmp_path, which="student")
 
 
-def test_another_process_in_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run in it keeps its checkpoints, and of two that convert at a time one is refused."""
+def test_rejects_a_folder_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run keeps its checkpoints, and only one of two concurrent conversions succeeds."""
     file, out, module = str(PTH / "backbone.pth"), tmp_path / "out", sys.modules[convert.__module__]
     convert(str(FULL), out)
     with lock.take(out), pytest.raises(UsageError, match=f"{out} is in use by process"):
@@ -174,28 +174,28 @@ def test_another_process_in_the_folder(tmp_path: Path, monkeypatch: pytest.Monke
         return module._converted(*arguments)
 
     monkeypatch.setattr(module, "_converted", slow)
-    with pytest.raises(UsageError, match="new is not empty: give a new folder, or --force"):
+    with pytest.raises(UsageError, match="new is not empty: give a new folder, or overw"):
         convert(file, tmp_path / "new")
     assert about(tmp_path / "new")["converted"]["source"] == str(FULL)
 
 
-def test_a_folder_that_holds_no_more_than_a_lock(tmp_path: Path) -> None:
+def test_accepts_a_folder_with_only_a_lock(tmp_path: Path) -> None:
     lock.take(tmp_path).close()
     convert(str(PTH / "backbone.pth"), tmp_path)
     assert names(tmp_path) == [".lock", "checkpoints"]
 
 
-def test_a_folder_by_a_relative_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_accepts_a_relative_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     convert(str(PTH / "backbone.pth"), Path("."))
     assert dino_jax.load(".")[1].arch == "vit_tiny"
 
 
-# Training goes on
+# Resuming a converted checkpoint
 
 
-def continuing(**changes: object) -> ConfigDict:
-    """The config of a run that continues the checkpoint."""
+def matching_config(**changes: object) -> ConfigDict:
+    """The config of a run that can resume the checkpoint."""
     return runs.tiny_config(
         **{
             "model__name": "vit_tiny",
@@ -215,7 +215,7 @@ def continuing(**changes: object) -> ConfigDict:
 
 
 def converted_after(epoch: int, folder: Path) -> Path:
-    """The fixture's checkpoint as if its run had had so many of three epochs."""
+    """The fixture's checkpoint, converted as if its run had finished `epoch` of three epochs."""
     found = read_torch_file(FULL)
     found["epoch"] = epoch
     found["args"]["epochs"] = 3
@@ -228,28 +228,28 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return converted_after(1, tmp_path_factory.mktemp("converted"))
 
 
-def test_a_run_continues_from_its_epoch(converted: Path, tmp_path: Path) -> None:
+def test_resumes_after_the_stored_epoch(converted: Path, tmp_path: Path) -> None:
     whole, cut = (Path(shutil.copytree(converted, tmp_path / name)) for name in ("whole", "cut"))
-    result = runs.train_here(continuing(), whole)
+    result = runs.train_here(matching_config(), whole)
     assert (result["step"], result["finished"]) == (15, True)
     assert [line["epoch"] for line in runs.records(whole, "log.txt")] == [1, 2]
     counts = [int(x) for name, x in runs.arrays(whole).items() if name.endswith("count']")]
-    assert counts == [11, 11]  # one step there, ten here
+    assert counts == [11, 11]  # one step in the file and ten here
 
-    # Stopped, and with the newest checkpoint damaged, it goes on from the converted one.
-    runs.train_here(continuing(), cut, stop_after=7)
+    # After a stop, with the newest checkpoints damaged, the converted one is used again.
+    runs.train_here(matching_config(), cut, stop_after=7)
     steps = runs.steps(cut)
     assert steps[0] == 0
     assert steps[-1] == 7
     for step in steps[1:]:
         shutil.rmtree(cut / checkpoint.FOLDER / str(step) / "teacher")
-    assert runs.train_here(continuing(), cut)["finished"]
+    assert runs.train_here(matching_config(), cut)["finished"]
     runs.assert_equal(cut, whole)
 
 
-def test_a_run_whose_epochs_are_done_is_finished(tmp_path: Path) -> None:
+def test_no_epoch_is_left_of_three(tmp_path: Path) -> None:
     folder = converted_after(3, tmp_path)
-    result = runs.train_here(continuing(), folder)
+    result = runs.train_here(matching_config(), folder)
     assert result == {"step": 15, "total_steps": 15, "finished": True}
     assert not (folder / "log.txt").exists()
 
@@ -257,34 +257,34 @@ def test_a_run_whose_epochs_are_done_is_finished(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"optim__lr": 0.1}, r"optim\.lr: 0\.0005 there, 0\.1 now"),
-        ({"head__norm_last_layer": False}, r"head\.norm_last_layer: True there, False now"),
-        ({"model__overrides__depth": 3}, r"model\.overrides\.depth: 2 there, 3 now"),
-        ({"init_from": "x.pth"}, r"init_from: None there, 'x\.pth' now"),
+        ({"optim__lr": 0.1}, r"optim\.lr: 0\.0005 before, 0\.1 now"),
+        ({"head__norm_last_layer": False}, r"head\.norm_last_layer: True before, False now"),
+        ({"model__overrides__depth": 3}, r"model\.overrides\.depth: 2 before, 3 now"),
+        ({"init_from": "x.pth"}, r"init_from: None before, 'x\.pth' now"),
     ],
 )
-def test_settings_that_the_file_knows_must_agree(
+def test_rejects_settings_that_differ_from_the_file(
     changes: dict[str, Any], message: str, converted: Path
 ) -> None:
     with pytest.raises(UsageError, match=f"with other settings .{message}.: use the same"):
-        runs.train_here(continuing(**changes), converted)
+        runs.train_here(matching_config(**changes), converted)
     assert runs.steps(converted) == [0]
 
 
-def test_a_run_that_had_all_its_epochs_is_finished(tmp_path: Path) -> None:
+def test_no_epoch_is_left_of_a_hundred(tmp_path: Path) -> None:
     convert(str(FULL), tmp_path)
-    result = runs.train_here(continuing(train__epochs=100), tmp_path)
+    result = runs.train_here(matching_config(train__epochs=100), tmp_path)
     assert result == {"step": 500, "total_steps": 500, "finished": True}
     assert runs.steps(tmp_path) == [0]
 
 
-def test_what_is_stored_of_the_arguments_is_plain(tmp_path: Path) -> None:
+def test_arguments_are_stored_as_plain_values(tmp_path: Path) -> None:
     found = read_torch_file(FULL)
     found["args"] |= {"tensor": np.ones(3, np.float32), "nested": {"a": 1}, "drop_path_rate": 0.1}
     convert(str(save(tmp_path / "file.pth", found)), tmp_path / "out")
-    said = about(tmp_path / "out")
-    assert said["converted"]["args"]["tensor"] == "[1. 1. 1.]"
-    assert said["converted"]["args"]["nested"] == "{'a': 1}"
-    assert said["config"]["model"]["drop_path_rate"] == 0.1
-    assert json.dumps(said)
+    facts = about(tmp_path / "out")
+    assert facts["converted"]["args"]["tensor"] == "[1. 1. 1.]"
+    assert facts["converted"]["args"]["nested"] == "{'a': 1}"
+    assert facts["config"]["model"]["drop_path_rate"] == 0.1
+    assert json.dumps(facts)
     assert not os.path.exists(tmp_path / "out/.converting")

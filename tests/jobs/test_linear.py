@@ -210,12 +210,12 @@ def test_files_of_something_else_are_no_heads(weights: str, trained: Path, tmp_p
     others = [tmp_path / f"{name}.npz" for name in ("array", "list", "header")]
     for path in (trained / "progress.npz", *others):
         with pytest.raises(
-            UsageError, match=rf"{path} is damaged or not a file of this job: give a head"
+            UsageError, match=rf"{path} is damaged or was not written by this job: give a head"
         ):
             linear(weights, TEST, evaluate=str(path), workdir=tmp_path, options=OPTIONS)
 
 
 def test_damaged_files_are_named(weights: str, trained: Path, tmp_path: Path) -> None:
     (tmp_path / "progress.npz").write_bytes((trained / "progress.npz").read_bytes()[:-100])
-    with pytest.raises(UsageError, match=r"progress.npz is damaged or not a file of this job"):
+    with pytest.raises(UsageError, match=r"progress.npz is damaged or was not written by this job"):
         linear(weights, TEST, workdir=tmp_path, learning_rates=RATES, **TRAIN)

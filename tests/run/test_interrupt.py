@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a request."""
+"""Ctrl-C and SIGTERM as stop requests."""
 
 import os
 import signal
@@ -12,31 +12,32 @@ from dino_jax.run.interrupt import StopRequest
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
-def test_first_signal_is_a_request(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_first_signal_requests_a_stop(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     with StopRequest() as stop:
-        assert not stop.agreed(1, every=(2,))
+        assert not stop.should_stop(1, every=(2,))
         os.kill(os.getpid(), signal.Signals[name])
-        assert stop.agreed(1, every=(2,))
+        assert stop.should_stop(1, every=(2,))
     assert stop.signal_name == name
-    assert f"{name}: saves after this step; again to stop at once" in capfd.readouterr().err
+    text = f"{name}: saving after this step; repeat to stop immediately"
+    assert text in capfd.readouterr().err
 
 
-def test_several_hosts_confer_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
-    conferred = []
+def test_several_hosts_communicate_only_at_some_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent = []
 
     def gather(mine: np.ndarray) -> np.ndarray:
-        conferred.append(bool(mine))
-        return np.array([mine, True])  # the other one has had a signal
+        sent.append(bool(mine))
+        return np.array([mine, True])  # the other host has received a signal
 
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(multihost_utils, "process_allgather", gather)
     stop = StopRequest()
-    agreed = [step for step in range(1, 25) if stop.agreed(step, every=(10, 7))]
-    assert agreed == [7, 10, 14, 20, 21]
-    assert conferred == [False] * 5
+    stops = [step for step in range(1, 25) if stop.should_stop(step, every=(10, 7))]
+    assert stops == [7, 10, 14, 20, 21]
+    assert sent == [False] * 5
 
 
-def test_second_ctrl_c_acts_as_usual() -> None:
+def test_second_ctrl_c_raises() -> None:
     with StopRequest() as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.signal_name == "SIGINT"
@@ -45,7 +46,7 @@ def test_second_ctrl_c_acts_as_usual() -> None:
 
 
 @pytest.mark.parametrize("signals", [[], [signal.SIGTERM]])
-def test_leaves_handlers_as_they_were(signals: list[signal.Signals]) -> None:
+def test_restores_handlers(signals: list[signal.Signals]) -> None:
     before = [signal.getsignal(number) for number in StopRequest.SIGNALS]
     with StopRequest():
         assert [signal.getsignal(number) for number in StopRequest.SIGNALS] != before

@@ -1,4 +1,4 @@
-"""The picture of a run's learning curve."""
+"""Drawing a run's learning curve."""
 
 import math
 from pathlib import Path
@@ -27,7 +27,7 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[matplotlib.figure.Figure]:
     return figures
 
 
-def test_the_learning_curve_shows_what_the_files_hold(
+def test_learning_curve_shows_the_logged_values(
     tmp_path: Path, drawn: list[matplotlib.figure.Figure]
 ) -> None:
     train(tmp_path)
@@ -36,9 +36,9 @@ def test_the_learning_curve_shows_what_the_files_hold(
     assert [axis.get_ylabel() for axis in figure.axes] == labels
     assert {axis.get_xlabel() for axis in figure.axes} == {"epoch"}
     intervals, epochs = figure.axes[0].lines
-    held = records(tmp_path / "metrics.jsonl")[1:]
-    np.testing.assert_array_equal(intervals.get_xdata(), [r["step"] / 10 for r in held])
-    np.testing.assert_array_equal(intervals.get_ydata(), [r["loss"] for r in held])
+    logged = records(tmp_path / "metrics.jsonl")[1:]
+    np.testing.assert_array_equal(intervals.get_xdata(), [r["step"] / 10 for r in logged])
+    np.testing.assert_array_equal(intervals.get_ydata(), [r["loss"] for r in logged])
     np.testing.assert_array_equal(epochs.get_xdata(), [0.5, 1.5, 2.5, 3.5])
     (knn,) = figure.axes[-1].lines
     assert (list(knn.get_xdata()), list(knn.get_ydata())) == ([0, 2, 4], [40, 70, 90])
@@ -46,7 +46,7 @@ def test_the_learning_curve_shows_what_the_files_hold(
         assert min(picture.size) > 500
 
 
-def test_the_learning_curve_of_one_poisoned_epoch(
+def test_learning_curve_with_nan_and_infinities(
     tmp_path: Path, drawn: list[matplotlib.figure.Figure]
 ) -> None:
     with open_log(tmp_path) as log:
@@ -61,7 +61,7 @@ def test_the_learning_curve_of_one_poisoned_epoch(
     assert not loss.texts
 
 
-def test_scores_of_the_untrained_network_are_drawn_before_anything_else(tmp_path: Path) -> None:
+def test_learning_curve_of_the_untrained_network_only(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
         log.scores(0, {20: {"top1": 40.0, "top5": 80.0}})
     expected = {"step": 0, "epoch": 0.0, "knn_20_top1": 40.0, "knn_20_top5": 80.0}
@@ -70,13 +70,13 @@ def test_scores_of_the_untrained_network_are_drawn_before_anything_else(tmp_path
     assert (tmp_path / "learning_curve.png").exists()
 
 
-def test_the_learning_curve_of_a_running_or_killed_run(tmp_path: Path) -> None:
+def test_learning_curve_with_an_incomplete_last_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text('{"step": 5, "epoch": 0.5, "loss": 6.0}\n{"step": 6,')
     assert plot_learning_curve(tmp_path) == tmp_path / "learning_curve.png"
     assert (tmp_path / "learning_curve.png").exists()
 
 
-def test_nothing_logged_draws_nothing(tmp_path: Path) -> None:
+def test_no_learning_curve_without_records(tmp_path: Path) -> None:
     with open_log(tmp_path):
         pass
     assert not (tmp_path / "learning_curve.png").exists()

@@ -1,4 +1,4 @@
-"""The files and console lines that a run leaves behind."""
+"""The log files and console lines that a run writes."""
 
 import io
 import json
@@ -18,7 +18,7 @@ from dino_jax.run.learning_curve import plot_learning_curve
 from tests.support.run_logs import BATCH, EPOCHS, open_log, records, scalars, train
 
 
-def test_log_txt_is_what_users_of_the_reference_parse(tmp_path: Path) -> None:
+def test_log_txt_has_the_reference_format(tmp_path: Path) -> None:
     train(tmp_path)
     epochs = records(tmp_path / "log.txt")
     loss = float(np.float32(6 - 10 / 7))
@@ -29,12 +29,12 @@ def test_log_txt_is_what_users_of_the_reference_parse(tmp_path: Path) -> None:
     assert [record["epoch"] for record in epochs] == list(range(EPOCHS))
 
 
-def test_intervals_hold_metrics_and_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_intervals_have_metrics_and_speed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(run_log, "_peak_device_memory", lambda: {"device_memory_gib": 1.25})
     with open_log(tmp_path, resume_step=2) as log:
-        log.note_memory(3 << 29)
+        log.set_planned_memory(3 << 29)
         log.interval(4, {"loss": 3.0, "lr": 0.1}, seconds=0.5, data_seconds=0.1)
-        line = (tmp_path / "metrics.jsonl").read_text()  # there before the run ends
+        line = (tmp_path / "metrics.jsonl").read_text()  # written before the run ends
         log.interval(10, {"loss": 2.0, "lr": 0.2}, seconds=2.0, data_seconds=0.0)
     assert json.loads(line) == {
         "step": 4,
@@ -50,9 +50,7 @@ def test_intervals_hold_metrics_and_speed(tmp_path: Path, monkeypatch: pytest.Mo
     assert records(tmp_path / "metrics.jsonl")[1]["images_per_second"] == 6 * BATCH / 2.0
 
 
-def test_memory_is_left_out_where_the_backend_does_not_tell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_device_memory_is_optional(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Device:
         def __init__(self, stats: dict[str, int] | None) -> None:
             self.memory_stats = lambda: stats
@@ -68,7 +66,7 @@ def test_memory_is_left_out_where_the_backend_does_not_tell(
 @pytest.mark.parametrize(
     ("killed_at", "resume_step"), [(8, 0), (10, 8), (10, 10), (15, 10), (29, 4), (40, 20)]
 )
-def test_a_resumed_run_leaves_the_same_log(
+def test_resumed_run_writes_the_same_log(
     tmp_path: Path, killed_at: int, resume_step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_log, "plot_learning_curve", lambda workdir: None)  # slow
@@ -80,13 +78,13 @@ def test_a_resumed_run_leaves_the_same_log(
     train(tmp_path / "killed", resume_step)
     whole, resumed = tmp_path / "whole", tmp_path / "killed"
     assert (resumed / "log.txt").read_bytes() == (whole / "log.txt").read_bytes()
-    # Times are fixed here and every resume step ends an interval, so even these are the same.
+    # The times are fake and every resume step ends an interval, so these files are equal too.
     expected = (whole / "metrics.jsonl").read_bytes()
     assert (resumed / "metrics.jsonl").read_bytes() == expected
     assert not list(resumed.glob("*.tmp"))
 
 
-def test_resume_keeps_only_what_is_not_written_again(tmp_path: Path) -> None:
+def test_resume_drops_records_that_will_be_rewritten(tmp_path: Path) -> None:
     train(tmp_path)
     with open_log(tmp_path, resume_step=20):
         assert [r["epoch"] for r in records(tmp_path / "log.txt")] == [0, 1]
@@ -96,7 +94,7 @@ def test_resume_keeps_only_what_is_not_written_again(tmp_path: Path) -> None:
         assert [r["step"] for r in records(tmp_path / "metrics.jsonl")][-1] == 16
 
 
-def test_a_kill_while_dropping_lines_loses_nothing(
+def test_a_kill_while_dropping_records_loses_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     train(tmp_path)
@@ -111,7 +109,7 @@ def test_a_kill_while_dropping_lines_loses_nothing(
     assert (tmp_path / "log.txt").read_bytes() == before
 
 
-def test_a_broken_line_before_the_last_is_named(tmp_path: Path) -> None:
+def test_rejects_a_line_that_is_not_json(tmp_path: Path) -> None:
     (tmp_path / "log.txt").write_text('{"epoch": 0}\nepoch 1\n{"epoch": 2}\n')
     with pytest.raises(UsageError, match=r"log\.txt, line 2 is not JSON"):
         train(tmp_path, resume_step=30)
@@ -127,32 +125,31 @@ def test_a_broken_line_before_the_last_is_named(tmp_path: Path) -> None:
         ("metrics.jsonl", "[1, 2]", "step"),
     ],
 )
-def test_a_line_of_something_else_is_named(name: str, line: str, key: str, tmp_path: Path) -> None:
+def test_rejects_a_line_without_its_keys(name: str, line: str, key: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text(f'{{"step": 1, "epoch": 0}}\n{line}\n')
-    message = rf"{name}, line 2 has no number '{key}', as every .* mend the line or delete it"
+    message = rf"{name}, line 2 must contain a number '{key}', .*: fix or delete the line"
     with pytest.raises(UsageError, match=message):
         train(tmp_path, resume_step=30)
     with pytest.raises(UsageError, match=message):
         plot_learning_curve(tmp_path)
 
 
-def test_a_new_run_sets_the_logs_of_another_aside(
+def test_a_new_run_renames_the_logs_of_an_earlier_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(run_log, "plot_learning_curve", lambda workdir: None)  # slow
     for stop_step in (8, 10, 20, 40):
         train(tmp_path, stop_step=stop_step)
-    # The first one finished no epoch.
+    # The first run finished no epoch.
     renamed = f"{tmp_path}/log.txt.1 and {tmp_path}/metrics.jsonl.1"
-    said = f"renamed the logs of an earlier run to {renamed}"
-    assert said in capfd.readouterr().err
+    assert f"renamed the logs of an earlier run to {renamed}" in capfd.readouterr().err
     for suffix, stop_step in (("", 40), (".1", 10), (".2", 20)):
         assert len(records(tmp_path / f"log.txt{suffix}")) == stop_step // 10
         assert records(tmp_path / f"metrics.jsonl{suffix}")[-1]["step"] == stop_step
     assert not (tmp_path / "log.txt.3").exists()
 
 
-def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
+def test_nan_and_infinities_are_written_as_null(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
         values = {"loss": math.nan, "lr": 0.1, "kl": -jnp.inf}
         log.interval(10, values, seconds=1.0, data_seconds=0.0)
@@ -161,7 +158,7 @@ def test_numbers_that_are_not_finite_are_null(tmp_path: Path) -> None:
         (record,) = records(tmp_path / name)
         assert [v for k, v in record.items() if k.endswith(("loss", "kl"))] == [None, None]
     assert {tag for tag, _ in scalars(tmp_path) if tag.startswith("train/")} == {"train/lr"}
-    train(tmp_path, resume_step=12)  # and null is read back
+    train(tmp_path, resume_step=12)  # can read null
     assert records(tmp_path / "log.txt")[0]["train_loss"] is None
 
 
@@ -170,12 +167,12 @@ def test_only_the_main_process_writes(tmp_path: Path, capfd: pytest.CaptureFixtu
         log.interval(5, {"loss": 1.0, "lr": 0.1}, seconds=1.0, data_seconds=0.0)
         log.epoch(0, {"loss": 1.0})
         log.scores(0, {20: {"top1": 40.0}})
-        log.message("nobody hears this")
+        log.message("not printed")
     assert not (tmp_path / "run").exists()
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_plain_console_gets_lines_at_a_sensible_rate(
+def test_without_a_terminal_lines_are_rate_limited(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
 ) -> None:
     now = [100.0]
@@ -202,7 +199,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_terminal_gets_a_bar_with_messages_above(
+def test_a_terminal_shows_a_bar_with_messages_above(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     terminal = Terminal()

@@ -1,4 +1,4 @@
-"""What the loop writes between steps, and what it keeps where a run breaks off."""
+"""What the loop logs and saves, also when a run is interrupted."""
 
 import errno
 import json
@@ -25,7 +25,7 @@ from tests.support import runs
 SCORES = {5: {"top1": 40.0, "top5": 80.0}}
 
 
-def test_an_interval_goes_on_after_a_stop_and_the_last_is_reported_however_short(
+def test_intervals_continue_after_a_stop_and_a_short_last_interval_is_logged(
     tmp_path: Path,
 ) -> None:
     config = runs.tiny_config()
@@ -42,7 +42,7 @@ def test_an_interval_goes_on_after_a_stop_and_the_last_is_reported_however_short
     assert result["health"] == last["health"]
 
 
-def test_scores_owed_by_a_stopped_run_are_no_time_of_training(
+def test_postponed_scores_do_not_count_as_training_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     passed = []
@@ -64,9 +64,7 @@ def test_scores_owed_by_a_stopped_run_are_no_time_of_training(
     assert max(json.loads(line)["seconds"] for line in lines) < 1000
 
 
-def test_an_epoch_that_is_logged_is_not_scored_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_logged_epoch_is_not_scored_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interval(self: RunLog, step: int, *args: Any, **values: Any) -> None:
         if step > runs.STEPS_PER_EPOCH:
             raise runs.KilledError
@@ -90,10 +88,10 @@ def test_an_epoch_that_is_logged_is_not_scored_again(
     assert after[0] == line
 
 
-def test_the_first_epoch_is_logged_once_its_checkpoint_is_on_disk(
+def test_first_epoch_is_logged_after_its_checkpoint_is_on_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So that a run killed after the line is continued, and not begun again."""
+    """Otherwise a run killed right after this log line would start over."""
 
     def epoch(self: RunLog, number: int, *args: Any) -> None:
         saved.append(runs.steps(tmp_path)[-1])
@@ -106,14 +104,12 @@ def test_the_first_epoch_is_logged_once_its_checkpoint_is_on_disk(
 
 
 @pytest.mark.parametrize("every_steps", [0, 1])
-def test_a_run_that_diverges_says_what_is_left(every_steps: int, tmp_path: Path) -> None:
+def test_divergence_error_names_the_last_checkpoint(every_steps: int, tmp_path: Path) -> None:
     config = runs.tiny_config(
         optim__lr=1e25, optim__clip_grad=0, checkpoint__every_steps=every_steps, log__every_steps=1
     )
-    left = (
-        r"of step \d is good: --config.init_from" if every_steps else "there is no checkpoint yet"
-    )
-    with pytest.raises(TrainingDiverged, match=left):
+    checkpoint = r"of step \d is intact: load it" if every_steps else "there is no checkpoint yet"
+    with pytest.raises(TrainingDiverged, match=checkpoint):
         runs.train_here(config, tmp_path)
     last = runs.records(tmp_path)[-1]
     assert (last["skipped_in_a_row"], last["loss"], last["health"]) == (3, None, "not finite")
@@ -123,8 +119,8 @@ def test_a_run_that_diverges_says_what_is_left(every_steps: int, tmp_path: Path)
         assert good["training['skipped_in_a_row']"] < 3
 
 
-def test_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The batches of its steps have left the device, and TensorBoard shows all its intervals."""
+def test_state_at_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All earlier batches are freed, and TensorBoard has all intervals."""
     taken, alive, intervals = [], [], {}
 
     class Watched(DevicePrefetch):
@@ -147,7 +143,7 @@ def test_before_a_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("diverged", [False, True])
-def test_data_that_breaks_off_costs_no_step(
+def test_a_data_error_loses_no_finished_step(
     diverged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Breaking(DevicePrefetch):

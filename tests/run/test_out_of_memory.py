@@ -1,4 +1,4 @@
-"""Runs that need more memory than their devices have: the advice, and the checkpoints kept."""
+"""Runs that need more memory than their devices have get advice, and keep their checkpoints."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -34,23 +34,23 @@ def need(step: float | None, *, limit: float | None = 100, state: float = 2) -> 
         ("INVALID_ARGUMENT: shapes differ", False),
     ],
 )
-def test_what_is_out_of_memory(message: str, is_one: bool) -> None:
+def test_recognizes_out_of_memory_errors(message: str, is_one: bool) -> None:
     assert is_out_of_memory(jax.errors.JaxRuntimeError(message)) == is_one
     assert not is_out_of_memory(RuntimeError(message))
 
 
-def test_the_advice_names_need_limit_and_settings() -> None:
+def test_advice_names_need_limit_and_settings() -> None:
     text = advice(need(201))
     assert text.startswith(
-        "not enough device memory: per device 2.00 GiB of state and 201.00 GiB more in a step, of "
-        "100.00 GiB. Set "
+        "not enough device memory: per device 2.00 GiB for the state and 201.00 GiB during a step, "
+        "100.00 GiB available. Set "
     )
     for key in ("model.remat", "optim.accumulation_steps", "train.sharding", "train.batch_size"):
         assert f"--config.{key}=" in text or f"--config.{key} " in text
     assert "\n" not in text
 
 
-def test_a_plan_that_cannot_fit_is_refused_before_it_runs() -> None:
+def test_rejects_a_run_that_cannot_fit_before_it_starts() -> None:
     class Planned:
         argument_size_in_bytes = output_size_in_bytes = alias_size_in_bytes = 2 * GIB
         temp_size_in_bytes = 200 * GIB
@@ -59,16 +59,16 @@ def test_a_plan_that_cannot_fit_is_refused_before_it_runs() -> None:
             return self
 
     guard = MemoryGuard(need(None))
-    with guard, pytest.raises(UsageError, match=r"200\.00 GiB more in a step, of 100\.00 GiB"):
+    with guard, pytest.raises(UsageError, match=r"200\.00 GiB during a step, 100\.00 GiB av"):
         guard.add_step(Planned())
     with (
-        pytest.raises(UsageError, match=r"per device 101\.00 GiB of state, of 100\.00 GiB"),
+        pytest.raises(UsageError, match=r"per device 101\.00 GiB for the state, 100\.00 GiB av"),
         MemoryGuard(need(None, state=101)),
     ):
         raise AssertionError("entered")
 
 
-def test_other_errors_pass() -> None:
+def test_other_errors_are_not_caught() -> None:
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), guarded():
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
@@ -79,12 +79,12 @@ def guarded() -> MemoryGuard:
 
 @pytest.mark.parametrize(
     ("when", "kept"),
-    [("making the state", []), ("in the first step", []), ("after checkpoints", [4, 5])],
+    [("initial state", []), ("first step", []), ("after checkpoints", [4, 5])],
 )
-def test_a_run_that_runs_out_of_memory(
+def test_run_out_of_memory(
     when: str, kept: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It names the settings to change, and resumes from its checkpoints."""
+    """The error names the settings to change, and the run resumes from its checkpoints."""
     good = iter([True] * 6 if kept else [])
 
     def fail(*_: Any) -> Any:
@@ -92,14 +92,14 @@ def test_a_run_that_runs_out_of_memory(
 
     def loop(state: Any, step_fn: Callable, *args: Any, **settings: Any) -> Any:
         def step(*arguments: Any) -> Any:
-            after = step_fn(*arguments)  # a step that fails has taken the state
+            after = step_fn(*arguments)  # the failing step has received the donated state
             return after if next(good, False) else fail()
 
         return train_loop(state, step, *args, **settings)
 
     config = runs.tiny_config()
     with monkeypatch.context() as patch:
-        if when == "making the state":
+        if when == "initial state":
             patch.setattr(Plan, "first_state", fail)
         patch.setattr(train, "train_loop", loop)
         with pytest.raises(

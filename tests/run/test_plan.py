@@ -1,4 +1,4 @@
-"""The plan of a run: initial weights, shapes and shardings."""
+"""A run's plan: initial weights, shapes and shardings."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ def test_initial_weights_share_no_key_with_crops(
 ) -> None:
     plan = Plan(init=jax.random.key_data, shapes=None, shardings=None, step=None)
     drawn = plan.first_state(seed)
-    taken = []  # to fold an image's index in
+    taken = []  # the keys into which an image's index is folded
     fold_in = jax.random.fold_in
     monkeypatch.setattr(
         jax.random, "fold_in", lambda key, x: taken.append(fold_in(key, x)) or taken[-1]
@@ -32,8 +32,8 @@ def test_initial_weights_share_no_key_with_crops(
         assert (jax.random.key_data(taken[0]) != drawn).any()
 
 
-def test_a_vit_large_run_is_sharded() -> None:
-    """In shapes alone: its state takes 9 GiB on one device."""
+def test_vit_large_state_is_sharded() -> None:
+    """Checked on shapes only, because the state would take 9 GiB on one device."""
     config = read_config(runs.CONFIG.replace(":debug", ""))
     override(config, ["--config.model.name=vit_large", "--config.train.sharding=fsdp"])
     mesh = sharding.make_mesh()

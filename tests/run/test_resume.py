@@ -1,4 +1,4 @@
-"""A run that was killed, stopped, damaged or moved ends as if nothing had happened."""
+"""A run that was killed, stopped or moved to other devices resumes with equal results."""
 
 import json
 import shutil
@@ -22,35 +22,35 @@ WORKDIR = Path("runs/here")
 
 
 def seen(workdir: Path, pattern: str) -> Callable[[], bool]:
-    """Whether the checkpoints' folder holds such an entry."""
+    """Whether the checkpoints folder contains an entry that matches."""
     return lambda: any((workdir / "checkpoints").glob(pattern))
 
 
 def logged(workdir: Path, step: int) -> Callable[[], bool]:
-    """Whether the metrics of a step are written."""
+    """Whether the metrics of a step have been written."""
     log = workdir / "metrics.jsonl"
     return lambda: log.exists() and f'{{"step": {step},' in log.read_text()
 
 
-def test_killed_at_any_moment_and_continued(tmp_path: Path) -> None:
+def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
     workdir = tmp_path / "run"
     command = runs.arguments(checkpoint__every_steps=2)
     moments = [
         seen(workdir, "2.*tmp*"),  # the first checkpoint is being written
-        seen(workdir, "5.*tmp*"),  # the same at the end of an epoch
+        seen(workdir, "5.*tmp*"),  # the checkpoint at the end of an epoch is being written
         logged(workdir, 8),
     ]
     with runs.started(workdir, *command) as process:
         for number, moment in enumerate(moments):
             runs.wait_until(moment, process)
-            # A stopped process leaves on disk what a killed one would.
+            # The files of a stopped process are the same as those of a killed process.
             process.send_signal(signal.SIGSTOP)
             shutil.copytree(workdir, tmp_path / f"killed_{number}")
             process.send_signal(signal.SIGCONT)
         process.kill()
         assert process.wait() == -signal.SIGKILL
 
-    # The same command continues, and ends in good order when interrupted.
+    # The same command resumes the run, and saves when interrupted.
     before = runs.steps(workdir)[-1]
     with runs.started(workdir, *command) as process:
         runs.wait_until(lambda: runs.steps(workdir)[-1] > before, process)
@@ -60,7 +60,7 @@ def test_killed_at_any_moment_and_continued(tmp_path: Path) -> None:
     stopped = runs.steps(workdir)[-1]
     assert before < stopped < runs.TOTAL_STEPS
     assert f"SIGINT: saved after step {stopped} of {runs.TOTAL_STEPS}" in output
-    assert "the same command continues" in output
+    assert "run the same command to resume" in output
 
     for folder in [workdir, *tmp_path.glob("killed_*")]:
         runs.train_here(runs.tiny_config(), folder)
@@ -68,8 +68,8 @@ def test_killed_at_any_moment_and_continued(tmp_path: Path) -> None:
         assert not list((folder / "checkpoints").glob("*tmp*"))
 
 
-def test_stopped_in_its_last_step(tmp_path: Path) -> None:
-    """It is finished, the last epoch's line included: nobody would run the command again."""
+def test_stopped_in_the_last_step(tmp_path: Path) -> None:
+    """The run is finished and has logged its last epoch; it needs no further command."""
     assert runs.train_here(runs.tiny_config(), tmp_path, stop_after=runs.TOTAL_STEPS)["finished"]
     runs.assert_equal(tmp_path, runs.whole())
 
@@ -78,7 +78,7 @@ def test_stopped_at_the_end_of_an_epoch(tmp_path: Path) -> None:
     end = runs.STEPS_PER_EPOCH
     result = runs.train_here(runs.tiny_config(), tmp_path, stop_after=end)
     assert (result["step"], result["finished"]) == (end, False)
-    # How images are read and what is kept may change.
+    # Settings for reading data and for keeping checkpoints may change.
     changed = runs.tiny_config(data__num_threads=5, checkpoint__keep_every_epochs=1)
     result = runs.train_here(changed, tmp_path)
     assert (result["step"], result["finished"]) == (runs.TOTAL_STEPS, True)
@@ -87,7 +87,7 @@ def test_stopped_at_the_end_of_an_epoch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("epoch", [1, 3])
-def test_killed_before_the_log_of_an_epoch_that_is_saved(
+def test_killed_between_saving_and_logging_an_epoch(
     epoch: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def log(self: RunLog, number: int, *args: Any) -> None:
@@ -105,8 +105,7 @@ def test_killed_before_the_log_of_an_epoch_that_is_saved(
     runs.assert_equal(tmp_path, runs.whole())
 
 
-def test_finished_run_stays_as_it_is(tmp_path: Path) -> None:
-    """But for pictures that it was killed before drawing."""
+def test_finished_run_only_redraws_pictures(tmp_path: Path) -> None:
     shutil.copytree(runs.whole(), tmp_path, dirs_exist_ok=True)
     pictures = [tmp_path / "learning_curve.png", tmp_path / "attention.png"]
     pictures[0].unlink(missing_ok=True)
@@ -118,7 +117,7 @@ def test_finished_run_stays_as_it_is(tmp_path: Path) -> None:
 def test_another_number_of_devices_and_sharding(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 256)  # so small a network would stay whole
+    monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 256)  # otherwise nothing would be sharded
     config = runs.tiny_config()
     runs.train_here(config, tmp_path, devices=8, stop_after=4)
     config.train.sharding = "fsdp"
@@ -149,36 +148,36 @@ def test_newest_checkpoint_damaged(tmp_path: Path, caplog: pytest.LogCaptureFixt
     runs.assert_equal(tmp_path, runs.whole())
 
 
-# Under which settings a run may continue
+# Which settings may change when a run resumes
 
 
 def stored(config: ConfigDict, num_images: int = 256) -> dict[str, Any]:
-    """What a checkpoint says of its run, as read back from disk."""
+    """The facts that a checkpoint stores about its run, as read back from disk."""
     return json.loads(
         json.dumps({"config": json.loads(config.to_json()), "num_images": num_images})
     )
 
 
-def test_the_same_settings_resume() -> None:
+def test_accepts_equal_settings() -> None:
     config = config_with()
     check_same_run(stored(config), config, num_images=256, workdir=WORKDIR)
 
 
-def test_settings_of_another_run_are_refused_by_name() -> None:
+def test_rejects_other_settings_by_name() -> None:
     now = config_with(optim__lr=0.1, crops__global_scale=(0.3, 1.0), model__overrides__depth=3)
     with pytest.raises(UsageError) as error:
         check_same_run(stored(config_with()), now, num_images=300, workdir=WORKDIR)
     message = str(error.value)
     for part in (
-        "runs/here holds a run with other settings",
-        "crops.global_scale: [0.4, 1.0] there, [0.3, 1.0] now",
-        "data.train has images: 256 there, 300 now",
-        "model.overrides.depth: 2 there, 3 now",
-        "optim.lr: 0.0005 there, 0.1 now",
+        "runs/here contains a run with other settings",
+        "crops.global_scale: [0.4, 1.0] before, [0.3, 1.0] now",
+        "images in data.train: 256 before, 300 now",
+        "model.overrides.depth: 2 before, 3 now",
+        "optim.lr: 0.0005 before, 0.1 now",
         "use the same settings to resume it, or another workdir for a new run",
     ):
         assert part in message
-    assert message.count(" there, ") == 4
+    assert message.count(" before, ") == 4
 
 
 @pytest.mark.parametrize(
@@ -192,7 +191,7 @@ def test_settings_of_another_run_are_refused_by_name() -> None:
     ],
     ids=str,
 )
-def test_keys_that_change_no_number_are_free_on_resume(changes: dict[str, Any]) -> None:
+def test_accepts_settings_that_do_not_affect_results(changes: dict[str, Any]) -> None:
     now = config_with(**changes)
     check_same_run(stored(config_with()), now, num_images=256, workdir=WORKDIR)
 
@@ -208,7 +207,7 @@ def test_keys_that_change_no_number_are_free_on_resume(changes: dict[str, Any]) 
     ],
     ids=str,
 )
-def test_keys_that_change_numbers_are_not(changes: dict[str, Any]) -> None:
+def test_rejects_settings_that_affect_results(changes: dict[str, Any]) -> None:
     (key,) = changes
     with pytest.raises(UsageError, match=key.replace("__", r"\.")):
         check_same_run(
@@ -216,49 +215,49 @@ def test_keys_that_change_numbers_are_not(changes: dict[str, Any]) -> None:
         )
 
 
-def test_a_source_of_another_name_is_spoken_of() -> None:
+def test_advice_on_another_source() -> None:
     before, moved = stored(config_with()), config_with(data__train="folder:/moved")
     assert advice(before, config_with()) == []
     (sentence,) = advice(before, moved)
-    assert sentence.startswith("data.train=folder:/moved was shapes:256@train before: the images ")
-    assert advice(converted(), moved) == []  # it knows nothing of its data
+    assert sentence.startswith("data.train changed from shapes:256@train to folder:/moved: ")
+    assert advice(converted(), moved) == []  # a converted checkpoint does not name its data
 
 
-def test_accumulation_is_not_free_with_batch_norm() -> None:
+def test_rejects_other_accumulation_with_batch_norm() -> None:
     before, after = (
         config_with(head__use_bn=True, optim__accumulation_steps=steps) for steps in (1, 2)
     )
-    with pytest.raises(UsageError, match=r"\(optim\.accumulation_steps: 1 there, 2 now\)"):
+    with pytest.raises(UsageError, match=r"\(optim\.accumulation_steps: 1 before, 2 now\)"):
         check_same_run(stored(before), after, num_images=256, workdir=WORKDIR)
 
 
-def test_sizes_that_are_not_set_are_the_architectures() -> None:
+def test_unset_sizes_equal_the_defaults() -> None:
     unset = config_with(model__patch_size=None, model__overrides__num_heads=None)
     named = config_with(model__patch_size=16, model__overrides__num_heads=6)  # as vit_small has
     for before, after in ((unset, named), (named, unset)):
         check_same_run(stored(before), after, num_images=256, workdir=WORKDIR)
     other = config_with(model__patch_size=None, model__overrides__num_heads=3)
-    with pytest.raises(UsageError, match=r"\(model\.overrides\.num_heads: 6 there, 3 now\)"):
+    with pytest.raises(UsageError, match=r"\(model\.overrides\.num_heads: 6 before, 3 now\)"):
         check_same_run(stored(unset), other, num_images=256, workdir=WORKDIR)
 
 
 def converted(epoch: int | None = 3, **known: Any) -> dict[str, Any]:
-    """What a converted checkpoint says, which knows some settings only."""
+    """The facts stored in a converted checkpoint, with some settings only."""
     config = config_with(model__dtype="float32", model__drop_path_rate=None, **known).to_dict()
     about = {"config": {name: config[name] for name in ("model", "head", "seed")}}
     return about | {"num_images": None, "converted": {"epoch": epoch}}
 
 
-def test_a_converted_checkpoint_compares_what_it_knows() -> None:
+def test_compares_only_known_settings_of_a_converted_checkpoint() -> None:
     now = config_with(optim__lr=0.1, model__drop_path_rate=0.2, train__batch_size=64)
     check_same_run(converted(), now, num_images=256, workdir=WORKDIR)
     for changes, message in (
-        ({"head__out_dim": 8}, "head.out_dim: 256 there, 8 now"),
-        ({"seed": 1}, "seed: 0 there, 1 now"),
-        ({"model__patch_size": None}, "model.patch_size: 8 there, 16 now"),
-        ({"init_from": "x.pth"}, "init_from: None there, 'x.pth' now"),
+        ({"head__out_dim": 8}, "head.out_dim: 256 before, 8 now"),
+        ({"seed": 1}, "seed: 0 before, 1 now"),
+        ({"model__patch_size": None}, "model.patch_size: 8 before, 16 now"),
+        ({"init_from": "x.pth"}, "init_from: None before, 'x.pth' now"),
     ):
         with pytest.raises(UsageError, match=message):
             check_same_run(converted(), config_with(**changes), num_images=256, workdir=WORKDIR)
-    with pytest.raises(UsageError, match=r"holds a converted backbone, .* --config.init_from="):
+    with pytest.raises(UsageError, match=r"contains a converted backbone, .* --config.init_from="):
         check_same_run(converted(None), now, num_images=256, workdir=WORKDIR)

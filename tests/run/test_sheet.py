@@ -1,4 +1,4 @@
-"""A run's own sheet of attention."""
+"""The attention sheet that a run draws when it ends."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tests.support import runs
 
 
 def test_draws_a_row_for_each_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of weights that are spread over eight devices."""
+    """The weights are sharded over eight devices."""
     monkeypatch.setattr(sheet, "SIZE", (32, 32))
     config = runs.tiny_config(log__attention_sheet=3, model__overrides__embed_dim=64)
     mesh, train = sharding.make_mesh(), open_source("shapes:85@train")
@@ -38,7 +38,7 @@ def test_draws_a_row_for_each_picture(tmp_path: Path, monkeypatch: pytest.Monkey
         assert len(picture.getcolors(1 << 24)) > 50
 
 
-def test_pictures_are_those_of_the_test_source() -> None:
+def test_pictures_come_from_the_test_source() -> None:
     mesh, train = sharding.make_mesh(), open_source("shapes:85@train")
     config = runs.tiny_config(log__attention_sheet=3, eval__knn_test="/no/where")
     with pytest.raises(UsageError, match="/no/where is not a folder"):
@@ -47,7 +47,7 @@ def test_pictures_are_those_of_the_test_source() -> None:
     RunSheet(config, model_spec(config), train, mesh)
 
 
-def test_refuses_a_network_without_attention() -> None:
+def test_rejects_a_network_without_attention() -> None:
     config = runs.tiny_config(log__attention_sheet=3)
     config.model.name, config.model.patch_size, config.model.drop_path_rate = "resnet18", None, 0.0
     for key in config.model.overrides:

@@ -1,4 +1,4 @@
-"""What TensorBoard shows of a run."""
+"""The scalars that a run writes for TensorBoard."""
 
 from pathlib import Path
 
@@ -16,16 +16,16 @@ def test_tensorboard_has_the_scalars_of_both_files(tmp_path: Path) -> None:
     assert found["epoch/train_wd", 20] == pytest.approx(0.04)
     assert found["epoch/knn_20_top1", 40] == pytest.approx(90.0)
     starts = [e.step for e in events(tmp_path) if e.session_log.status == SessionLog.START]
-    assert starts == [11]  # TensorBoard hides what a former run wrote from this step on
+    assert starts == [11]  # TensorBoard hides older events from this step on
 
 
-def test_a_new_run_hides_the_scores_before_the_first_step_too(tmp_path: Path) -> None:
+def test_a_new_run_hides_all_older_events(tmp_path: Path) -> None:
     with open_log(tmp_path):
         pass
     assert [e.step for e in events(tmp_path) if e.session_log.status == SessionLog.START] == [0]
 
 
-def test_tensorboard_holds_an_epoch_whose_line_is_written(tmp_path: Path) -> None:
+def test_an_epoch_is_flushed_immediately(tmp_path: Path) -> None:
     with open_log(tmp_path) as log:
         log.epoch(0, {"loss": 6.0, "lr": 0.1})
         assert scalars(tmp_path)["epoch/train_loss", 10] == 6.0

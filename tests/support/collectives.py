@@ -1,4 +1,4 @@
-"""What a compiled program moves between devices."""
+"""The communication between devices in a compiled program."""
 
 import math
 import re
@@ -8,10 +8,10 @@ KINDS = "all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter|coll
 
 
 def moved(program: str) -> Counter[str]:
-    """Elements in the results of each kind of collective, on one device.
+    """Counts the elements in the results of each kind of collective, on one device.
 
     Args:
-      program: optimised HLO, from `jax.stages.Compiled.as_text`.
+      program: the optimised HLO, from `jax.stages.Compiled.as_text`.
     """
     total: Counter[str] = Counter()
     for result, kind in re.findall(rf"= (.*?) ({KINDS})(?:-start)?\(", program):

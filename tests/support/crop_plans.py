@@ -1,4 +1,4 @@
-"""Plans for small crops."""
+"""Crop plans for small crops."""
 
 import jax
 

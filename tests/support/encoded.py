@@ -8,7 +8,7 @@ from dino_jax.data.decode import open_image
 
 
 def encoded(image: Image.Image, format_: str, **options: object) -> Image.Image:
-    """Saves an image in a format, and opens it again."""
+    """Saves an image in a format and opens it again."""
     file = io.BytesIO()
     image.save(file, format_, **options)
     return open_image(file)

@@ -1,4 +1,4 @@
-"""Changes `.pth` files at random: reading them gives plain data or our error, and runs no code.
+"""Changes `.pth` files at random. Reading them must give plain data or our error, and run no code.
 
 python -m tests.support.fuzz_torch_file --seconds=60 --seed=1
 """
@@ -49,7 +49,7 @@ def _audit(event: str, arguments: tuple) -> None:
 
 @contextlib.contextmanager
 def nothing_runs() -> Iterator[None]:
-    """A context in which imports, exec, processes and other audited events are errors."""
+    """A context manager in which imports, exec, processes and other audited events are errors."""
     global _watching
     _watching = True
     try:
@@ -95,7 +95,7 @@ def touch(value: Any) -> None:
 
 
 def small_files() -> list[bytes]:
-    """Small files that together contain everything that is supported."""
+    """Small files that together cover every supported feature."""
     array = np.arange(6, dtype=np.float32)
     value = {
         "model": Call("collections.OrderedDict", (), {"_metadata": {}}),
@@ -119,7 +119,7 @@ def small_files() -> list[bytes]:
 
 
 def changed_bytes(content: bytes, rng: random.Random) -> bytes:
-    """Bits flipped, numbers made extreme, chunks cut, moved or repeated."""
+    """Flips bits, inserts extreme numbers, and cuts, moves or repeats chunks."""
     result = bytearray(content)
     # Pickles and directories are at the ends; the middle is mostly numbers.
     places = [rng.randrange(len(result)), len(result) - 1 - rng.randrange(min(4000, len(result)))]
@@ -178,7 +178,7 @@ def random_opcode(rng: random.Random) -> bytes:
 
 
 def changed_opcodes(pickle: bytes, rng: random.Random) -> bytes:
-    """The pickle with opcodes removed, repeated, moved and inserted."""
+    """Removes, repeats, moves and inserts opcodes of a pickle."""
     starts = [position for _, _, position in pickletools.genops(pickle)] + [len(pickle)]
     parts = [pickle[a:b] for a, b in itertools.pairwise(starts)]
     for _ in range(rng.choice([1, 1, 2, 3, 8])):
@@ -208,7 +208,7 @@ def changed(content: bytes, rng: random.Random) -> bytes:
         body = content[len(LEGACY_MAGIC) :]
         if way == 1:
             return LEGACY_MAGIC + changed_bytes(body, rng)
-        ends = []  # of the version, the machine, the object
+        ends = []  # of the pickles of version, machine and object
         for _ in range(3):
             start = ends[-1] if ends else 0
             *_, (_, _, last) = pickletools.genops(body[start:])

@@ -1,4 +1,4 @@
-"""A small linear probe, shared by the tests of linear classifiers."""
+"""A small linear probe for the tests of linear classifiers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,7 +19,7 @@ RATES = (0.01, 1.0)
 
 @contextmanager
 def interrupted_after(epochs: int) -> Iterator[None]:
-    """Interrupts the training in this block when it has saved that many epochs."""
+    """Interrupts training within this context after it has saved that many epochs."""
     write = linear_training._write
 
     def write_and_stop(workdir: Path, settings: Any, progress: Any) -> None:

@@ -1,4 +1,4 @@
-"""A file server on the loopback interface that misbehaves on request, for tests of downloads."""
+"""A file server on the loopback interface that can misbehave, for tests of downloads."""
 
 import contextlib
 import dataclasses
@@ -7,26 +7,28 @@ import threading
 import time
 from collections.abc import Iterator
 
-FILE = b"PK\x03\x04" + bytes(range(256)) * 2000  # half a megabyte: several reads
-OTHER = b"PK\x03\x04" + bytes(reversed(range(256))) * 2000  # of the same length
+FILE = b"PK\x03\x04" + bytes(range(256)) * 2000  # half a megabyte, read in several chunks
+OTHER = b"PK\x03\x04" + bytes(reversed(range(256))) * 2000  # has the same length
 HALF = len(FILE) // 2
 
 
 @dataclasses.dataclass
 class Server:
-    """What a server does next, and which paths it was asked for."""
+    """How a server behaves, and the paths requested from it."""
 
     address: str = ""  # without a trailing slash
     content: bytes = FILE  # at every path
     headers: dict[str, str] = dataclasses.field(default_factory=dict)
     status: int = 200
-    # path: address; the body of such an answer never comes
+    # path: address; the body of such a response is never sent
     redirects: dict[str, str] = dataclasses.field(default_factory=dict)
     chunked: bool = False
-    cut: int | None = None  # bytes of the body after which it hangs up
-    stall: int | None = None  # bytes of the body after which it waits
-    stalled: threading.Event = dataclasses.field(default_factory=threading.Event)  # ends the wait
-    delay: float = 0.0  # seconds before an answer
+    cut: int | None = None  # bytes of the body after which it disconnects
+    stall: int | None = None  # bytes of the body after which it stalls
+    stalled: threading.Event = dataclasses.field(
+        default_factory=threading.Event
+    )  # set it to continue
+    delay: float = 0.0  # seconds before a response
     paths: list[str] = dataclasses.field(default_factory=list)
 
     def answer(self, request: http.server.BaseHTTPRequestHandler) -> None:
@@ -44,7 +46,7 @@ class Server:
             if value:
                 request.send_header(name, value)
         request.end_headers()
-        with contextlib.suppress(ConnectionError):  # the client may hang up too
+        with contextlib.suppress(ConnectionError):  # the client may disconnect
             self._send(self.content, request)
 
     def _send(self, body: bytes, request: http.server.BaseHTTPRequestHandler) -> None:
@@ -64,7 +66,7 @@ class Server:
 
 @contextlib.contextmanager
 def serve() -> Iterator[Server]:
-    """A server in its own thread, which stops at the end of the block."""
+    """Runs a server in its own thread within this context."""
     about = Server()
 
     class Handler(http.server.BaseHTTPRequestHandler):

@@ -1,4 +1,4 @@
-"""A short video of a moving square, and what coding may change in it."""
+"""A short video of a moving square, and the tolerance for lossy coding."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +10,7 @@ SHAPE = (48, 64, 3)
 
 
 def frames(count: int = 6) -> Iterator[np.ndarray]:
-    """A square that moves to the right."""
+    """The frames of a square that moves to the right."""
     for i in range(count):
         frame = np.full(SHAPE, (30, 60, 90), np.uint8)
         frame[16:32, 8 * i : 8 * i + 16] = (220, 200, 40)
@@ -23,5 +23,5 @@ def read(path: Path) -> np.ndarray:
 
 
 def assert_alike(ours: np.ndarray, expected: np.ndarray) -> None:
-    """Up to what coding and halved colours lose at the edges of the square."""
+    """Asserts equal frames, except for coding and chroma subsampling at the square's edges."""
     assert np.abs(ours.astype(int) - expected).mean() < 6

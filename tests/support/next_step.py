@@ -1,4 +1,4 @@
-"""One step after a whole checkpoint: its settings and views, and what this package makes of it."""
+"""One training step from a full checkpoint: its settings, its views, and this package's result."""
 
 import json
 from collections.abc import Callable
@@ -34,11 +34,11 @@ STEP = {
     "teacher_temp": 0.05,
     "center_momentum": 0.9,
 }
-BATCH, SIDES = 4, (32, 32, 16, 16)  # pixels of the views; the globals first
+BATCH, SIDES = 4, (32, 32, 16, 16)  # pixels of the views, global crops first
 
 
 def views(step: int) -> list[np.ndarray]:
-    """Views [BATCH, side, side, 3] of a step, float32."""
+    """The views [BATCH, side, side, 3] of a step, in float32."""
     return [
         recipe_images(f"next step/{step}/{v}", (BATCH, 3, side, side))
         for v, side in enumerate(SIDES)
@@ -46,7 +46,7 @@ def views(step: int) -> list[np.ndarray]:
 
 
 def in_any_precision(config: ConfigDict, rngs: nnx.Rngs) -> MultiCropModel:
-    """The model of a config, computing in the precision of its arrays."""
+    """A config's model, which computes in the precision of its arrays."""
     sizes = {key: value for key, value in config.model.overrides.items() if value is not None}
     backbone = create_model(
         config.model.name, patch_size=config.model.patch_size, rngs=rngs, **sizes
@@ -57,7 +57,7 @@ def in_any_precision(config: ConfigDict, rngs: nnx.Rngs) -> MultiCropModel:
 
 @cache
 def step_of(optimizer: str, norm_last_layer: bool) -> Callable[[TrainState, Any], TrainState]:
-    """The compiled step of the fixture's network, with constant schedules."""
+    """The compiled step for the fixture's network, with constant schedules."""
     config, _ = whole_state(read_torch_checkpoint(FULL))
     graphdef, *_ = abstract(partial(in_any_precision, config))
     settings = StepSettings(
@@ -79,9 +79,9 @@ def step_of(optimizer: str, norm_last_layer: bool) -> Callable[[TrainState, Any]
 
 
 def our_step(path: Path, step: int) -> tuple[float, dict[str, dict[str, np.ndarray]], np.ndarray]:
-    """A step in float64 from a whole checkpoint of the fixture's network.
+    """Takes a float64 step from a full checkpoint of the fixture's network.
 
-    Returns: the loss; student and teacher after it, by the reference's names; and the center.
+    Returns: the loss; the new student and teacher, by the reference's names; and the center.
     """
     config, state = whole_state(read_torch_checkpoint(path))
 
@@ -106,5 +106,5 @@ def our_step(path: Path, step: int) -> tuple[float, dict[str, dict[str, np.ndarr
 
 
 def fingerprint(update: np.ndarray) -> list[float]:
-    """Sum, norm and first three values."""
+    """An array's sum, norm and first three values."""
     return [update.sum(), np.linalg.norm(update), *np.resize(update, 3)]

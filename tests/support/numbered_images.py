@@ -1,4 +1,4 @@
-"""A source whose images show their index, and its training batches."""
+"""A source whose images encode their index, and its training batches."""
 
 import dataclasses
 import itertools
@@ -15,7 +15,7 @@ from dino_jax.data.pipeline import Batch, Records, train_batches
 
 @dataclasses.dataclass
 class Numbers:
-    """Image i has grey level i % 256, height 2 + i % 3 and width 3 + i % 2."""
+    """A source in which image i has grey level i % 256, height 2 + i % 3 and width 3 + i % 2."""
 
     count: int
     broken: frozenset[int] = frozenset()
@@ -51,7 +51,7 @@ def indices(batches: Iterator[Batch], number: int) -> np.ndarray:
 
 
 def assert_no_threads_left(before: set[threading.Thread]) -> None:
-    """Waits until all threads that were not in `before` have ended."""
+    """Waits until all threads that are not in `before` have ended."""
     deadline = time.monotonic() + 5
     while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
         time.sleep(0.01)

@@ -1,4 +1,4 @@
-"""Steps of our optimizers, and of their NumPy formulas."""
+"""Steps of our optimizers, and of the same formulas in NumPy."""
 
 import functools
 from collections.abc import Callable
@@ -30,7 +30,7 @@ LAST_LAYER = {"head/last_layer/v", "head/last_layer/g"}
 
 
 def nested(flat: Arrays) -> PyTree:
-    """A tree from arrays named by their paths."""
+    """Builds a tree from arrays named by their paths."""
     tree: PyTree = {}
     for name, array in flat.items():
         *sections, last = name.split("/")
@@ -47,7 +47,7 @@ def flattened(tree: PyTree) -> Arrays:
 
 
 def random_arrays(seed: int, scale: float = 1.0) -> Arrays:
-    """Random arrays with the shapes of all kinds of parameters."""
+    """Random arrays with a shape for each kind of parameter."""
     rng = np.random.default_rng(seed)
     return {name: scale * rng.standard_normal(shape) for name, shape in SHAPES.items()}
 

@@ -19,7 +19,7 @@ LONGER_SIDE = 240  # pixels, large enough for the tests
 
 @functools.cache
 def photographs() -> dict[str, Image.Image]:
-    """Eight photographs by name, shrunk; skips the test if a package is missing."""
+    """Eight small photographs by name; skips the test if a package is missing."""
     found = {}
     for package, (folder, names) in FILES.items():
         spec = find_spec(package)

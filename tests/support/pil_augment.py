@@ -1,4 +1,4 @@
-"""The reference's augmentations, made by PIL: what the device's crops are compared with."""
+"""The reference's augmentations in PIL, to compare with crops made on the device."""
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -14,14 +14,14 @@ _ENHANCERS = {
 
 
 def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
-    """Bicubic resize to (width, height), the width first in all versions of Pillow."""
+    """Bicubic resize to (width, height); resizes the width first in all versions of Pillow."""
     width, height = size
     image = image.resize((width, image.height), Image.Resampling.BICUBIC)
     return image.resize((width, height), Image.Resampling.BICUBIC)
 
 
 def recolor(crop: Image.Image, plan: CropPlan, n: int) -> Image.Image:
-    """The flip and the colour operations of crop `n` of a plan (NumPy arrays)."""
+    """Applies flip and colour operations of crop `n` in a plan of NumPy arrays."""
     if plan.flip[n]:
         crop = crop.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if not np.array_equal(plan.factors[n], [1, 1, 1, 0]):
@@ -34,7 +34,7 @@ def recolor(crop: Image.Image, plan: CropPlan, n: int) -> Image.Image:
 
 
 def jitter(crop: Image.Image, order: list[int], factors: list[float]) -> Image.Image:
-    """Brightness, contrast, saturation and hue of an RGB crop; arguments as in `color.jitter`."""
+    """Jitters the colours of an RGB crop; arguments as in `color.jitter`."""
     for operation in order:
         if operation in _ENHANCERS:
             crop = _ENHANCERS[operation](crop).enhance(factors[operation])

@@ -1,4 +1,4 @@
-"""Weights and images made by the goldens' recipe; see `tests/goldens/README.md`."""
+"""Weights and images from the goldens' recipe; see `tests/goldens/README.md`."""
 
 import functools
 import json
@@ -59,11 +59,11 @@ def recipe_trees(
     """The recipe's weights, in trees with the given shapes.
 
     Args:
-      seed: seed of the recipe.
-      params: gives the shapes; may be abstract.
-      batch_stats: likewise.
+      seed: the seed of the recipe.
+      params: parameters with the shapes; may be abstract.
+      batch_stats: running statistics with the shapes; may be abstract.
       family: a key of `dino_jax.weights.layouts.tables.FAMILIES`.
-      prefix: prefix of torch's names.
+      prefix: the prefix of torch's names.
     """
     tensors = {
         name: recipe_tensor(seed, prefix + name, empty.shape)
@@ -91,12 +91,12 @@ def traced(
 
 
 def call(method: Callable, model: nnx.Module, *args: Any) -> Any:
-    """A method's result as NumPy arrays; compiled once per structure and shape."""
+    """A method's result as NumPy arrays; compiles once per structure and shape."""
     return jax.device_get(traced(method, *split(model), *args))
 
 
 def random_images(*shape: int) -> np.ndarray:
-    """Noise images [B, H, W, C], always the same."""
+    """Noise images [B, H, W, C] from a fixed seed."""
     return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
 
 

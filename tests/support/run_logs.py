@@ -1,4 +1,4 @@
-"""Logs of a run that is made up, and what their files hold."""
+"""Logs of a simulated run, and readers for their files."""
 
 import json
 import struct
@@ -27,11 +27,14 @@ def open_log(workdir: Path, resume_step: int = 0, **changes: Any) -> RunLog:
 
 
 def train(workdir: Path, resume_step: int = 0, stop_step: int = EPOCHS * STEPS_PER_EPOCH) -> None:
-    """A run whose numbers depend on the step alone; an interval is 4 steps or ends an epoch."""
+    """Simulates a run whose numbers depend only on the step.
+
+    Intervals end every 4 steps and at the end of an epoch.
+    """
     with open_log(workdir, resume_step) as log:
         if resume_step == 0:
             log.scores(0, {20: {"top1": 40.0, "top5": 80.0}})
-        first = resume_step or 1  # the line of an epoch that ends there may be lacking
+        first = resume_step or 1  # an epoch that ends there may be missing
         for step in range(first, stop_step + 1):
             loss, lr = jnp.float32(6 - step / 7), np.float64(0.1 / step)
             if step > resume_step and (step % 4 == 0 or step % STEPS_PER_EPOCH == 0):
@@ -50,7 +53,7 @@ def train(workdir: Path, resume_step: int = 0, stop_step: int = EPOCHS * STEPS_P
 
 
 def records(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log file, which must be JSON as the standard has it."""
+    """The records of a log file, which must be strict JSON."""
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is not JSON")
@@ -59,7 +62,7 @@ def records(path: Path) -> list[dict[str, Any]]:
 
 
 def events(workdir: Path) -> Iterator[Event]:
-    """TensorBoard's files: length, its checksum, the message, its checksum."""
+    """Reads TensorBoard files, made of length, its checksum, message, its checksum."""
     for path in sorted((workdir / "tensorboard").iterdir()):
         data = path.read_bytes()
         while data:
@@ -69,5 +72,5 @@ def events(workdir: Path) -> Iterator[Event]:
 
 
 def scalars(workdir: Path) -> dict[tuple[str, int], float]:
-    """TensorBoard's values by name and step."""
+    """The scalars in TensorBoard files by name and step."""
     return {(v.tag, e.step): v.simple_value for e in events(workdir) for v in e.summary.value}

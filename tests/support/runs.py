@@ -1,4 +1,4 @@
-"""Tiny runs, in this process and in others, and what must be equal of two of them."""
+"""Tiny runs in this process and in subprocesses, and their comparison."""
 
 import json
 import os
@@ -42,7 +42,7 @@ KEYS = {
     "train.batch_size": 16,
     "train.epochs": TOTAL_STEPS // STEPS_PER_EPOCH,
     "optim.lr": 0.02,
-    "optim.momentum_teacher": 0.99,  # with which the run learns, and no step collapses
+    "optim.momentum_teacher": 0.99,  # with this value the run learns without collapsing
     "log.every_steps": 2,
     "checkpoint.every_steps": 4,
     "eval.knn_every_epochs": 0,
@@ -63,11 +63,11 @@ COMPILATION = {
 
 
 class KilledError(Exception):
-    """Ends a run in this process where a kill would."""
+    """Ends a run in this process like a kill."""
 
 
 def arguments(**changes: object) -> list[str]:
-    """The command line of a tiny run; a key's dots are written as two underscores."""
+    """The command line of a tiny run; two underscores in a key stand for a dot."""
     keys = KEYS | {key.replace("__", "."): value for key, value in changes.items()}
     return [f"--config.{key}={value}" for key, value in keys.items()]
 
@@ -81,7 +81,7 @@ def tiny_config(**changes: object) -> ConfigDict:
 
 @contextmanager
 def quick_compilation() -> Iterator[None]:
-    """Compiles as the processes of `started` do: without most optimisations, once for all."""
+    """Compiles without most optimisations and shares compiled programs, as in `started`."""
     config = {name: jax.config.values[name] for name in COMPILATION}
     compilation_cache.reset_cache()
     for name, value in COMPILATION.items():
@@ -97,7 +97,7 @@ def quick_compilation() -> Iterator[None]:
 def train_here(
     config: ConfigDict, workdir: Path, *, devices: int = 1, stop_after: int | None = None
 ) -> dict[str, Any]:
-    """`train.run` on the first devices of this process; equal steps compile once a session."""
+    """`train.run` on the first devices of this process; equal steps compile once per session."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
     step = {"seed": config.seed, "log": config.log.every_steps, "devices": devices}
     for section in ("model", "head", "loss", "optim", "crops", "train"):
@@ -113,8 +113,8 @@ def train_here(
     with (
         mock.patch.object(train, "compile_step", compile_once),
         mock.patch.object(sharding, "make_mesh", return_value=mesh),
-        mock.patch.object(StopRequest, "agreed", lambda _, step, every: step == stop_after),
-        mock.patch.object(log, "plot_learning_curve"),  # a second each time
+        mock.patch.object(StopRequest, "should_stop", lambda _, step, every: step == stop_after),
+        mock.patch.object(log, "plot_learning_curve"),  # takes a second each time
         quick_compilation(),
     ):
         return train.run(config, workdir)
@@ -124,13 +124,15 @@ def train_here(
 def started(
     workdir: Path, *settings: str, devices: int = 1, **environment: str
 ) -> Iterator[subprocess.Popen[str]]:
-    """`python main.py` as a user types it, on so many devices of its own; ended in any case."""
+    """Runs `python main.py` in a subprocess with its own devices; killed at the end if needed."""
     environment |= {
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
     environment |= {name.upper(): str(value) for name, value in COMPILATION.items()}
-    del environment["JAX_COMPILATION_CACHE_DIR"]  # the command's own cache is that folder
+    del environment[
+        "JAX_COMPILATION_CACHE_DIR"
+    ]  # otherwise it would take precedence over the command's own cache
     environment["DINO_JAX_CACHE"] = os.environ["DINO_JAX_TESTS_CACHE"]
     with subprocess.Popen(
         [sys.executable, "main.py", "--config", CONFIG, "--workdir", str(workdir), *settings],
@@ -147,7 +149,7 @@ def started(
 
 
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    """Polls, so often that even a checkpoint's temporary folder is seen."""
+    """Polls often enough to notice even a checkpoint's temporary folder."""
     while not condition():
         assert process.poll() is None, process.communicate()[0]
         time.sleep(0.001)
@@ -155,7 +157,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
 
 @cache
 def whole() -> Path:
-    """The folder of a run on one device that nothing interrupted."""
+    """The folder of an uninterrupted run on one device."""
     workdir = Path(_folders.name) / "whole"
     train_here(tiny_config(), workdir)
     return workdir
@@ -170,7 +172,7 @@ def scored() -> Path:
 
 
 def records(workdir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
-    """The records of a log file without what the clock says."""
+    """The records of a log file without times."""
     lines = map(json.loads, (workdir / name).read_text().splitlines())
     return [{key: v for key, v in line.items() if key not in SPEED} for line in lines]
 
@@ -182,7 +184,7 @@ def steps(workdir: Path) -> list[int]:
 
 
 def arrays(workdir: Path) -> dict[str, np.ndarray]:
-    """Every array of a run's last checkpoint by its path."""
+    """Every array in a run's last checkpoint by its path."""
     here = SingleDeviceSharding(jax.devices()[0])
     found = {}
     with ocp.StandardCheckpointer() as reader:
@@ -198,7 +200,7 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
 
 
 def assert_equal(workdir: Path, expected: Path) -> None:
-    """Two runs ended with the same bits and wrote the same logs."""
+    """Asserts that two runs ended with equal bits and equal logs."""
     assert (workdir / "log.txt").read_bytes() == (expected / "log.txt").read_bytes()
     assert records(workdir) == records(expected)
     ours, theirs = arrays(workdir), arrays(expected)

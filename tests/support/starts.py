@@ -1,4 +1,4 @@
-"""Starts of runs from weights, and the random states that they replace."""
+"""Starting runs from weights, and the random states that they replace."""
 
 import json
 from functools import cache
@@ -23,7 +23,7 @@ MADE = "the center is computed from the teacher's logits for the first batch"
 
 
 def fixture_config(init_from: str, **changes: object) -> ConfigDict:
-    """The config of a run whose network is that of the fixtures."""
+    """The config of a run with the network of the fixtures."""
     return runs.tiny_config(
         **{
             "model__overrides__image_size": 32,
@@ -39,7 +39,7 @@ def fixture_config(init_from: str, **changes: object) -> ConfigDict:
 
 @cache
 def random_start(config: str, devices: int) -> tuple[Plan, TrainState]:
-    """The plan and the first state of a config without weights, compiled once for all tests."""
+    """The plan and initial state of a config without weights, compiled once for all tests."""
     mesh = sharding.make_mesh(jax.devices()[:devices])
     parsed = ConfigDict(json.loads(config))
     plan = make_plan(parsed, model_spec(parsed), mesh, steps_per_epoch=5)

@@ -1,4 +1,4 @@
-"""A tiny Vision Transformer, with weights made by the goldens' recipe."""
+"""A tiny Vision Transformer with weights from the goldens' recipe."""
 
 from functools import partial
 from typing import Any
@@ -10,7 +10,7 @@ TINY = {"patch_size": 4, "image_size": 16, "embed_dim": 32, "depth": 2, "num_hea
 
 
 def tiny(**overrides: Any) -> VisionTransformer:
-    """Images of 16 pixels in patches of 4, so 17 tokens; two blocks of width 32."""
+    """For images of 16 pixels in patches of 4, so 17 tokens; two blocks of width 32."""
     return recipe_model("vit_tiny", **TINY | overrides)
 
 

@@ -1,4 +1,4 @@
-"""Builds files in the formats of `torch.save` byte by byte, valid ones and damaged ones."""
+"""Builds valid and damaged files in the formats of `torch.save`, byte by byte."""
 
 import dataclasses
 import io
@@ -23,7 +23,7 @@ KINDS = {"float32": "Float", "float16": "Half", "bfloat16": "BFloat16", "int64":
 
 @dataclasses.dataclass(frozen=True)
 class Call:
-    """A call of a global, whose result is given `state` if it is not None."""
+    """A call of a global; `state` is applied to the result unless it is None."""
 
     name: str
     arguments: tuple = ()
@@ -88,17 +88,17 @@ def opcodes(value: Any) -> bytes:
 
 
 def pickle_of(value: Any) -> bytes:
-    """A whole pickle."""
+    """A complete pickle."""
     return b"\x80\x02" + opcodes(value) + b"."
 
 
 def storage(numel: Any, kind: str = "Float", key: Any = "0", *view: Any) -> Reference:
-    """A reference to a storage; only the legacy format has `view`."""
+    """A reference to a storage; `view` exists only in the legacy format."""
     return Reference(("storage", Type(f"torch.{kind}Storage"), key, "cpu", numel, *view))
 
 
 def tensor(of: Any, offset: Any, size: Any, stride: Any) -> Call:
-    """A tensor on the storage `of`, as torch saves it."""
+    """A tensor on the storage `of`, as saved by torch."""
     return Call(REBUILD, (of, offset, size, stride, False, Call("collections.OrderedDict")))
 
 
@@ -108,9 +108,9 @@ def zip_file(
     """A file in the zip format.
 
     Args:
-      value: the value of its pickle, or the whole pickle.
+      value: the value of its pickle, or the complete pickle.
       storages: bytes by key.
-      more: further members by name, or other contents for `data.pkl` and `byteorder`.
+      more: additional members by name, or other contents for `data.pkl` and `byteorder`.
     """
     members = {
         "archive/data.pkl": value if isinstance(value, bytes) else pickle_of(value),
@@ -123,7 +123,7 @@ def zip_file(
 
 
 def save(path: Path, value: Any) -> Path:
-    """Writes plain data with arrays in it as `torch.save` does, and returns the path."""
+    """Writes plain data with arrays in the format of `torch.save`, and returns the path."""
     storages: dict[str, bytes] = {}
 
     def described(part: Any) -> Any:
@@ -141,7 +141,7 @@ def save(path: Path, value: Any) -> Path:
 
 
 def archive(members: dict[str, bytes]) -> bytes:
-    """An uncompressed zip archive of these members."""
+    """An uncompressed zip archive with these members."""
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as file:
         for name, content in members.items():
@@ -186,7 +186,7 @@ def read(content: bytes) -> Any:
         return read_torch_file(stream.name)
 
 
-def expect_refusal(content: bytes, message: str) -> None:
+def expect_error(content: bytes, message: str) -> None:
     """Checks that reading these bytes raises our error with a message that matches."""
     with pytest.raises(TorchFileError, match=message):
         read(content)

@@ -1,10 +1,10 @@
-"""The reference's training step in PyTorch, on a whole checkpoint that torch itself reads.
+"""The reference's training step in PyTorch, from a full checkpoint read by torch.
 
-`python -m tests.support.torch_run` writes next_step.json, for machines without torch: what the
-first step after tests/goldens/pth/full_checkpoint.pth does.
+`python -m tests.support.torch_run` writes next_step.json, for machines without torch: the results
+of the first step after tests/goldens/pth/full_checkpoint.pth.
 
-The network is a function of tensors with the reference's names. It shares no code with the
-package or its benchmarks. Dims: B images, V views, N tokens, D width, K prototypes.
+The network is a function of tensors with the reference's names. It shares no code with the package
+or its benchmarks. Dims: B images, V views, N tokens, D width, K prototypes.
 """
 
 import argparse
@@ -44,7 +44,7 @@ def positions(table: Tensor, side: int) -> Tensor:
     """The position table [1, 1 + M**2, D], resized to side x side patches."""
     grid = table[:, 1:].unflatten(1, (META["img"] // META["patch"], -1)).permute(0, 3, 1, 2)
     if grid.shape[2] != side:
-        scale = (side + 0.1) / grid.shape[2]  # as the reference does, against rounding
+        scale = (side + 0.1) / grid.shape[2]  # as in the reference, to avoid rounding errors
         grid = F.interpolate(grid, scale_factor=(scale, scale), mode="bicubic")
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
@@ -78,7 +78,7 @@ def logits(tensors: Tensors, images: list[Tensor]) -> Tensor:
 
 
 def dino_loss(student: Tensor, teacher: Tensor, center: Tensor) -> Tensor:
-    """Mean cross-entropy of every teacher view with every other view of the student."""
+    """The mean cross-entropy between every teacher view and every other student view."""
     targets = ((teacher - center) / STEP["teacher_temp"]).softmax(dim=-1)
     predicted = (student / STEP["student_temp"]).log_softmax(dim=-1)
     pairs = -torch.einsum("tbk,vbk->tv", targets, predicted) / student.shape[1]
@@ -87,12 +87,12 @@ def dino_loss(student: Tensor, teacher: Tensor, center: Tensor) -> Tensor:
 
 
 class TorchRun:
-    """A run of the reference in float64, between two steps.
+    """A float64 run of the reference, between two steps.
 
     Args:
-      file: a whole checkpoint, as `torch.load` returns it.
-      optimizer: "adamw" or "sgd". Its state is that of the file, or new if the file has another
-        optimizer.
+      file: a full checkpoint, as returned by `torch.load`.
+      optimizer: "adamw" or "sgd". Its state comes from the file, or is new if the file contains the
+        other optimizer.
     """
 
     def __init__(self, file: dict[str, Any], optimizer: str = "adamw") -> None:
@@ -120,7 +120,7 @@ class TorchRun:
             self.optimizer.load_state_dict(file["optimizer"])
 
     def step(self, images: list[np.ndarray], *, frozen: bool = False) -> float:
-        """Makes one step on the views of `views` and returns its loss."""
+        """Takes one step on `views` and returns the loss."""
         planes = [torch.tensor(x).double().permute(0, 3, 1, 2) for x in images]
         with torch.no_grad():
             teacher = logits(self.teacher, planes[:2])
@@ -148,7 +148,7 @@ class TorchRun:
         return {name: x.detach() for name, x in getattr(self, which).items()}
 
     def file(self) -> dict[str, Any]:
-        """The whole checkpoint, in float32, as the reference saves it."""
+        """A full float32 checkpoint, as saved by the reference."""
         float32 = {w: {n: x.float() for n, x in self.tensors(w).items()} for w in NETWORKS}
         state = self.optimizer.state_dict()
         for entry in state["state"].values():
@@ -165,7 +165,7 @@ class TorchRun:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Reads a file of our own making, which may contain a namespace."""
+    """Reads a trusted file, which may contain a namespace."""
     return torch.load(path, weights_only=False)
 
 

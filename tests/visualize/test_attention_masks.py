@@ -19,7 +19,7 @@ def test_equals_the_reference(path: Path) -> None:
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.6, 0.95])
-def test_mask_holds_the_mass_with_the_fewest_patches(threshold: float) -> None:
+def test_mask_contains_the_mass_with_the_fewest_patches(threshold: float) -> None:
     maps = np.random.default_rng(0).exponential(size=(4, 5, 7)) ** 2
     for values, mask in zip(maps, mass_mask(maps, threshold), strict=True):
         kept = values[mask]
@@ -27,7 +27,7 @@ def test_mask_holds_the_mass_with_the_fewest_patches(threshold: float) -> None:
         assert kept.sum() >= threshold * values.sum() > kept.sum() - kept.min()
 
 
-def test_pixels_get_their_patch() -> None:
+def test_pixels_equal_their_patch() -> None:
     patches = np.arange(6).reshape(1, 2, 3)
     pixels = to_pixels(patches, 2, (3, 5))  # the last patches are cropped
     expected = [[0, 0, 1, 1, 2], [0, 0, 1, 1, 2], [3, 3, 4, 4, 5]]

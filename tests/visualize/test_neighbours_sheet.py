@@ -1,4 +1,4 @@
-"""The picture of queries and their neighbours."""
+"""The sheet of queries and their neighbours."""
 
 from pathlib import Path
 
@@ -17,7 +17,7 @@ def count(picture: Image.Image, color: tuple[int, int, int]) -> int:
     return int((np.asarray(picture) == color).all(axis=-1).sum())
 
 
-def test_frames_say_whether_the_classes_agree() -> None:
+def test_frame_colours_show_whether_classes_agree() -> None:
     test, train = open_source("shapes:20@test"), open_source("shapes:40@train")
     query, similarity = np.array([3]), np.full((1, 3), 0.5)
     same, other = np.array([[3, 13, 23]]), np.array([[4, 15, 26]])
@@ -29,12 +29,12 @@ def test_frames_say_whether_the_classes_agree() -> None:
 
 
 def test_report_of_two_passes(tmp_path: Path) -> None:
-    """Features that are the class: every neighbour is right."""
+    """The features equal the class, so every neighbour is correct."""
     specs = ("shapes:60@train", "shapes:15@test")
     sources = tuple(map(open_source, specs))
     sides = []
     for source in sources:
-        index = np.arange(len(source), dtype=np.int32)[::2]  # the others were unreadable
+        index = np.arange(len(source), dtype=np.int32)[::2]  # the other images are unreadable
         labels = source.labels[index]
         sides.append(Features(np.eye(10, dtype=np.float32)[labels], labels, index))
     path = tmp_path / "report.png"
@@ -47,8 +47,8 @@ def test_report_of_two_passes(tmp_path: Path) -> None:
     assert again.read_bytes() == path.read_bytes()
 
 
-def test_refuses_what_is_no_picture(tmp_path: Path) -> None:
-    """Of unknown format; of one that is read only; of one without colours."""
+def test_rejects_output_formats(tmp_path: Path) -> None:
+    """Unknown formats, formats that can only be read, and formats without colours."""
     for name in ("x.txt", "x", "x.psd", "x.xbm"):
         with pytest.raises(UsageError, match=rf"report=.*{name} is no picture format that can"):
             check_report(tmp_path / name)

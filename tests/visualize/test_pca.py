@@ -5,7 +5,7 @@ import numpy as np
 from dino_jax.visualize.pca import is_foreground, principal_components, to_colors
 
 
-def test_components_are_those_of_the_singular_values() -> None:
+def test_components_equal_the_singular_vectors() -> None:
     rng = np.random.default_rng(0)
     tokens = (rng.normal(size=(200, 5)) * [5, 1, 3, 0.1, 0.5] + 7).astype(np.float32)
     centred = tokens - tokens.mean(axis=0)
@@ -16,7 +16,7 @@ def test_components_are_those_of_the_singular_values() -> None:
     np.testing.assert_allclose(principal_components(tokens[::-1], 3)[::-1], ours, atol=1e-3)
 
 
-def test_sign_is_that_of_the_largest_entry() -> None:
+def test_largest_entry_is_positive() -> None:
     tokens = np.outer(np.arange(10.0), [0.2, -0.9])
     assert (np.diff(principal_components(tokens, 1)[:, 0]) < 0).all()
 
@@ -31,7 +31,7 @@ def test_colors_ignore_a_few_outliers() -> None:
     assert (to_colors(np.zeros((4, 3))) == 0).all()
 
 
-def test_foreground_is_the_side_with_less_of_the_border() -> None:
+def test_foreground_is_the_side_with_less_border() -> None:
     rng = np.random.default_rng(0)
     inside = np.zeros((10, 10), bool)
     inside[3:8, 2:7] = True
@@ -43,7 +43,7 @@ def test_foreground_is_the_side_with_less_of_the_border() -> None:
         np.testing.assert_array_equal(found.reshape(10, 10), inside)
 
 
-def test_one_token_or_equal_ones() -> None:
+def test_one_token_or_equal_tokens() -> None:
     for tokens in (np.ones((1, 4)), np.ones((6, 4))):
         components = principal_components(tokens, 3)
         assert is_foreground(components[:, 0], np.ones(len(tokens), bool)).all()

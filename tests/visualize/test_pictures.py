@@ -1,4 +1,4 @@
-"""Which pictures are drawn, their file names, and how they are resized."""
+"""Opening, naming and resizing the pictures to draw."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def save(path: Path, size: tuple[int, int] = (20, 10)) -> str:
     return str(path)
 
 
-def test_files_folders_and_sources_in_order(tmp_path: Path) -> None:
+def test_files_folders_and_sources_keep_their_order(tmp_path: Path) -> None:
     first = save(tmp_path / "a picture, here.png")
     save(tmp_path / "folder" / "x" / "1.png", (5, 6))
     save(tmp_path / "folder" / "y" / "1.jpg", (7, 8))
@@ -41,7 +41,7 @@ def test_files_folders_and_sources_in_order(tmp_path: Path) -> None:
     assert len({pictures.stamp(i) for i in range(6)}) == 5
 
 
-def test_refuses_what_does_not_exist() -> None:
+def test_rejects_missing_paths() -> None:
     with pytest.raises(UsageError, match="/no/where is not a folder"):
         open_pictures(["/no/where"])
     with pytest.raises(UsageError, match=r"image file /no/where\.jpg does not exist: check"):
@@ -73,14 +73,14 @@ def test_thin_pictures_get_a_row_of_patches() -> None:
 
 
 @pytest.mark.parametrize("size", [(4,), (0, 0), (-1,), (9, 9, 9), ()])
-def test_refuses_sizes(size: tuple[int, ...]) -> None:
+def test_rejects_sizes(size: tuple[int, ...]) -> None:
     with pytest.raises(
         UsageError, match=r"size=.*: give height and width, or .* at least 8 pixels"
     ):
         check_input_size(size, 8)
 
 
-def test_resizes_bilinear_with_antialiasing_and_cuts_right_and_bottom() -> None:
+def test_resizes_with_antialiasing_and_crops_right_and_bottom() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (61, 83, 3), np.uint8)
     whole = Image.fromarray(pixels).resize((29, 27), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(fit_to_patches(pixels, (27, 29), 8), np.asarray(whole)[:24, :24])

@@ -1,4 +1,4 @@
-"""What is drawn, pixel by pixel where that can be said."""
+"""Drawing sheets of pictures, compared pixel by pixel where possible."""
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ def test_color_map_spans_the_limits() -> None:
     assert (np.diff(brightness) >= 0).mean() > 0.98
     assert (colors[0, -5:] == colors[0, -1]).all()  # the last half percent
     np.testing.assert_array_equal(sheet.color_map(values, (2.0, 3.0))[0, 0], colors[0, 0])
-    assert (sheet.color_map(np.ones((2, 2))) == colors[0, 0]).all()  # nothing to divide by
+    assert (sheet.color_map(np.ones((2, 2))) == colors[0, 0]).all()  # no division by zero
 
 
 def test_masks_are_filled_and_have_contours() -> None:
@@ -46,14 +46,14 @@ def test_hues_differ(count: int) -> None:
 @pytest.mark.parametrize(
     ("count", "lengths"), [(1, [1]), (8, [8]), (9, [5, 4]), (14, [7, 7]), (17, [6, 6, 5])]
 )
-def test_rows_are_of_like_length(count: int, lengths: list[int]) -> None:
+def test_rows_have_similar_lengths(count: int, lengths: list[int]) -> None:
     tiles = [Tile(Image.new("RGB", (9, 9)), str(i)) for i in range(count)]
     rows = sheet.wrapped(tiles)
     assert [len(row) for row in rows] == lengths
     assert [tile.caption for row in rows for tile in row] == [str(i) for i in range(count)]
 
 
-def test_tiles_lie_in_columns() -> None:
+def test_tiles_are_aligned_in_columns() -> None:
     def tile(width: int, height: int, color: tuple[int, int, int]) -> Tile:
         return Tile(Image.new("RGB", (width, height), color))
 
@@ -64,15 +64,15 @@ def test_tiles_lie_in_columns() -> None:
     pixels = np.asarray(drawn)
     for color, (top, left), (height, width) in (
         (red, (margin, margin), (20, 30)),
-        (blue, (margin + 5, margin + 30 + gap), (10, 50)),  # in the middle of its row
-        (green, (margin + 20 + gap, margin + 10), (40, 10)),  # in the middle of its column
+        (blue, (margin + 5, margin + 30 + gap), (10, 50)),  # vertically centered
+        (green, (margin + 20 + gap, margin + 10), (40, 10)),  # horizontally centered
     ):
         place = (pixels == color).all(axis=-1)
         assert place.sum() == height * width
         assert place[top : top + height, left : left + width].all()
 
 
-def test_captions_lie_in_a_line_and_are_not_cut_on_narrow_tiles() -> None:
+def test_captions_are_aligned_and_not_cut_on_narrow_tiles() -> None:
     def inked(height: int, caption: str) -> np.ndarray:
         tiles = [Tile(Image.new("RGB", (50, x), sheet.PAPER), caption) for x in (height, 90)]
         return np.asarray(sheet.contact_sheet([tiles]))
@@ -86,11 +86,11 @@ def test_captions_title_and_frames_are_within_the_sheet() -> None:
     tile = Tile(Image.new("RGB", (60, 40), (0, 0, 0)), "a caption of many letters", (0, 200, 0))
     plain = sheet.contact_sheet([[Tile(tile.picture)]])
     drawn = sheet.contact_sheet([[tile]], title="Überschrift, länger als das Blatt breit ist")
-    assert drawn.width == plain.width - 60 + sheet.WORDS  # which do not do
+    assert drawn.width == plain.width - 60 + sheet.WORDS  # WORDS is the minimum width for text
     assert drawn.height == plain.height + sheet.TITLE + 2 * sheet.GAP + sheet.CAPTION + 12
     pixels = np.asarray(drawn)
     edge = np.concatenate([pixels[:, :4], pixels[:, -4:]], axis=1)
-    assert (edge == 255).all()  # the words are cut
+    assert (edge == 255).all()  # the text is cut
     assert (pixels == (0, 200, 0)).all(axis=-1).sum() == 68 * 48 - 60 * 40
 
 

@@ -1,4 +1,4 @@
-"""Videos in and out, through the packaged ffmpeg."""
+"""Reading and writing videos with the packaged ffmpeg."""
 
 import json
 import os
@@ -28,7 +28,7 @@ def test_h264_is_read_back(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
     write_video(path, frames(), 12.5)
     found = open_frames(path)
     assert found.fps == 12.5
-    for _ in range(2):  # every iteration starts anew
+    for _ in range(2):  # every iteration starts from the beginning
         for ours, expected in zip(found, frames(), strict=True):
             assert ours.shape == SHAPE
             assert_alike(ours, expected)
@@ -38,7 +38,7 @@ def test_h264_is_read_back(name: str, tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.usefixtures("ffmpeg")
 @pytest.mark.parametrize("ending", [".mp4", ".gif"])
-def test_a_failure_leaves_the_earlier_video(ending: str, tmp_path: Path) -> None:
+def test_failure_keeps_the_earlier_video(ending: str, tmp_path: Path) -> None:
     path = tmp_path / f"wander{ending}"
     path.write_text("earlier")
     with pytest.raises(ZeroDivisionError):
@@ -47,7 +47,7 @@ def test_a_failure_leaves_the_earlier_video(ending: str, tmp_path: Path) -> None
 
 
 @pytest.mark.usefixtures("ffmpeg")
-def test_odd_sides_get_one_pixel_more(tmp_path: Path) -> None:
+def test_odd_sides_are_padded_by_one_pixel(tmp_path: Path) -> None:
     path = tmp_path / "odd.mp4"
     write_video(path, (frame[:47, :63] for frame in frames()), 5)
     first = next(iter(open_frames(path)))
@@ -67,8 +67,8 @@ def test_gif_needs_no_ffmpeg(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("fps", [7, 12.5, 24, 30, 30000 / 1001, 50])
-def test_gif_plays_at_its_speed(fps: float, tmp_path: Path) -> None:
-    """Its durations are hundredths of a second, and their rounding does not add up."""
+def test_gif_has_the_right_speed(fps: float, tmp_path: Path) -> None:
+    """Durations are rounded to hundredths of a second, and rounding errors do not add up."""
     path, shown = tmp_path / "noise.gif", 0
     write_video(path, np.random.default_rng(0).integers(0, 256, (40, 8, 8, 3), np.uint8), fps)
     with Image.open(path) as gif:
@@ -80,7 +80,7 @@ def test_gif_plays_at_its_speed(fps: float, tmp_path: Path) -> None:
             assert shown == pytest.approx(1000 * (i + 1) / fps, abs=5)
 
 
-def test_folder_of_frames_by_the_numbers_in_their_names(
+def test_frames_in_a_folder_are_sorted_by_number(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for i in (1, 2, 9, 10, 100):
@@ -94,7 +94,7 @@ def test_folder_of_frames_by_the_numbers_in_their_names(
 
 @pytest.mark.usefixtures("ffmpeg")
 @pytest.mark.parametrize("content", [b"", b"no video at all\n" * 99, b"\x00\x00\x00\x20ftypisom"])
-def test_a_video_that_does_not_open(content: bytes, tmp_path: Path) -> None:
+def test_rejects_a_video_that_does_not_open(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "broken.mp4"
     path.write_bytes(content)
     with pytest.raises(UsageError, match=r"video=.*broken.mp4 cannot be decoded \(.+\): use a"):
@@ -106,7 +106,7 @@ def test_a_video_that_does_not_open(content: bytes, tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ffmpeg")
-def test_a_video_that_breaks_off(
+def test_video_that_is_truncated(
     goldens: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "cut.avi"

@@ -1,4 +1,4 @@
-"""Downloads from servers that cut, lie and redirect."""
+"""Downloads from servers that break off, lie or redirect."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +27,7 @@ def change(server: Server, changes: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_file_arrives_with_a_progress_bar(
+def test_download_with_a_progress_bar(
     server: Server, tmp_path: Path, chunked: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.chunked = chunked
@@ -38,10 +38,10 @@ def test_a_file_arrives_with_a_progress_bar(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"status": 404}, "answers 404 Not Found$"),
-        ({"status": 503}, "answers 503 Service Unavailable$"),
-        ({"headers": {"Content-Length": ""}}, "comes without a Content-Length"),
-        ({"headers": {"Content-Length": "9, 9"}}, "comes without a Content-Length|cannot be down"),
+        ({"status": 404}, "responds 404 Not Found$"),
+        ({"status": 503}, "responds 503 Service Unavailable$"),
+        ({"headers": {"Content-Length": ""}}, "has no Content-Length"),
+        ({"headers": {"Content-Length": "9, 9"}}, "has no Content-Length|cannot be down"),
         ({"headers": {"Content-Length": str(2 << 30)}}, "2147483648 bytes, but at most 10737418"),
         ({"headers": {"Content-Length": "9999999"}}, f"{len(FILE)} bytes read, .* more expected"),
         ({"cut": HALF}, f"cannot be downloaded: .*{HALF} bytes read, {HALF} more expected"),
@@ -52,7 +52,7 @@ def test_a_file_arrives_with_a_progress_bar(
         ({"redirects": {"/file.pth": "/file.pth"}}, "cannot be downloaded: .*30 redirects"),
     ],
 )
-def test_failures_name_the_address_and_the_reason(
+def test_errors_name_address_and_reason(
     server: Server, tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     change(server, changes)
@@ -62,7 +62,7 @@ def test_failures_name_the_address_and_the_reason(
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-def test_redirects_on_this_machine_are_followed_without_reading_their_bodies(
+def test_follows_safe_redirects_without_reading_their_bodies(
     server: Server, tmp_path: Path, chunked: bool
 ) -> None:
     server.chunked = chunked
@@ -71,8 +71,8 @@ def test_redirects_on_this_machine_are_followed_without_reading_their_bodies(
     assert server.paths == ["/file.pth", "/there"]
 
 
-def test_an_endless_file_is_cut_at_the_limit(server: Server, tmp_path: Path) -> None:
+def test_rejects_an_endless_file_at_the_limit(server: Server, tmp_path: Path) -> None:
     server.chunked = True
-    with pytest.raises(DownloadError, match="sends more than the allowed 100000 bytes"):
+    with pytest.raises(DownloadError, match="sends more than the limit of 100000 bytes"):
         fetch(server, tmp_path / "part", limit=100_000)
     assert (tmp_path / "part").stat().st_size <= 100_000

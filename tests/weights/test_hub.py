@@ -1,4 +1,4 @@
-"""The hub with a server on this machine, with a folder, and offline."""
+"""The hub with a local server, with a folder, and offline."""
 
 import hashlib
 import os
@@ -56,7 +56,7 @@ def recorded(path: Path) -> Path:
     return path.with_name(f"{path.name}.sha256")
 
 
-def test_a_download_is_cached_in_a_private_folder(
+def test_download_is_cached_in_a_private_folder(
     server: Server, cache: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = hub.fetch("dino_vits16")
@@ -79,7 +79,7 @@ def test_a_download_is_cached_in_a_private_folder(
         ({"content": b"<!DOCTYPE html> log in"}, "not a checkpoint: it starts with b'<!DOCT"),
     ],
 )
-def test_a_failed_download_leaves_nothing(
+def test_failed_download_leaves_no_file(
     server: Server, cache: Path, changes: dict[str, Any], message: str
 ) -> None:
     for name, value in changes.items():
@@ -91,9 +91,9 @@ def test_a_failed_download_leaves_nothing(
     assert hub.fetch("dino_vits16").read_bytes() == FILE
 
 
-def test_a_missing_file_is_named_with_the_mirror(server: Server, cache: Path) -> None:
+def test_error_for_a_missing_file_names_the_mirror(server: Server, cache: Path) -> None:
     server.status = 404
-    with pytest.raises(UsageError, match=rf"{server.address}/{PATH} answers 404 Not Found\. Put "):
+    with pytest.raises(UsageError, match=rf"{server.address}/{PATH} responds 404 Not Found\. Do"):
         hub.fetch("dino_vits16")
     with pytest.raises(UsageError, match=f"DINO_JAX_HUB .now {server.address}. to a .*{PATH}"):
         hub.fetch("dino_vits16")
@@ -107,7 +107,7 @@ def test_a_missing_file_is_named_with_the_mirror(server: Server, cache: Path) ->
         ("linear", PATH.replace("16_pretrain.pth", "16_linearweights.pth"), 64 << 20),
     ],
 )
-def test_each_kind_of_file_has_its_own_size_limit(
+def test_each_kind_of_file_has_a_size_limit(
     server: Server, cache: Path, what: hub.Kind, path: str, limit: int
 ) -> None:
     assert hub.fetch("dino_vits16", what) == cache / path
@@ -118,7 +118,7 @@ def test_each_kind_of_file_has_its_own_size_limit(
 
 
 @pytest.mark.parametrize("changed", [OTHER, FILE[:-1], b""])
-def test_a_changed_file_is_refused_until_it_is_downloaded_again(
+def test_rejects_a_changed_file_until_it_is_downloaded_again(
     server: Server, changed: bytes
 ) -> None:
     path = hub.fetch("dino_vits16")
@@ -129,13 +129,13 @@ def test_a_changed_file_is_refused_until_it_is_downloaded_again(
     assert hub.fetch("dino_vits16").read_bytes() == FILE
 
 
-def test_offline_the_error_tells_how_to_add_the_file_by_hand(cache: Path) -> None:
+def test_offline_error_explains_how_to_add_the_file(cache: Path) -> None:
     address = f"https://dl.fbaipublicfiles.com/dino/{PATH}"
     with pytest.raises(UsageError, match="Connection refused") as caught:
         hub.fetch("dino_vits16")
     message = str(caught.value)
     assert message.startswith(f"{address} cannot be downloaded: ")
-    assert f"Put the file {address} at {cache / PATH} by hand, or set DINO_JAX_HUB (n" in message
+    assert f"Download {address} to {cache / PATH} yourself, or set DINO_JAX_HUB (not" in message
 
     (cache / PATH).write_bytes(FILE)
     assert hub.fetch("dino_vits16") == cache / PATH
@@ -144,7 +144,7 @@ def test_offline_the_error_tells_how_to_add_the_file_by_hand(cache: Path) -> Non
         hub.fetch("dino_vits16")
 
 
-def test_a_web_page_put_there_by_hand_is_refused(cache: Path) -> None:
+def test_rejects_a_web_page_in_the_cache(cache: Path) -> None:
     (cache / PATH).parent.mkdir(parents=True)
     (cache / PATH).write_bytes(b"<html>")
     with pytest.raises(UsageError, match="not a checkpoint: it starts with b'<html>'; replace"):
@@ -153,7 +153,7 @@ def test_a_web_page_put_there_by_hand_is_refused(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("spelling", ["{}", "file://{}"])
-def test_a_folder_is_used_in_place(
+def test_mirror_folder_is_used_in_place(
     tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, spelling: str
 ) -> None:
     monkeypatch.setenv("DINO_JAX_HUB", spelling.format(tmp_path / "mirror"))
@@ -189,15 +189,13 @@ def test_a_folder_is_used_in_place(
         ("~nobodyx/h", "'~nobodyx/h' is not a folder: set it"),
     ],
 )
-def test_unsafe_mirrors_are_refused(
-    monkeypatch: pytest.MonkeyPatch, value: str, message: str
-) -> None:
+def test_rejects_unsafe_mirrors(monkeypatch: pytest.MonkeyPatch, value: str, message: str) -> None:
     monkeypatch.setenv("DINO_JAX_HUB", value)
     with pytest.raises(UsageError, match=message):
         hub.fetch("dino_vits16")
 
 
-def test_a_cache_that_cannot_be_written(
+def test_error_for_an_unwritable_cache(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: Server
 ) -> None:
     (tmp_path / "file").touch()
@@ -216,7 +214,7 @@ def test_threads_share_one_download(server: Server, caplog: pytest.LogCaptureFix
     assert f"is locked by process {os.getpid()} on" in caplog.text
 
 
-def test_a_killed_process_leaves_no_lock_and_no_broken_file(server: Server, cache: Path) -> None:
+def test_killed_process_leaves_no_lock_and_no_broken_file(server: Server, cache: Path) -> None:
     server.stall = HALF
     program = "from dino_jax.weights import hub; hub.fetch('dino_vits16')"
     process = subprocess.Popen([sys.executable, "-c", program], cwd=ROOT)
@@ -232,12 +230,12 @@ def test_a_killed_process_leaves_no_lock_and_no_broken_file(server: Server, cach
     assert files(path.parent) == {path.name, f"{path.name}.sha256", f"{path.name}.lock"}
 
 
-def test_pooch_is_imported_by_a_download_only() -> None:
+def test_pooch_is_imported_only_to_download() -> None:
     program = "import sys, dino_jax.weights.hub; assert not {'pooch', 'requests'} & {*sys.modules}"
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)
 
 
-def test_names(server: Server) -> None:
+def test_rejects_unknown_names_and_kinds(server: Server) -> None:
     with pytest.raises(UsageError, match=r"'dino_vits61': did you mean 'dino_vits16'\? cho"):
         hub.fetch("dino_vits61")
     with pytest.raises(UsageError, match="'zzz': choose one of dino_vits16, dino_vits8"):

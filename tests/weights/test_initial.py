@@ -1,4 +1,4 @@
-"""Runs that start from weights of every kind."""
+"""Starting a run from every kind of weights."""
 
 import re
 import shutil
@@ -29,12 +29,12 @@ from tests.support.starts import BACKBONE, MADE, ONE_NETWORK, PTH, batch_of, fix
 from tests.support.torch_files import save
 
 FULL = str(PTH / "full_checkpoint.pth")
-RESTORED = "the optimizer's state is restored"
+RESTORED = "the optimizer state is restored"
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
-def refused(config: ConfigDict) -> None:
-    """Tries to start where shapes are enough to see that it cannot be."""
+def rejected(config: ConfigDict) -> None:
+    """Reads weights for a run, with abstract arrays only; enough for tests of rejections."""
     spec = model_spec(config)
     plan = make_plan(config, spec, sharding.make_mesh(jax.devices()[:1]), steps_per_epoch=5)
     read_initial(config, spec, plan.shapes)
@@ -46,7 +46,7 @@ def assert_same(found: Any, expected: Any) -> None:
 
 
 def assert_may_be_trained(state: TrainState) -> None:
-    """No array stands in two places: a step donates them all."""
+    """Asserts that no array occurs twice, because a step donates them all."""
     pointers = [
         shard.data.unsafe_buffer_pointer()
         for x in jax.tree.leaves(state)
@@ -58,7 +58,7 @@ def assert_may_be_trained(state: TrainState) -> None:
 # .pth files
 
 
-def test_a_whole_checkpoint() -> None:
+def test_full_checkpoint() -> None:
     (state, has_center, notes), random, _ = start(fixture_config(FULL))
     _, expected = whole_state(read_torch_checkpoint(FULL))
     for part in ("params", "teacher_params", "center", "opt_state"):
@@ -70,7 +70,7 @@ def test_a_whole_checkpoint() -> None:
     assert_may_be_trained(state)
 
 
-def test_a_converted_folder_is_the_same_start(tmp_path: Path) -> None:
+def test_converted_folder_gives_the_same_start(tmp_path: Path) -> None:
     convert(FULL, tmp_path)
     from_folder, _, _ = start(fixture_config(str(tmp_path)))
     from_file, _, _ = start(fixture_config(FULL))
@@ -81,7 +81,7 @@ def test_a_converted_folder_is_the_same_start(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("converted", [False, True])
-def test_a_backbone(converted: bool, tmp_path: Path) -> None:
+def test_backbone(converted: bool, tmp_path: Path) -> None:
     weights = BACKBONE
     if converted:
         weights = str(tmp_path)
@@ -97,12 +97,12 @@ def test_a_backbone(converted: bool, tmp_path: Path) -> None:
         assert_same(params["head"], before["head"])
     assert_same(state.opt_state, random.opt_state)
     assert not has_center
-    none = "it has no head: head, center and optimizer state are newly initialised"
+    none = "it has no head: head, center and optimizer state are newly initialized"
     assert notes == [f"starting from {weights}", ONE_NETWORK, none, MADE]
     assert_may_be_trained(state)
 
 
-def test_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = tmp_path / "dino_deitsmall16_pretrain"
     place.mkdir()
     shutil.copy(FULL, place / "dino_deitsmall16_pretrain_full_checkpoint.pth")
@@ -111,7 +111,7 @@ def test_a_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.notes == ["starting from dino_vits16", RESTORED]
 
 
-def test_another_number_of_prototypes() -> None:
+def test_different_number_of_prototypes() -> None:
     config = fixture_config(FULL, head__out_dim=64)
     (state, has_center, notes), random, _ = start(config)
     stored = read_torch_checkpoint(FULL)
@@ -122,33 +122,36 @@ def test_another_number_of_prototypes() -> None:
         assert_same(params["head"], random.params["head"])
     assert_same(state.opt_state, random.opt_state)
     assert not has_center
-    other = "it has a head of other sizes: head, center and optimizer state are newly initialised"
-    assert notes == [f"starting from {FULL}", other, MADE]
+    sizes = "it has a head of different sizes: head, center and optimizer state are newly init"
+    assert notes == [f"starting from {FULL}", f"{sizes}ialized", MADE]
 
 
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"optim__name": "sgd"}, "the optimizer's state has no momentum_buffer of the shape of 37"),
-        ({"head__norm_last_layer": False}, "it belongs to another head.norm_last_layer"),
+        (
+            {"optim__name": "sgd"},
+            "the optimizer state lacks momentum_buffer, in the right shape, for 37",
+        ),
+        ({"head__norm_last_layer": False}, "the stored one has a different head.norm_last_layer"),
     ],
 )
 @pytest.mark.parametrize("converted", [False, True])
-def test_another_optimizer_starts_anew(
+def test_different_optimizer_is_newly_initialized(
     changes: dict[str, Any], why: str, converted: bool, tmp_path: Path
 ) -> None:
     if converted:
         convert(FULL, tmp_path)
-        why = "it belongs to another optim.name or head.norm_last_layer"
+        why = "the stored one has a different optim.name or head.norm_last_layer"
     config = fixture_config(str(tmp_path) if converted else FULL, **changes)
     (state, has_center, notes), random, _ = start(config)
     assert_same(state.opt_state, random.opt_state)
     np.testing.assert_array_equal(state.center, read_torch_checkpoint(FULL).center)
     assert has_center
-    assert re.match(f"the optimizer state is newly initialised: {re.escape(why)}", notes[-1])
+    assert re.match(f"the optimizer state is newly initialized: {re.escape(why)}", notes[-1])
 
 
-def test_a_file_without_optimizer_or_center(tmp_path: Path) -> None:
+def test_file_without_optimizer_and_center(tmp_path: Path) -> None:
     found = read_torch_file(FULL)
     del found["optimizer"], found["dino_loss"], found["student"]
     path = str(save(tmp_path / "teacher.pth", found))
@@ -157,7 +160,7 @@ def test_a_file_without_optimizer_or_center(tmp_path: Path) -> None:
     assert notes[1:] == [
         ONE_NETWORK,
         MADE,
-        "the optimizer state is newly initialised: the weights contain none",
+        "the optimizer state is newly initialized: the weights do not contain one",
     ]
     assert_same(state.params, state.teacher_params)
     assert_may_be_trained(state)
@@ -166,21 +169,21 @@ def test_a_file_without_optimizer_or_center(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("weights", "changes", "message"),
     [
-        (FULL, {"model__overrides__depth": 1}, r"blocks\.1\.\S+ is left over; .*inspect"),
+        (FULL, {"model__overrides__depth": 1}, r"blocks\.1\.\S+ is unexpected; .*inspect"),
         (FULL, {"model__patch_size": 16}, r"patch_embed\.kernel is \[192, 48\], not \[768, 48\]"),
-        (str(PTH / "linear.pth"), {}, "a linear classifier: give a backbone or a full checkpoi"),
-        (str(PTH / "nothing.pth"), {}, "is no hub name"),
+        (str(PTH / "linear.pth"), {}, "it is a linear classifier: give a backbone or a full"),
+        (str(PTH / "nothing.pth"), {}, "is neither a hub name"),
     ],
 )
-def test_refuses(weights: str, changes: dict[str, Any], message: str) -> None:
+def test_rejects(weights: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=rf"init_from={re.escape(weights)}: .*{message}"):
-        refused(fixture_config(weights, **changes))
+        rejected(fixture_config(weights, **changes))
 
 
-# Folders of runs
+# Run folders
 
 
-def test_a_run_and_its_steps() -> None:
+def test_run_folder_and_its_steps() -> None:
     workdir = runs.whole()
     (state, has_center, notes), _, plan = start(runs.tiny_config(init_from=workdir))
     mesh = sharding.make_mesh(jax.devices()[:1])
@@ -209,12 +212,12 @@ def test_a_run_and_its_steps() -> None:
         ),
     ],
 )
-def test_a_run_with_another_network(changes: dict[str, Any], message: str) -> None:
+def test_rejects_a_run_with_a_different_network(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        refused(runs.tiny_config(init_from=runs.whole(), **changes))
+        rejected(runs.tiny_config(init_from=runs.whole(), **changes))
 
 
-def test_arrays_lie_where_the_run_wants_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arrays_get_the_shardings_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sharding, "FSDP_MIN_SIZE", 1000)
     config = fixture_config(FULL, train__sharding="fsdp")
     (state, *_), random, plan = start(config, devices=8)
@@ -222,5 +225,5 @@ def test_arrays_lie_where_the_run_wants_them(monkeypatch: pytest.MonkeyPatch) ->
     assert not state.params["head"]["layers"][0]["kernel"].sharding.is_fully_replicated
     alone, _, _ = start(fixture_config(FULL))
     assert_same(jax.device_get(state), jax.device_get(alone.state))
-    center = plan.center_of(random, batch_of(config))
+    center = plan.compute_center(random, batch_of(config))
     assert center.sharding == plan.shardings.center

@@ -1,4 +1,4 @@
-"""The center of a run that starts from weights without one."""
+"""The center of a run that starts from weights without a center."""
 
 from pathlib import Path
 
@@ -19,11 +19,11 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.mark.parametrize("devices", [1, 8])
-def test_the_center_is_the_mean_of_the_teachers_logits(devices: int) -> None:
+def test_center_is_the_mean_of_the_teachers_logits(devices: int) -> None:
     config = fixture_config(BACKBONE)
     (state, *_), _, plan = start(config, devices)
     batch = batch_of(config)
-    center = plan.center_of(state, batch)
+    center = plan.compute_center(state, batch)
     assert center.shape == state.center.shape
     (globals_, *_), _ = jax.jit(plan.step.make_views)(batch, jnp.zeros((), jnp.int32))
     assert globals_.shape[:2] == (config.train.batch_size, 2)
@@ -35,20 +35,18 @@ def test_the_center_is_the_mean_of_the_teachers_logits(devices: int) -> None:
     assert np.abs(expected).max() > 0.01
 
 
-def test_a_run_from_a_backbone_and_its_resume(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """It says what it took; later its weights are no longer needed."""
+def test_run_from_a_backbone_can_resume(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The run logs what it loaded. To resume, it no longer needs these weights."""
     model, _ = dino_jax.load(runs.whole())
     path = save(tmp_path / "backbone.pth", to_torch(*split(model)[1:], "vit"))
     config = runs.tiny_config(init_from=path)
     workdir = tmp_path / "run"
     assert runs.train_here(config, workdir, stop_after=4)["step"] == 4
-    said = capsys.readouterr()
+    output = capsys.readouterr()
     for note in (f"starting from {path}", ONE_NETWORK, MADE):
-        assert f"note: {note}" in said.out + said.err
+        assert f"note: {note}" in output.out + output.err
     path.unlink()
     assert runs.train_here(config, workdir)["finished"]
     assert np.any(runs.arrays(workdir)["training['center']"])
-    with pytest.raises(UsageError, match=r"init_from: '.*backbone\.pth' there, None now"):
+    with pytest.raises(UsageError, match=r"init_from: '.*backbone\.pth' before, None now"):
         runs.train_here(runs.tiny_config(), workdir)

@@ -1,4 +1,4 @@
-"""Models from files and converted folders."""
+"""Loading models from files and converted folders."""
 
 import json
 from pathlib import Path
@@ -25,14 +25,14 @@ from tests.support.torch_files import save
 PTH = GOLDENS / "pth"
 FULL = PTH / "full_checkpoint.pth"
 MANIFESTS = json.loads((GOLDENS / "manifests.json").read_text())
-# Largest difference of a feature: float32 as every forward golden; the others are rounded weights
-# of 11 and 8 bits, compared with what the unrounded ones give.
+# Maximum difference of a feature. float32 has the tolerance of all forward goldens. The other files
+# contain weights rounded to 11 and 8 bits, compared with features of the unrounded weights.
 TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 5e-2}
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def recorded(folder: Path) -> dict[str, Any]:
-    """What the reference gave for the networks of a folder, and the images it saw."""
+    """The reference's outputs for the networks of a folder, and its input images."""
     expected = dict(np.load(folder / "expected.npz"))
     meta = json.loads(str(expected["meta"]))
     images = recipe_images(meta["images"], (2, 3, meta["img"], meta["img"]))
@@ -40,7 +40,7 @@ def recorded(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("path", parity_cases("pth/backbone*.pth"), ids=lambda p: p.stem)
-def test_features_of_a_backbone_file(path: Path) -> None:
+def test_backbone_file_features(path: Path) -> None:
     model, info = dino_jax.load(path)
     expected = recorded(path.parent)
     meta = expected["meta"]
@@ -51,7 +51,7 @@ def test_features_of_a_backbone_file(path: Path) -> None:
     features = model(expected["images"])
     np.testing.assert_allclose(features, expected["teacher_cls"], rtol=0, atol=tolerance)
 
-    # Back in the names, layout and precision of the file: the same bytes.
+    # Converted back to the file's names, layout and precision, the bytes are equal.
     tensors = to_torch(*split(model)[1:], "vit")
     assert list(tensors) == list(stored)
     for name, tensor in stored.items():
@@ -61,7 +61,7 @@ def test_features_of_a_backbone_file(path: Path) -> None:
 
 @pytest.mark.parametrize("path", parity_cases("pth/full_checkpoint*.pth"), ids=lambda p: p.stem)
 @pytest.mark.parametrize("which", ["teacher", "student"])
-def test_features_and_logits_of_a_whole_checkpoint(which: str, path: Path) -> None:
+def test_full_checkpoint_features_and_logits(which: str, path: Path) -> None:
     model, head, info = dino_jax.load_with_head(path, which=which)
     expected = recorded(path.parent)
     features = model(expected["images"])
@@ -78,7 +78,7 @@ def test_features_and_logits_of_a_whole_checkpoint(which: str, path: Path) -> No
 
 
 @pytest.mark.parametrize("backbone_only", [False, True])
-def test_a_converted_folder_gives_the_same(backbone_only: bool, tmp_path: Path) -> None:
+def test_converted_folder_gives_the_same_model(backbone_only: bool, tmp_path: Path) -> None:
     convert(str(FULL), tmp_path / "out", backbone_only=backbone_only)
     model, info = dino_jax.load(tmp_path / "out")
     expected = recorded(PTH)
@@ -87,9 +87,9 @@ def test_a_converted_folder_gives_the_same(backbone_only: bool, tmp_path: Path) 
     assert info.sha256 == dino_jax.load(FULL)[1].sha256
     assert (info.resize, info.crop, info.patch_size) == (256, 224, expected["meta"]["patch"])
     if backbone_only:
-        with pytest.raises(UsageError, match="was converted from a backbone alone"):
+        with pytest.raises(UsageError, match="was converted from a backbone and"):
             dino_jax.load(tmp_path / "out", which="student")
-        with pytest.raises(UsageError, match="was converted from a backbone alone"):
+        with pytest.raises(UsageError, match="was converted from a backbone and"):
             dino_jax.load_with_head(tmp_path / "out")
         return
     head, info = dino_jax.load_with_head(tmp_path / "out")[1:]
@@ -99,8 +99,8 @@ def test_a_converted_folder_gives_the_same(backbone_only: bool, tmp_path: Path) 
     np.testing.assert_allclose(features, expected["student_cls"], rtol=0, atol=1e-4)
 
 
-def test_a_model_does_not_depend_on_its_file(tmp_path: Path) -> None:
-    """The reader's arrays are views of the file; a model's must not be."""
+def test_model_does_not_depend_on_its_file(tmp_path: Path) -> None:
+    """The reader's arrays are views of the file, but the model's arrays must be copies."""
     path = tmp_path / "file.pth"
     path.write_bytes(FULL.read_bytes())
     model, info = dino_jax.load(path)
@@ -111,12 +111,12 @@ def test_a_model_does_not_depend_on_its_file(tmp_path: Path) -> None:
     assert info.sha256 == dino_jax.load(FULL)[1].sha256
 
 
-def test_the_hash_covers_what_decides_the_features(tmp_path: Path) -> None:
-    """Heads of attention, which are in no array, and running statistics; not the dtype."""
+def test_hash_covers_everything_that_determines_the_features(tmp_path: Path) -> None:
+    """Includes attention heads, which no array determines, and running statistics; no dtype."""
     path = PTH / "backbone.pth"
     three, six = (dino_jax.load(path, num_heads=number)[1].sha256 for number in (3, 6))
     assert three != six
-    assert dino_jax.load(path, dtype="bfloat16")[1].sha256 == three  # 3 are assumed
+    assert dino_jax.load(path, dtype="bfloat16")[1].sha256 == three  # 3 heads are assumed
     tensors = tensors_of("resnet18")
     shifted = tensors | {"bn1.running_mean": tensors["bn1.running_mean"] + 1}
     hashes = [
@@ -126,7 +126,7 @@ def test_the_hash_covers_what_decides_the_features(tmp_path: Path) -> None:
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_a_linear_head() -> None:
+def test_linear_head() -> None:
     classifier, info = dino_jax.load_linear(PTH / "linear.pth")
     tensors = read_torch_checkpoint(PTH / "linear.pth").linear
     features = np.random.default_rng(0).standard_normal((3, 192), np.float32)
@@ -144,7 +144,7 @@ def test_a_linear_head() -> None:
 
 
 def tensors_of(name: str, head: dict[str, Any] | None = None, prefix: str = "") -> dict[str, Any]:
-    """The recipe's tensors of a network, named as in a file."""
+    """The recipe's tensors for a network, named as in a file."""
     model = abstract(lambda rngs: create_model(name, rngs=rngs))
     parts = {"": (model, "resnet" if "resnet" in name else "xcit")}
     if head is not None:
@@ -167,7 +167,7 @@ def assert_holds(model: nnx.Module, tensors: dict[str, np.ndarray], family: str)
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_a_resnet_of_torchvision(tmp_path: Path) -> None:
+def test_torchvision_resnet(tmp_path: Path) -> None:
     tensors = tensors_of("resnet18")
     classifier = {"fc.weight": np.ones((9, 512), np.float32), "fc.bias": np.ones(9, np.float32)}
     model, info = dino_jax.load(save(tmp_path / "resnet.pth", tensors | classifier))
@@ -182,14 +182,12 @@ def test_a_resnet_of_torchvision(tmp_path: Path) -> None:
     ("name", "head"),
     [
         ("xcit_nano_12_p16", {"out_dim": 64, "hidden_dim": 16, "bottleneck_dim": 8}),
-        # As the released ResNet-50's: few layers, no weight normalisation.
+        # Like the released ResNet-50's head: few layers, no weight normalization.
         ("resnet18", {"out_dim": 64, "hidden_dim": 16, "num_layers": 2, "weight_norm": False}),
         ("resnet18", {"out_dim": 64, "hidden_dim": 16, "bottleneck_dim": 8, "use_bn": True}),
     ],
 )
-def test_a_whole_checkpoint_with_batch_norm(
-    name: str, head: dict[str, Any], tmp_path: Path
-) -> None:
+def test_full_checkpoint_with_batch_norm(name: str, head: dict[str, Any], tmp_path: Path) -> None:
     tensors = tensors_of(name, head, prefix="module.")
     path = save(tmp_path / "full.pth", {"student": tensors, "teacher": tensors, "epoch": 3})
     backbone, head_module, info = dino_jax.load_with_head(path)
@@ -210,8 +208,8 @@ def test_a_whole_checkpoint_with_batch_norm(
         "dino_xcit_medium_24_p8",
     ],
 )
-def test_every_released_file_fits_without_a_rest(name: str) -> None:
-    """Names, shapes and order as in the file; nothing is computed."""
+def test_every_released_file_fits_completely(name: str) -> None:
+    """Compares names, shapes and order with the file, without computing anything."""
     tensors = {n: np.broadcast_to(np.float32(0), s) for n, s in MANIFESTS[name].items()}
     spec, arrays = from_torch(TorchNetwork(tensors, {}))
     assert spec.head is None

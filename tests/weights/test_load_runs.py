@@ -1,4 +1,4 @@
-"""Models from the folders of runs."""
+"""Loading models from run folders."""
 
 from pathlib import Path
 
@@ -25,7 +25,7 @@ def expected_features(which: str) -> np.ndarray:
     graphdef, params, _ = split(model)
 
     def raw(path: tuple, _: jax.Array) -> np.ndarray:
-        keys = "".join(f"['{part.key}']" for part in path)  # Orbax makes numbers text
+        keys = "".join(f"['{part.key}']" for part in path)  # Orbax converts numbers to text
         return saved[f"{which}['params']['backbone']{keys}"]
 
     return np.asarray(
@@ -34,7 +34,7 @@ def expected_features(which: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("which", ["teacher", "student"])
-def test_features_are_those_of_the_checkpoint(which: str) -> None:
+def test_features_equal_those_of_the_checkpoint(which: str) -> None:
     model, info = dino_jax.load(runs.whole(), which=which)
     features = model(IMAGES)
     assert features.dtype == jnp.float32
@@ -43,7 +43,7 @@ def test_features_are_those_of_the_checkpoint(which: str) -> None:
     assert info.source == f"{runs.whole()}@{runs.TOTAL_STEPS}"
 
 
-def test_head_gives_logits_and_teacher_differs_from_student() -> None:
+def test_head_returns_logits_and_teacher_differs_from_student() -> None:
     model, head, info = dino_jax.load_with_head(runs.whole())
     assert head(model(IMAGES)).shape == (2, 32)
     _, student = dino_jax.load(runs.whole(), which="student")
@@ -61,18 +61,21 @@ def test_a_step_can_be_chosen() -> None:
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        ("/nowhere", r"'/nowhere' is no hub name \(dino_vits16, .*\), no file and no folder: give"),
-        ("dino_vits61", "'dino_vits61' is no hub name"),
+        (
+            "/nowhere",
+            r"'/nowhere' is neither a hub name \(dino_vits16, .*\) nor an existing file or",
+        ),
+        ("dino_vits61", "'dino_vits61' is neither a hub name"),
         ("{run}@7", "has no checkpoint of step 7: choose one of"),
-        ("{run}@last", "the step behind @ must be a whole number"),
+        ("{run}@last", "the step after @ must be a whole number"),
     ],
 )
-def test_wrong_names(weights: str, message: str) -> None:
+def test_rejects_names(weights: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         dino_jax.load(weights.format(run=runs.whole()))
 
 
-def test_folder_without_checkpoints(tmp_path: Path) -> None:
+def test_rejects_a_folder_without_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="contains no checkpoints"):
         dino_jax.load(tmp_path)
     with pytest.raises(UsageError, match="which='both' is unknown"):

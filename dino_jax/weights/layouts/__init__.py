@@ -1,1 +1,1 @@
-"""Tensor names and shapes of other implementations, mapped to ours."""
+"""Maps tensor names and layouts of other implementations to ours."""

@@ -1,6 +1,6 @@
 """Infers a model's architecture and sizes from its tensors.
 
-Dims: D width, C channels of the images, P side of a patch, S side of the position table.
+Dims: C image channels, P patch side.
 """
 
 import logging
@@ -9,13 +9,13 @@ import re
 from typing import Any
 
 from dino_jax.config.spec import HeadSpec, ModelSpec
-from dino_jax.errors import UsageError
+from dino_jax.errors import UsageError, listed
 from dino_jax.models import MODELS, default_settings
 from dino_jax.weights.layouts.torch_checkpoint import Tensors, TorchNetwork
 
-HEAD_DIM = 64  # channels of an attention head in most ViTs
+HEAD_DIM = 64  # channels per attention head in most ViTs
 
-_SIGNS = {  # a tensor that only this family has; the first match decides
+_SIGNS = {  # a tensor that identifies the family; the first match wins
     "cls_attn_blocks.0.norm1.weight": "xcit",
     "cls_token": "vit",
     "layer1.0.conv1.weight": "resnet",
@@ -27,14 +27,14 @@ def family_of(backbone: Tensors) -> str:
     """The family of a backbone: "vit", "xcit" or "resnet".
 
     Raises:
-      UsageError: the tensors belong to no known family.
+      UsageError: the family is unknown.
     """
     for name, family in _SIGNS.items():
         if name in backbone:
             return family
     raise UsageError(
-        f"no ViT, XCiT or ResNet has these tensors ({', '.join(list(backbone)[:5])}, ...): "
-        f"each has one of {', '.join(_SIGNS)}"
+        f"the tensors ({listed(backbone)}) are not from a ViT, XCiT or ResNet, which have one of "
+        f"{', '.join(_SIGNS)}: give a backbone of these families"
     )
 
 
@@ -43,13 +43,13 @@ def infer(network: TorchNetwork, *, num_heads: int | None = None) -> ModelSpec:
 
     Args:
       network: its tensors.
-      num_heads: attention heads of a ViT, which its tensors do not determine. By default those of
-        the registered ViT of the same width, else 64 channels a head; a width that is not
-        divisible by 64 gets 3 heads and a warning.
-    Returns: mean and std are ImageNet's for colour images, which every published model was trained
-      with, and 0 and 1 for others.
+      num_heads: attention heads of a ViT, which its tensors do not determine. By default, the
+        heads of the registered ViT of the same width, else width / 64. If the width is not
+        divisible by 64, 3 heads are assumed and a warning is logged.
+    Returns: the spec. For colour images, mean and std are ImageNet's, as in every published model;
+      otherwise they are 0 and 1.
     Raises:
-      UsageError: the tensors belong to no architecture in the registry.
+      UsageError: no registered architecture matches the tensors.
     """
     rule = {"vit": _vit, "xcit": _xcit, "resnet": _resnet}[family_of(network.backbone)]
     name, patch_size, overrides, channels = rule(network.backbone, num_heads)
@@ -59,26 +59,26 @@ def infer(network: TorchNetwork, *, num_heads: int | None = None) -> ModelSpec:
 
 
 def _shapes(tensors: Tensors, axes: dict[str, int]) -> list[tuple[int, ...]]:
-    """Shapes of required tensors.
+    """The shapes of required tensors.
 
     Args:
       tensors: all tensors.
-      axes: required names, each with its number of axes.
+      axes: the required names, each with its number of axes.
     Raises:
-      UsageError: names every tensor that is missing or has another number of axes.
+      UsageError: tensors are missing or have another number of axes. The message lists them all.
     """
     problems = [f"{name} is missing" for name in axes if name not in tensors] + [
-        f"{name} is {list(tensors[name].shape)}, not {number} axes of at least 1"
+        f"{name} is {list(tensors[name].shape)}, expected {number} axes of at least 1"
         for name, number in axes.items()
         if name in tensors and (tensors[name].ndim != number or 0 in tensors[name].shape)
     ]
     if problems:
-        raise UsageError(f"not a known network: {'; '.join(problems)}")
+        raise UsageError(f"the network is unknown: {'; '.join(problems)}")
     return [tensors[name].shape for name in axes]
 
 
 def _count(tensors: Tensors, pattern: str) -> int:
-    """Number of distinct block numbers in the names."""
+    """The number of distinct block numbers in the names."""
     return len({found[1] for name in tensors if (found := re.match(pattern, name))})
 
 
@@ -108,7 +108,7 @@ def _vit(tensors: Tensors, num_heads: int | None) -> _Found:
 
 
 def _registered(family: str) -> dict[str, dict[str, Any]]:
-    """Settings of every registered architecture of a family."""
+    """The default settings of every registered architecture of a family."""
     return {n: default_settings(n) for n, build in MODELS.items() if build.func.family == family}
 
 
@@ -120,9 +120,9 @@ def _vit_heads(dim: int) -> int:
         return dim // HEAD_DIM
     heads = default_settings("vit_tiny")["num_heads"]
     logging.warning(
-        "a ViT of width %d: its tensors do not determine the number of attention heads; assuming "
-        "%d, as in vit_tiny. Otherwise pass `dino_jax.load(..., num_heads=)` or "
-        "`convert --num-heads`",
+        "the tensors of a ViT of width %d do not determine its number of attention heads: assuming "
+        "%d, as in vit_tiny. To change it, pass num_heads to `dino_jax.load`, or --num-heads to "
+        "`convert`",
         dim,
         heads,
     )
@@ -130,7 +130,7 @@ def _vit_heads(dim: int) -> int:
 
 
 def _xcit(tensors: Tensors, num_heads: int | None) -> _Found:
-    del num_heads  # the registered name decides
+    del num_heads  # the registered architecture determines it
     (_, _, dim), (_, channels, _, _) = _shapes(
         tensors, {"cls_token": 3, "patch_embed.proj.0.0.weight": 4}
     )
@@ -157,7 +157,7 @@ def _resnet(tensors: Tensors, num_heads: int | None) -> _Found:
 
 
 def _name(family: str, found: dict[str, Any]) -> str:
-    """The registered name of a family that has these sizes."""
+    """The name of the registered architecture that has these sizes."""
     for name, sizes in _registered(family).items():
         if all(sizes[key] == value for key, value in found.items()):
             return name
@@ -166,7 +166,7 @@ def _name(family: str, found: dict[str, Any]) -> str:
 
 
 def _head(tensors: Tensors) -> HeadSpec:
-    """A head's sizes. A single MLP layer is named `mlp`, several `mlp.0`, `mlp.2`, ..."""
+    """Infers a head's sizes. A single MLP layer is named `mlp`, several `mlp.0`, `mlp.2`, ..."""
     weight_norm = "last_layer.weight_v" in tensors
     linear = [name for name, x in tensors.items() if name.startswith("mlp") and x.ndim == 2]
     first = linear[0] if linear else "mlp.0.weight"

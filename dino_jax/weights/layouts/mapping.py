@@ -1,4 +1,4 @@
-"""Converts tensors between torch's state dicts and our trees by a table, bit for bit."""
+"""Converts tensors between torch's state dicts and our trees with a table, bit for bit."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -20,14 +20,14 @@ def to_ours(
     """Converts the tensors of a torch network to our trees.
 
     Args:
-      tensors: by their names in the network's own `state_dict()`, without any prefix.
+      tensors: the tensors by their names in the network's `state_dict()`, without any prefix.
       family: a key of `tables.FAMILIES`.
-    Returns: (params, batch_stats, counts): nested dicts like those of `models.network.split`, with
-      the dtypes of the tensors and mostly views of them. `counts` contains the
-      `num_batches_tracked` of every BatchNorm, which only an export needs.
+    Returns: (params, batch_stats, counts): nested dicts like those of `models.network.split`. The
+      arrays have the dtypes of the tensors and are mostly views of them. `counts` contains the
+      `num_batches_tracked` of every BatchNorm, which is only needed to export.
     Raises:
-      UsageError: names every tensor that matches no row or several rows of the table, every row
-        without a tensor, and every tensor with a wrong number of axes.
+      UsageError: a tensor does not match exactly one row of the table or has a wrong number of
+        axes, or a row has no tensor. The message lists all problems.
     """
     matches, problems = _assign(tensors, family, of_torch=True)
     for match in matches:
@@ -61,11 +61,11 @@ def to_torch(
       batch_stats: pure dict of running statistics.
       family: a key of `tables.FAMILIES`.
       counts: `num_batches_tracked` as returned by `to_ours`; zeros by default.
-      in_channels: channels of the images, which a ViT's patch embedding does not determine.
-    Returns: arrays by name, with their dtypes unchanged and mostly views.
+      in_channels: image channels, which a ViT's patch embedding does not determine.
+    Returns: arrays by name, with unchanged dtypes, mostly views.
     Raises:
-      UsageError: names every array that matches no row or several rows of the table, and every row
-        without an array.
+      UsageError: an array does not match exactly one row of the table, or a row has no array. The
+        message lists all problems.
     """
     arrays = _dotted(params) | _dotted(batch_stats)
     if counts is None:
@@ -85,9 +85,9 @@ def to_torch(
 def torch_shapes(
     params: PyTree, batch_stats: PyTree, family: str, *, in_channels: int = 3
 ) -> dict[str, np.ndarray]:
-    """Like `to_torch`, but from shapes alone, and the returned arrays use no memory.
+    """Like `to_torch`, but takes abstract arrays, and the returned arrays use no memory.
 
-    This allows comparing a file with an abstract model by the names in the file.
+    Use it to compare a file with an abstract model by the names in the file.
     """
 
     def empty(leaf: Any) -> np.ndarray:
@@ -100,15 +100,15 @@ def torch_shapes(
 
 
 def shape_problems(found: PyTree, expected: PyTree) -> list[str]:
-    """Lists the differences of two trees in names and shapes; empty if there are none.
+    """Lists all differences in names and shapes between two trees.
 
     Args:
-      found: a tree of anything with a shape, such as tensors by name.
+      found: a tree of arrays or abstract arrays, for example tensors by name.
       expected: another one, for example from `torch_shapes` or `models.network.abstract`.
     """
     found, expected = _dotted(found), _dotted(expected)
     problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is left over" for name in found if name not in expected]
+    problems += [f"{name} is unexpected" for name in found if name not in expected]
     return problems + [
         f"{name} is {list(found[name].shape)}, not {list(leaf.shape)}"
         for name, leaf in expected.items()
@@ -117,7 +117,7 @@ def shape_problems(found: PyTree, expected: PyTree) -> list[str]:
 
 
 def _dotted(tree: PyTree) -> dict[str, Any]:
-    """The leaves of nested dicts by their dotted paths; a flat dict stays as it is."""
+    """The leaves of nested dicts by their dotted paths; flat dicts are unchanged."""
     return {".".join(map(str, path)): leaf for path, leaf in flatten_dict(tree).items()}
 
 
@@ -127,11 +127,11 @@ class _Match(NamedTuple):
     torch: str
     ours: str
     layout: Layout
-    place: tuple[int, ...]  # sorts tensors in torch's order
+    place: tuple[int, ...]  # sort key for torch's order
 
 
 def _assign(names: Iterable[str], family: str, *, of_torch: bool) -> tuple[list[_Match], list[str]]:
-    """The matches and problems of the family's table with the fewest problems."""
+    """The matches and problems with the best table of a family, which has fewest problems."""
     if family not in FAMILIES:
         raise UsageError(f"family={family!r} is unknown: choose one of {', '.join(FAMILIES)}")
     results = [_match(names, table, of_torch=of_torch) for table in FAMILIES[family]]
@@ -163,14 +163,14 @@ _NUMBER = re.compile(r"\{(\d*)([a-z])(?:\+(\d+))?\}")  # {2i+1}: factor, letter,
 
 @cache
 def _pattern(template: str) -> tuple[re.Pattern[str], list[tuple[int, str, int]]]:
-    """The pattern of a template, and its numbers as (factor, letter, offset)."""
+    """Compiles a template to a pattern, and its numbers as (factor, letter, offset)."""
     texts = [re.escape(text) for text in _NUMBER.sub("\0", template).split("\0")]
     numbers = [(int(f or 1), letter, int(o or 0)) for f, letter, o in _NUMBER.findall(template)]
     return re.compile("(0|[1-9][0-9]{0,5})".join(texts)), numbers
 
 
 def _read(template: str, name: str) -> dict[str, int] | None:
-    """The numbers with which a template becomes `name`; None if it does not match."""
+    """The numbers that turn a template into `name`; None if it does not match."""
     pattern, numbers = _pattern(template)
     if (found := pattern.fullmatch(name)) is None:
         return None

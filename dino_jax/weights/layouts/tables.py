@@ -1,9 +1,8 @@
-"""Torch's names and layouts of tensors, and ours: one table per family of networks.
+"""Tables of torch's and our tensor names and layouts, one or more per family of networks.
 
-A row is `torch name: (our path, layout)`. Braces contain a number: `{i}` is any number, and
-`{2i+1}` the corresponding odd number on the other side. The rows are in the order of the
-reference's modules and files. A family with several tables has variants; a network belongs to the
-one whose rows it matches.
+A row is `torch name: (our path, layout)`. Braces stand for a number: `{i}` is any number, and
+`{2i+1}` is computed from the same i. Rows are in the order of the reference's modules and files. A
+family with several tables has variants; a network belongs to the one that it matches.
 
 Layouts: O output and I input features, H and W pixels of a kernel.
 """
@@ -20,9 +19,9 @@ from dino_jax.errors import UsageError
 class Layout(NamedTuple):
     """How to convert a tensor between torch's layout and ours."""
 
-    ndim: int  # of torch's tensor
+    ndim: int  # axes of torch's tensor
     to_ours: Callable[[np.ndarray], np.ndarray]
-    to_torch: Callable[[np.ndarray, int], np.ndarray]  # from an array and the images' channels
+    to_torch: Callable[[np.ndarray, int], np.ndarray]  # takes an array and the image channels
 
 
 def _patches_to_torch(kernel: np.ndarray, in_channels: int) -> np.ndarray:
@@ -103,7 +102,7 @@ VIT: Table = {
     **_layer_norm("norm", "norm"),
 }
 
-_XCA = "blocks.{i}"  # the same in both
+_XCA = "blocks.{i}"  # the same name on both sides
 _CLASS, _OUR_CLASS = "cls_attn_blocks.{i}", "class_blocks.{i}"
 XCIT: Table = {
     "cls_token": ("cls_token", CUBE),
@@ -133,7 +132,8 @@ def _resnet(convs: int) -> Table:
     return table | _conv_norm(f"{torch}.downsample.0", f"{torch}.downsample.1", f"{ours}.shortcut")
 
 
-# Torch numbers the linear layers, norms and GELUs of an MLP consecutively, but not a single layer.
+# Torch numbers the linear layers, norms and GELUs of an MLP consecutively. A single layer has no
+# number.
 _MLPS: tuple[Table, ...] = (
     _weight_and_bias("mlp", "layers.0", LINEAR),
     _weight_and_bias("mlp.{2i}", "layers.{i}", LINEAR),

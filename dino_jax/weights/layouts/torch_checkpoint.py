@@ -1,4 +1,4 @@
-"""What a `.pth` file of the reference holds: a backbone, a whole run, or a linear head."""
+"""Sorts the contents of the reference's `.pth` files: backbones, training states, linear heads."""
 
 import dataclasses
 import re
@@ -7,65 +7,66 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dino_jax.errors import UsageError, about
+from dino_jax.errors import UsageError, about, listed
 from dino_jax.weights.formats.pth.file import read_torch_file
 
 Tensors = dict[str, np.ndarray]
 
-_WRAPPERS = re.compile(r"^(module\.)+")  # of torch's data parallelism
-_NESTED = ("state_dict", "model")  # where files of other programs keep a network
-_CLASSIFIER = ("fc.weight", "fc.bias")  # of torchvision's ResNets, which DINO does without
-_PARTS = ("student", "teacher", "dino_loss", "epoch", "optimizer", "args")  # of a whole run
+_WRAPPERS = re.compile(r"^(module\.)+")  # prefixes added by torch's data parallelism
+_NESTED = ("state_dict", "model")  # keys under which other programs store a network
+_CLASSIFIER = ("fc.weight", "fc.bias")  # in torchvision's ResNets; not used by DINO
+_PARTS = ("student", "teacher", "dino_loss", "epoch", "optimizer", "args")  # of a full checkpoint
 
 
 @dataclasses.dataclass(frozen=True)
 class TorchNetwork:
-    """The tensors of a network, by the names of each part's own `state_dict()`."""
+    """The tensors of a network, by their names in the part's own `state_dict()`."""
 
     backbone: Tensors
-    head: Tensors  # empty where there is none
+    head: Tensors  # empty if the network has no head
 
 
 @dataclasses.dataclass(frozen=True)
 class TorchCheckpoint:
-    """A file of the reference, its parts named as it names them.
+    """The contents of a file of the reference.
 
-    A network alone is taken for the teacher's, as the released backbones are.
+    A network without student and teacher is stored as the teacher, as the released backbones are
+    teachers.
     """
 
     kind: Literal["backbone", "full", "linear"]
     networks: dict[str, TorchNetwork] = dataclasses.field(default_factory=dict)
     linear: Tensors = dataclasses.field(default_factory=dict)  # weight [C, F], bias [C]
     center: np.ndarray | None = None  # [1, K]
-    epoch: int | None = None  # finished
+    epoch: int | None = None  # finished epochs
     optimizer: dict[str, Any] | None = None  # torch's state and param_groups
-    args: dict[str, Any] = dataclasses.field(default_factory=dict)  # of the command line
-    ignored: tuple[str, ...] = ()  # what is of no use here
+    args: dict[str, Any] = dataclasses.field(default_factory=dict)  # command-line arguments
+    ignored: tuple[str, ...] = ()  # names of unused entries
 
     def network(self, which: str) -> TorchNetwork:
-        """The student's or the teacher's tensors.
+        """The student or the teacher.
 
         Raises:
-          UsageError: the file does not hold it.
+          UsageError: the file does not contain it.
         """
         if which not in self.networks:
-            there = " and ".join(self.networks) or f"a {self.kind} head"
+            contents = " and ".join(self.networks) or f"a {self.kind} head"
             raise UsageError(
-                f"which={which!r} is not in this file, which holds {there}: ask for that, or give "
-                "the whole checkpoint"
+                f"which={which!r} is not in this file, which contains {contents}: choose that, or "
+                "give a full checkpoint"
             )
         return self.networks[which]
 
 
 def read_torch_checkpoint(path: str | Path) -> TorchCheckpoint:
-    """Reads a `.pth` file, without torch, and sorts what it holds.
+    """Reads a `.pth` file without torch, and sorts its contents.
 
-    Names may begin with `module.` and `backbone.`.
+    Tensor names may start with `module.` and `backbone.`.
 
     Args:
       path: the file.
     Raises:
-      UsageError: the file cannot be read safely, or holds no weights of DINO.
+      UsageError: the file cannot be read safely, or does not contain weights.
     """
     found = read_torch_file(path)
     with about(path):
@@ -74,7 +75,9 @@ def read_torch_checkpoint(path: str | Path) -> TorchCheckpoint:
 
 def _sort(found: Any) -> TorchCheckpoint:
     if not isinstance(found, dict):
-        raise UsageError(f"a {type(found).__name__}, not weights by name: give a file of weights")
+        raise UsageError(
+            f"it contains a {type(found).__name__}, not weights by name: give a file with weights"
+        )
     if "student" in found or "teacher" in found:
         return _full(found)
     for name in _NESTED:
@@ -106,65 +109,64 @@ def _full(found: dict[str, Any]) -> TorchCheckpoint:
 
 
 def _one(found: dict[str, Any], rest: dict[str, Any]) -> TorchCheckpoint:
-    """A network or a linear head alone, and what lay beside it."""
+    """A single network or linear head, and the names of the other entries in `rest`."""
     tensors, epoch = _tensors(found, "it"), _epoch(rest)
-    beside = [str(name) for name in rest if name != "epoch"]
+    unused = [str(name) for name in rest if name != "epoch"]
     plain = {_WRAPPERS.sub("", name): tensor for name, tensor in tensors.items()}
     if len(tensors) == 2 and plain.keys() == {"linear.weight", "linear.bias"}:
         linear = {name.removeprefix("linear."): tensor for name, tensor in plain.items()}
         _check_linear(**{name: tensor.shape for name, tensor in linear.items()})
-        return TorchCheckpoint(kind="linear", linear=linear, epoch=epoch, ignored=tuple(beside))
+        return TorchCheckpoint(kind="linear", linear=linear, epoch=epoch, ignored=tuple(unused))
     network, dropped = _network(tensors)
     return TorchCheckpoint(
         kind="backbone",
         networks={"teacher": network},
         epoch=epoch,
-        ignored=(*dropped, *beside),
+        ignored=(*dropped, *unused),
     )
 
 
 def _epoch(found: dict[str, Any]) -> int | None:
     epoch = found.get("epoch")
     if epoch is not None and (type(epoch) is not int or epoch < 0):
-        raise UsageError(f"epoch={epoch!r} is no number of epochs")
+        raise UsageError(f"epoch={epoch!r} must be a whole number of at least 0")
     return epoch
 
 
 def _names_and_values(found: dict[str, Any], part: str) -> dict[str, Any] | None:
     value = found.get(part)
     if value is not None and not isinstance(value, dict):
-        raise UsageError(f"its {part} is a {type(value).__name__}, not names and values")
+        raise UsageError(f"its {part} must be a dict, not a {type(value).__name__}")
     return value
 
 
 def _check_linear(weight: tuple[int, ...], bias: tuple[int, ...]) -> None:
     if len(weight) != 2 or bias != weight[:1]:
         raise UsageError(
-            f"a weight of shape {list(weight)} and a bias of shape {list(bias)} are no linear "
-            "classifier's, [classes, features] and [classes]"
+            f"the weight has shape {list(weight)} and the bias {list(bias)}, but a linear "
+            "classifier's have [classes, features] and [classes]"
         )
 
 
 def _tensors(found: Any, part: str) -> Tensors:
-    """A state dict, checked to be one."""
+    """Checks that `found` is a state dict, and returns it."""
     if not isinstance(found, dict) or not found:
-        raise UsageError(f"{part} holds no tensors: give a file with weights")
+        raise UsageError(f"{part} contains no tensors: give a file with weights")
     foreign = [
         str(name)
         for name, value in found.items()
         if not isinstance(name, str) or not isinstance(value, np.ndarray)
     ]
     if foreign:
-        more = f" and {len(foreign) - 5} more" if len(foreign) > 5 else ""
         raise UsageError(
-            f"{part} holds more than tensors ({', '.join(foreign[:5])}{more}): give a backbone, a "
-            "whole checkpoint of DINO (student, teacher, ...) or a linear head"
+            f"{part} contains more than tensors ({listed(foreign)}): give a backbone, a full "
+            "checkpoint of DINO (student, teacher, ...) or a linear head"
         )
     return found
 
 
 def _network(tensors: Tensors) -> tuple[TorchNetwork, list[str]]:
-    """Splits a network's tensors into backbone and head, and names those of no use."""
+    """Splits a network's tensors into backbone and head. Also returns the names of unused ones."""
     network = TorchNetwork({}, {})
     for name, tensor in tensors.items():
         plain = _WRAPPERS.sub("", name)
@@ -173,11 +175,11 @@ def _network(tensors: Tensors) -> tuple[TorchNetwork, list[str]]:
         else:
             part, plain = network.backbone, plain.removeprefix("backbone.")
         if plain in part:
-            raise UsageError(f"{name} is there twice, with and without a prefix")
+            raise UsageError(f"{name} occurs twice, with and without a prefix")
         part[plain] = tensor
     for part in (network.backbone, network.head):
         for name in [name for name in part if name.endswith(".running_var")]:
-            # Files from before torch 0.4.1 have no such count; torch then begins at zero, too.
+            # Files from before torch 0.4.1 have no such count. Torch also starts at zero then.
             count = name.removesuffix("running_var") + "num_batches_tracked"
             part.setdefault(count, np.zeros((), np.int64))
     if "layer1.0.conv1.weight" not in network.backbone:

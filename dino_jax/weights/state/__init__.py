@@ -1,1 +1,1 @@
-"""Training states from checkpoints of the reference."""
+"""Converts full checkpoints of the reference to training states."""

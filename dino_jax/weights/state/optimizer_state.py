@@ -1,7 +1,7 @@
-"""The state of a torch optimizer as ours: moments, and steps that each group took part in.
+"""Converts a torch optimizer's state to ours: the moments, and the step count of each group.
 
-Torch numbers the trained parameters: first those that decay, then biases and 1-D ones, each in the
-order of the modules; the norms of the prototypes are left out where they are fixed.
+Torch identifies trained parameters by number: first those with weight decay, then biases and other
+1-D parameters, each in the order of the modules. Fixed prototype norms have no number.
 """
 
 from collections.abc import Callable
@@ -18,12 +18,12 @@ from dino_jax.weights.layouts.mapping import to_ours
 from dino_jax.weights.layouts.torch_checkpoint import Tensors, TorchNetwork
 
 PyTree = Any
-Name = tuple[str, str]  # of a parameter: backbone or head, and torch's name there
+Name = tuple[str, str]  # of a parameter: "backbone" or "head", and torch's name in that part
 
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
-_PROTOTYPES = "last_layer."  # they have a group of their own here, and thaw later
+_PROTOTYPES = "last_layer."  # have their own group in our state, because they are frozen at first
 _NORMS = "last_layer.weight_g"
-_MOMENTS = {  # torch's names by a key of `optim.OPTIMIZERS`; the order is that of our state
+_MOMENTS = {  # key of `optim.OPTIMIZERS`: torch's names of the moments, in the order of our state
     "adamw": ("exp_avg", "exp_avg_sq"),
     "sgd": ("momentum_buffer",),
     "lars": ("mu",),
@@ -33,19 +33,19 @@ _MOMENTS = {  # torch's names by a key of `optim.OPTIMIZERS`; the order is that 
 def optimizer_state(
     found: dict[str, Any], student: TorchNetwork, start: optax.OptState, name: str
 ) -> optax.OptState:
-    """Our optimizer's state with what torch's had come to.
+    """Fills our optimizer's state with the values of torch's.
 
-    Parameters that took part in no step yet, as the last layer's while it is frozen, have no state
-    in torch, and start.
+    Parameters that were never updated, such as a frozen last layer, have no state in torch. They
+    start from zero.
 
     Args:
-      found: torch's `state_dict()` of the optimizer: state and param_groups.
+      found: the `state_dict()` of torch's optimizer: state and param_groups.
       student: the tensors that it trains.
-      start: of `optim.make_optimizer(name, ...).init`; shapes are enough.
+      start: the result of `optim.make_optimizer(name, ...).init`; may be abstract.
       name: a key of `optim.OPTIMIZERS`.
-    Returns: a state of the same structure.
+    Returns: a state with the structure of `start`.
     Raises:
-      UsageError: the state is of another optimizer or other parameters.
+      UsageError: the state belongs to another optimizer or other parameters.
     """
     numbered = _numbered(student, fixed=norms_are_fixed(found, student))
     state = found.get("state") or {}
@@ -55,10 +55,10 @@ def optimizer_state(
     }
     if not groups["last_layer"].keys() & state.keys():
         groups["last_layer"] = {}
-    there = {i: n for group in groups.values() for i, n in group.items()}
-    _check(state, there, student, _MOMENTS[name], name)
+    stored = {i: n for group in groups.values() for i, n in group.items()}
+    _check(state, stored, student, _MOMENTS[name], name)
     moments = [
-        _tree(student, {n: state[i][key] for i, n in there.items()}) for key in _MOMENTS[name]
+        _tree(student, {n: state[i][key] for i, n in stored.items()}) for key in _MOMENTS[name]
     ]
 
     def filled(group: str, node: Any) -> Any:
@@ -72,26 +72,26 @@ def optimizer_state(
 
 
 def norms_are_fixed(found: dict[str, Any], student: TorchNetwork) -> bool:
-    """Whether the norms of the prototypes took no part in the optimizer.
+    """Whether the prototype norms were fixed, that is, not trained by the optimizer.
 
     Raises:
-      UsageError: the state is that of other parameters.
+      UsageError: the state belongs to other parameters.
     """
     try:
         numbers = [number for group in found["param_groups"] for number in group["params"]]
     except (KeyError, TypeError) as error:
-        raise UsageError("the optimizer's state has no param_groups, as torch's has") from error
+        raise UsageError("the optimizer state has no param_groups, so it is not torch's") from error
     trained = len(_numbered(student, fixed=False))
     fixed = len(numbers) != trained
     if numbers != list(range(trained - fixed)) or (fixed and _NORMS not in student.head):
         raise UsageError(
-            f"the optimizer's state is of {len(numbers)} parameters, the student has {trained}"
+            f"the optimizer state has {len(numbers)} parameters, but the student has {trained}"
         )
     return fixed
 
 
 def _numbered(student: TorchNetwork, *, fixed: bool) -> dict[int, Name]:
-    """The trained parameters by torch's numbers."""
+    """The names of the trained parameters by torch's numbers."""
     tensors = {
         (part, name): tensor
         for part, tensors in (("backbone", student.backbone), ("head", student.head))
@@ -105,27 +105,28 @@ def _numbered(student: TorchNetwork, *, fixed: bool) -> dict[int, Name]:
 
 def _check(
     state: dict[int, Any],
-    there: dict[int, Name],
+    stored: dict[int, Name],
     student: TorchNetwork,
     keys: tuple[str, ...],
     optimizer: str,
 ) -> None:
-    """Raises unless every parameter has its moments, in its shape."""
+    """Raises UsageError unless every parameter has all moments, in its own shape."""
 
     def fits(entry: Any, name: Name) -> bool:
         shape = getattr(student, name[0])[name[1]].shape
         moments = [entry.get(key) for key in keys] if isinstance(entry, dict) else [None]
         return all(isinstance(x, np.ndarray) and x.shape == shape for x in moments)
 
-    if lacking := [".".join(name) for i, name in there.items() if not fits(state.get(i), name)]:
+    if lacking := [".".join(name) for i, name in stored.items() if not fits(state.get(i), name)]:
         raise UsageError(
-            f"the optimizer's state has no {' and '.join(keys)} of the shape of {len(lacking)} "
-            f"parameters, such as {lacking[0]}: it is not that of {optimizer} for this network"
+            f"the optimizer state lacks {' and '.join(keys)}, in the right shape, for "
+            f"{len(lacking)} parameters, such as {lacking[0]}: it does not belong to {optimizer} "
+            "for this network"
         )
 
 
 def _tree(student: TorchNetwork, arrays: dict[Name, np.ndarray]) -> PyTree:
-    """One moment of all parameters in our layout; zeros where there is none."""
+    """A moment of all parameters in our layout; zeros for parameters without state."""
 
     def whole(part: str, tensors: Tensors) -> Tensors:
         zero = np.zeros((), np.float32)
@@ -140,22 +141,22 @@ def _tree(student: TorchNetwork, arrays: dict[Name, np.ndarray]) -> PyTree:
 
 
 def _steps(state: dict[int, Any], group: dict[int, Name]) -> jax.Array:
-    """The number of steps that a group took part in."""
+    """The number of steps in which a group was updated."""
     try:
         steps = {int(np.asarray(state[i]["step"])) for i in group} or {0}
         counts = np.array(sorted(steps), np.int32)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise UsageError("the optimizer's state does not count its steps") from error
+        raise UsageError("the optimizer state has no valid step count") from error
     if len(steps) != 1:
         raise UsageError(
-            f"parameters of one group took part in different numbers of steps ({sorted(steps)}), "
-            "which no run of DINO does"
+            f"parameters of one group have different step counts ({sorted(steps)}), which cannot "
+            "happen in a DINO run"
         )
     return jnp.asarray(counts[0])
 
 
 def _fill(slots: PyTree, values: PyTree) -> PyTree:
-    """Values where a group has a slot; other groups' parameters are masked."""
+    """Fills a group's slots with values; the parameters of other groups stay masked."""
 
     def masked(node: Any) -> bool:
         return isinstance(node, optax.MaskedNode)
@@ -167,7 +168,7 @@ def _fill(slots: PyTree, values: PyTree) -> PyTree:
 
 
 def _replace(state: PyTree, kinds: tuple[type, ...], filled: Callable[[str, Any], Any]) -> PyTree:
-    """A state with each node of these kinds replaced by `filled(group, node)`."""
+    """Replaces every node of these kinds by `filled(group, node)`."""
 
     def visit(path: tuple[Any, ...], node: Any) -> Any:
         if not isinstance(node, kinds):

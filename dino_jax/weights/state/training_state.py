@@ -44,7 +44,7 @@ def whole_state(
     """The training state of a full checkpoint, at step 0, and the known part of its config.
 
     Args:
-      found: of kind "full".
+      found: a checkpoint of kind "full".
       num_heads: see `architecture.infer`.
     Raises:
       UsageError: a part is missing or has the wrong shape.
@@ -53,13 +53,13 @@ def whole_state(
     parts |= {"dino_loss": found.center, "epoch": found.epoch, "optimizer": found.optimizer}
     if lacking := [part for part, value in parts.items() if value is None]:
         raise UsageError(
-            f"the training state lacks {', '.join(lacking)}: convert it with --backbone-only, or "
-            "start a run from it with --config.init_from"
+            f"the training state lacks {', '.join(lacking)}: convert the file with "
+            "--backbone-only, or start a run from it with --config.init_from"
         )
     student = found.network("student")
     spec, student_arrays = from_torch(student, num_heads=num_heads)
     if spec.head is None:
-        raise UsageError("its student has no head; convert it with --backbone-only")
+        raise UsageError("its student has no head: convert the file with --backbone-only")
     with about("teacher"):
         teacher_arrays = arrays_of(found.network("teacher"), spec)
     config = spec_settings(spec)
@@ -67,13 +67,14 @@ def whole_state(
         section, _, setting = key.rpartition(".")
         config.update({section: {setting: value}} if section else {setting: value})
     fixed = norms_are_fixed(found.optimizer, student)
-    config.head.norm_last_layer = fixed if config.head.weight_norm else None  # None: no norms
+    # None if there are no norms.
+    config.head.norm_last_layer = fixed if config.head.weight_norm else None
     tx = optim.make_optimizer(config.optim.name, clip_grad=0, norm_last_layer=fixed)
     start = partial(start_state, tx=tx, num_prototypes=config.head.out_dim)
     shapes = jax.eval_shape(start, student_arrays["params"], student_arrays["batch_stats"])
     if found.center.shape != shapes.center.shape:
         raise UsageError(
-            f"a center of shape {list(found.center.shape)} does not fit "
+            f"the center has shape {list(found.center.shape)}, but the head has "
             f"{config.head.out_dim} prototypes"
         )
     student_arrays, teacher_arrays = jax.tree.map(jnp.array, (student_arrays, teacher_arrays))
@@ -83,14 +84,14 @@ def whole_state(
         center=jnp.array(found.center, jnp.float32),
         opt_state=optimizer_state(found.optimizer, student, shapes.opt_state, config.optim.name),
     )
-    # Whatever is still abstract starts at zero: step and meters.
+    # The remaining abstract arrays, step and meters, start at zero.
     return config, jax.tree.map(
         lambda x: x if isinstance(x, jax.Array) else jnp.zeros(x.shape, x.dtype), state
     )
 
 
 def known_settings(args: dict[str, Any]) -> dict[str, Any]:
-    """Our keys and values for the reference's arguments, as far as these are there."""
+    """Converts the reference's arguments to our keys and values; unknown ones are skipped."""
     plain = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in args.items()
@@ -104,7 +105,7 @@ def known_settings(args: dict[str, Any]) -> dict[str, Any]:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether a setting could have this value: text, a number, or several numbers."""
+    """Whether a setting can have this value: text, a number, or several numbers."""
     if isinstance(value, tuple | list):
         return all(isinstance(x, int | float) for x in value)
     return isinstance(value, bool | int | float | str)

@@ -1,4 +1,4 @@
-"""k-NN against the recorded reference and a plain NumPy formula."""
+"""k-NN, compared with recorded results of the reference and with a NumPy formula."""
 
 import json
 import logging
@@ -23,7 +23,7 @@ from tests.conftest import parity_cases
 def plain_ranking(
     train: np.ndarray, labels: np.ndarray, test: np.ndarray, k: int, temperature: float = 0.07
 ) -> np.ndarray:
-    """The formula, one query after the other, in float64."""
+    """The formula in float64, one query at a time."""
     train = train / np.linalg.norm(train, axis=1, keepdims=True)
     test = test / np.linalg.norm(test, axis=1, keepdims=True)
     classes = np.unique(labels)
@@ -63,7 +63,7 @@ def test_equals_the_reference(path: Path) -> None:
     )
     assert list(table) == sorted(meta["ks"])
     for k, row in table.items():
-        # Percentages, so one query decided otherwise would show as 0.3.
+        # Percentages: a single different prediction would change them by 0.3.
         np.testing.assert_allclose((row["top1"], row["top5"]), meta["accuracy"][str(k)], atol=1e-3)
 
 
@@ -85,8 +85,8 @@ def test_equals_the_plain_formula(images: int, queries: int, classes: int) -> No
         )
 
 
-def test_similarity_decides_over_the_number_of_votes() -> None:
-    """One near neighbour outweighs two far ones at a low temperature, not at a high one."""
+def test_votes_are_weighted_by_similarity() -> None:
+    """One near neighbour outweighs two far ones at a low temperature, but not at a high one."""
     train = np.array([[1, 0], [0.8, 0.6], [0.8, -0.6]], np.float32)
     labels = np.array([7, 3, 3])
     query = np.array([[5, 0]], np.float32)
@@ -97,7 +97,7 @@ def test_similarity_decides_over_the_number_of_votes() -> None:
 
 
 @pytest.mark.parametrize("budget", [1, 50_000, 300_000])
-def test_any_memory_budget_gives_the_same(budget: int) -> None:
+def test_result_does_not_depend_on_the_memory_budget(budget: int) -> None:
     train, labels, test, _ = clusters(images=300, queries=101, classes=8)
     whole = knn_predict(train, labels, test)
     blocks = knn_predict(train, labels, test, memory_budget=budget)
@@ -119,10 +119,10 @@ def compiled_block(
     [(1_000_000, 20, [5] * 4), (16_000_000, 700, [100] * 7), (1 << 30, 700, [700])],
 )
 @pytest.mark.compiler
-def test_blocks_are_even_and_keep_the_budget(
+def test_blocks_are_even_and_within_the_budget(
     budget: int, queries: int, blocks: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of 157 kB a query on each device, the budgets hold 6, 101 and more than all."""
+    """A query needs 157 kB on each device, so the budgets fit 6, 101 and more than all queries."""
     train, labels, test, _ = clusters(images=72_000, queries=queries, classes=8, width=4)
     seen, rank_classes = [], knn._rank_classes
 
@@ -139,7 +139,7 @@ def test_blocks_are_even_and_keep_the_budget(
     assert 4 * 9_000 * blocks[0] <= needed <= budget
 
 
-def test_labels_need_not_be_contiguous_nor_seen() -> None:
+def test_labels_can_have_gaps_and_unseen_classes() -> None:
     train, labels, test, test_labels = clusters(images=200, queries=60, classes=6)
     names = np.array([-4, 3, 17, 1000, 70_000, 2**40])
     plain = knn_accuracy(train, labels, test, test_labels)
@@ -151,7 +151,7 @@ def test_labels_need_not_be_contiguous_nor_seen() -> None:
     assert expected < plain[20]["top1"]
 
 
-def test_a_bank_of_one_and_too_large_k(caplog: pytest.LogCaptureFixture) -> None:
+def test_bank_of_one_and_too_large_k(caplog: pytest.LogCaptureFixture) -> None:
     knn._warn_cut.cache_clear()
     one = np.ones((1, 3), np.float32)
     test = np.array([[1, 2, 3], [-1, -2, -3]], np.float32)
@@ -162,19 +162,19 @@ def test_a_bank_of_one_and_too_large_k(caplog: pytest.LogCaptureFixture) -> None
     assert [record.args for record in caplog.records] == [(k, 1) for k in (10, 20, 100, 200)]
 
 
-def test_a_cut_k_is_the_whole_bank() -> None:
+def test_too_large_k_uses_the_whole_bank() -> None:
     train, labels, test, test_labels = clusters(images=30, queries=20, classes=4)
     cut = knn_accuracy(train, labels, test, test_labels, ks=(100, 10, 200))
     assert list(cut) == [10, 30]
     assert cut == knn_accuracy(train, labels, test, test_labels, ks=(10, 30))
 
 
-def test_zero_vectors_are_equally_near_to_all() -> None:
+def test_zero_vectors_are_equally_similar_to_all() -> None:
     train = np.array([[0, 0], [0, 3], [0, 1], [2, 0]], np.float32)
     labels = np.array([5, 6, 6, 8])
     queries = np.array([[0, 0], [1, 0]], np.float32)
     predictions = knn_predict(train, labels, queries, ks=[1, 4])
-    assert predictions[4][:, 0].tolist() == [6, 8]  # two votes of four; then the one that is near
+    assert predictions[4][:, 0].tolist() == [6, 8]  # two votes of four, then the nearest one
     assert predictions[1].tolist() == [[5], [8]]
 
 
@@ -192,16 +192,16 @@ def test_scale_and_array_type_do_not_matter() -> None:
 
 
 @pytest.mark.compiler
-def test_compiled_block_sorts_no_rows_and_holds_no_one_hot_votes() -> None:
+def test_compiled_block_has_no_full_sort_and_no_one_hot_votes() -> None:
     train = np.ones((20_000, 4), np.float32)
     compiled = compiled_block(train, train[:8], ks=(10, 200), num_classes=10_000)
-    # A full sort takes 15 times as long as top-k; what is sorted here are the groups chosen.
+    # A full sort takes 15 times as long as top-k. Only the selected groups may be sorted.
     sorted_shapes = re.findall(r"= (\S+) sort\(", compiled.as_text())
     assert [shape.partition("{")[0] for shape in sorted_shapes] == ["s32[8,200]"]
     assert compiled.memory_analysis().temp_size_in_bytes < 3 * 4 * 8 * 10_000
 
 
-def test_predicting_nothing_is_refused() -> None:
+def test_rejects_empty_queries() -> None:
     train, labels, test, _ = clusters(images=20, queries=1, classes=2)
     with pytest.raises(UsageError, match="got 0 test images: it needs at least one"):
         knn_predict(train, labels, test[:0])
@@ -231,7 +231,7 @@ def test_non_finite_features_are_counted(side: str, device: Callable) -> None:
         ({"temperature": 0.0}, "temperature=0.0"),
     ],
 )
-def test_wrong_arguments_are_named(change: dict[str, Any], message: str) -> None:
+def test_rejects_arguments(change: dict[str, Any], message: str) -> None:
     train, labels, test, test_labels = clusters(images=20, queries=10, classes=2)
     arguments = {
         "train_features": train,

@@ -1,4 +1,4 @@
-"""Classes of training and test images."""
+"""The classes of training and test images."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from dino_jax.evaluate.classification.labelled import (
 
 
 def folder(root: Path, names: str) -> str:
-    """Two files of each class; none is opened."""
+    """Creates two files per class, which are never opened."""
     for name in names:
         (root / name).mkdir(parents=True)
         for i in range(2):
@@ -30,8 +30,8 @@ def idx(root: Path, split: str, labels: list[int]) -> None:
         (root / f"{split}-{name}-ubyte").write_bytes(shape + array.astype(np.uint8).tobytes())
 
 
-def test_classes_are_those_that_occur(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Folders are read class by class, so that a part lacks some."""
+def test_counts_only_classes_that_occur(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Images are sorted by class, so a slice of a folder lacks some classes."""
     bank, queries = folder(tmp_path / "bank", "abc"), folder(tmp_path / "queries", "abc")
     with pytest.raises(UsageError, match=r"has classes that .*bank.0:4. lacks \(c\): use a train"):
         open_labelled(f"{bank}[0:4]", queries)
@@ -42,7 +42,7 @@ def test_classes_are_those_that_occur(tmp_path: Path, caplog: pytest.LogCaptureF
     assert untested_classes(*few) == ["b"]
 
 
-def test_classes_of_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_numbered_classes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     idx(tmp_path, "train", [0, 1, 2, 0])
     idx(tmp_path, "t10k", [1, 3, 3])
     with pytest.raises(UsageError, match=r"@test has classes that .*@train lacks \(3\): use a"):
@@ -53,13 +53,13 @@ def test_classes_of_numbers(tmp_path: Path, caplog: pytest.LogCaptureFixture) ->
 
 
 def test_labels_follow_the_names(tmp_path: Path) -> None:
-    """Classes that do not occur may be unknown to the others."""
+    """Classes without images may be missing from the other source."""
     queries = open_test(folder(tmp_path, "bcd") + "[0:4]")
     assert renumbered(queries.labels, queries, ("a", "b", "c")).tolist() == [1, 1, 2, 2]
     np.testing.assert_array_equal(renumbered(queries.labels, queries, None), queries.labels)
 
 
-def test_why_there_are_no_labels(tmp_path: Path) -> None:
+def test_missing_labels_are_explained(tmp_path: Path) -> None:
     assert open_test(folder(tmp_path / "one", "a")).class_names == ("a",)  # one class is enough
     stray = Path(folder(tmp_path / "two", "ab"), "stray.png")
     stray.touch()

@@ -1,4 +1,4 @@
-"""Linear classifiers against the recorded reference and a plain NumPy formula."""
+"""Linear classifiers, compared with recorded results of the reference and a NumPy formula."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ from tests.conftest import parity_cases
 
 @pytest.mark.parametrize("path", parity_cases("linear*.npz"), ids=lambda p: p.stem)
 def test_equals_the_reference(path: Path) -> None:
-    """Weights, losses, accuracies and rates; another rate beside it changes nothing."""
+    """Compares weights, losses, accuracies and rates; training a second rate changes nothing."""
     step = jax.jit(probe_step)
     golden = np.load(path)
     meta = json.loads(str(golden["meta"]))
@@ -50,7 +50,7 @@ def test_equals_the_reference(path: Path) -> None:
     assert np.abs(probe.heads.kernel[0].T - golden["weight"]).max() > 0.1
 
 
-def test_a_new_probe_is_small_and_the_same_for_all_rates() -> None:
+def test_initial_probe_is_small_and_equal_for_all_rates() -> None:
     probe = new_probe(jax.random.key(0), 3, 400, 50)
     assert probe.heads.kernel.shape == (3, 400, 50)
     assert 0.0095 < float(probe.heads.kernel.std()) < 0.0105
@@ -61,7 +61,7 @@ def test_a_new_probe_is_small_and_the_same_for_all_rates() -> None:
 
 @pytest.mark.parametrize("num_classes", [2, 5, 30])
 def test_scores_in_blocks(num_classes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against NumPy; any number of classes, and any size of the blocks."""
+    """Compares with NumPy, for any number of classes and any block size."""
     rng = np.random.default_rng(0)
     kernel = rng.standard_normal((2, 6, num_classes)).astype(np.float32)
     bias = rng.standard_normal((2, num_classes)).astype(np.float32)

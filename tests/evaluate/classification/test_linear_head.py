@@ -1,4 +1,4 @@
-"""Finished linear classifiers: of this job, of the reference, and those that do not fit."""
+"""Trained linear classifiers: from this job, from the reference, and mismatched ones."""
 
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("shared_compilation")
 
 
 def torch_head(kernel: np.ndarray) -> bytes:
-    """A file as the reference saves a linear classifier [F, C] without bias."""
+    """Writes a linear classifier [F, C] without bias in the format of the reference."""
     width, num_classes = kernel.shape
     weight = tensor(storage(kernel.size), 0, (num_classes, width), (width, 1))
     bias = tensor(storage(num_classes, "Float", "1"), 0, (num_classes,), (1,))
@@ -31,8 +31,8 @@ def torch_head(kernel: np.ndarray) -> bytes:
     return zip_file({"epoch": 100, "state_dict": names}, data)
 
 
-def test_a_head_of_the_reference(weights: str, tmp_path: Path) -> None:
-    """Its classes are those of the folders in sorted order."""
+def test_head_of_the_reference(weights: str, tmp_path: Path) -> None:
+    """Its classes are the folder names in sorted order."""
     for i, name in enumerate(("ant", "bee", "cat", "dog")):
         (tmp_path / "images" / name).mkdir(parents=True)
         for j in range(5):
@@ -53,8 +53,8 @@ def test_a_head_of_the_reference(weights: str, tmp_path: Path) -> None:
         linear(weights, images, evaluate=head, n_last_blocks=1, **arguments)
 
 
-def test_a_part_of_images_without_class_names(weights: str) -> None:
-    """Has the numbers of few classes, and none that the head does not know."""
+def test_slice_of_images_without_class_names(weights: str) -> None:
+    """The slice contains few class numbers, all of which the head must know."""
     extractor = Extractor(weights, OPTIONS)
     head = LinearHead(np.zeros((96, 10), np.float32), np.zeros(10, np.float32))
 
@@ -69,9 +69,7 @@ def test_a_part_of_images_without_class_names(weights: str) -> None:
         check([2, 10])
 
 
-def test_a_head_by_its_hub_name(
-    goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_head_from_the_hub(goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "dino_deitsmall16_pretrain/dino_deitsmall16_linearweights.pth"
     file.parent.mkdir()
     file.write_bytes((goldens / "pth/linear.pth").read_bytes())
@@ -88,7 +86,7 @@ def test_a_head_by_its_hub_name(
         ({"class_names": ("circle", "dog")}, "has classes that evaluate=.* was not trained on"),
     ],
 )
-def test_a_head_of_something_else(
+def test_rejects_a_mismatched_head(
     change: dict[str, Any], message: str, weights: str, tmp_path: Path
 ) -> None:
     head = LinearHead(np.zeros((96, 10), np.float32), np.zeros(10, np.float32), **change)

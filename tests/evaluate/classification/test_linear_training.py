@@ -21,7 +21,7 @@ pytestmark = pytest.mark.usefixtures("shared_compilation")
 
 
 def test_every_step_has_its_rates_and_every_image_and_epoch_its_crop(weights: str) -> None:
-    """The rates move the classifiers as logged, and each image has a crop of its own."""
+    """The classifiers move by the logged rates, and each image has its own crop."""
     extractor = Extractor(weights, OPTIONS)
     seen = []
 
@@ -50,7 +50,7 @@ def test_every_step_has_its_rates_and_every_image_and_epoch_its_crop(weights: st
     np.testing.assert_allclose(2 * moved[1][1], moved[0][1], rtol=1e-5)
 
 
-def test_a_loss_that_is_not_finite_ends_it(weights: str, tmp_path: Path) -> None:
+def test_loss_that_is_not_finite_stops_the_training(weights: str, tmp_path: Path) -> None:
     def broken(probe: Any, features: Any, labels: Any, rates: jax.Array) -> Any:
         return probe, jnp.where(rates > 0.01, jnp.nan, 1.0)
 
@@ -65,15 +65,15 @@ def test_a_loss_that_is_not_finite_ends_it(weights: str, tmp_path: Path) -> None
 def test_hosts_share_the_workdir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     protocol = linear_training.Protocol((0.1,), epochs=4, batch_size=8, seed=0)
     assert linear_training.restore_or_init(tmp_path, {}, protocol, 6, 3).history == []
-    gathered = {"process_allgather": lambda _: np.array([2, 0])}  # the first one has two epochs
+    gathered = {"process_allgather": lambda _: np.array([2, 0])}  # the first host has two epochs
     monkeypatch.setattr(linear_training, "multihost_utils", mock.Mock(**gathered))
     with pytest.raises(UsageError, match=r"workdir=.* all hosts share: .* \[0, 2\] trained"):
         linear_training.restore_or_init(tmp_path, {}, protocol, 6, 3)
 
 
 @pytest.mark.compiler
-def test_the_step_needs_no_gradient_of_the_backbone(weights: str) -> None:
-    """Its time is one forward pass: no dot product of the backbone's backward pass is there."""
+def test_step_has_no_backward_pass_through_the_backbone(weights: str) -> None:
+    """The step contains no matrix product of the backbone's backward pass."""
     extractor = Extractor(weights, OPTIONS)
     step = linear_training.compile_probe_step(extractor, ClassTokens(1), seed=0)
     probe = jax.eval_shape(lambda: linear_training.new_probe(jax.random.key(0), 2, 48, 10))

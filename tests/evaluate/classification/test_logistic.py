@@ -1,4 +1,4 @@
-"""Logistic regression on features, all of them and few of each class."""
+"""Logistic regression on all features, and few-shot."""
 
 import builtins
 import json
@@ -21,8 +21,8 @@ pytest.importorskip("sklearn")
 OPTIONS = Extraction(resize=16, crop=16, canvas_size=32, batch_size=40, num_threads=2)
 
 
-def test_it_minimises_the_penalised_loss() -> None:
-    """Two classes in one dimension: the optimum by a fine search in NumPy."""
+def test_minimizes_the_penalized_loss() -> None:
+    """Two classes in one dimension; the expected optimum is found by a fine grid search."""
     rng = np.random.default_rng(0)
     labels = np.repeat([3, 8], 40)
     features = (rng.standard_normal(80) + labels / 4).astype(np.float32)[:, None]
@@ -39,19 +39,19 @@ def test_it_minimises_the_penalised_loss() -> None:
     assert found["converged"]
 
 
-def test_a_fit_that_is_cut_short_says_so() -> None:
+def test_warns_if_not_converged() -> None:
     rng = np.random.default_rng(0)
     features, labels = rng.standard_normal((50, 8)), rng.integers(3, size=50)
     arguments = (features, labels, features, labels)
     assert not fit_and_score(*arguments, c=100.0, max_iterations=1)["converged"]
 
 
-def test_few_of_each_class() -> None:
+def test_draws_few_images_per_class() -> None:
     labels = np.random.default_rng(0).permutation(np.repeat([2, 5, 9], [300, 60, 7]))
     for shot, counts in {"5": (5, 5, 5), "10%": (30, 6, 1), "1%": (3, 1, 1)}.items():
         rows = few_of_each(labels, shot, seed=1)
         assert tuple((labels[rows] == label).sum() for label in (2, 5, 9)) == counts
-        assert (np.diff(rows) > 0).all()  # ascending, none twice
+        assert (np.diff(rows) > 0).all()  # ascending, without duplicates
         np.testing.assert_array_equal(rows, few_of_each(labels, shot, seed=1))
         assert not np.array_equal(rows, few_of_each(labels, shot, seed=2))
     assert len(few_of_each(labels, "all", seed=0)) == 367
@@ -60,7 +60,7 @@ def test_few_of_each_class() -> None:
 
 
 @pytest.mark.parametrize("shot", ["0", "0%", "101%", "some", "-3", "1.5"])
-def test_impossible_shots(shot: str) -> None:
+def test_rejects_impossible_shots(shot: str) -> None:
     check_shots(("all", "1%", "12.5%", "100%", "5"))
     with pytest.raises(UsageError, match=f"shots='{shot}' must be all, a number of images"):
         check_shots(("5", shot))
@@ -75,8 +75,8 @@ def test_mean_and_deviation_over_seeds() -> None:
     assert summary(fits[:1])["std"] == 0
 
 
-def test_the_job(goldens: Path, tmp_path: Path) -> None:
-    """It learns: far above chance (10 %), and better from more images."""
+def test_job(goldens: Path, tmp_path: Path) -> None:
+    """The accuracy is far above chance (10 %), and increases with the number of images."""
     arguments = {
         "weights": str(goldens / "pth/backbone.pth"),
         "train": "shapes:400@train",
@@ -99,7 +99,7 @@ def test_the_job(goldens: Path, tmp_path: Path) -> None:
 
 
 def test_classes_are_matched_by_name(goldens: Path, tmp_path: Path) -> None:
-    """The test images lack class a, so that b and c have other numbers there."""
+    """The test images lack class a, so b and c have different numbers there."""
     bank = class_folders(tmp_path / "bank", "abc")
     queries = class_folders(tmp_path / "queries", "bc")
     arguments = {"options": OPTIONS, "output": tmp_path / "r.json"}
@@ -124,15 +124,15 @@ def test_classes_are_matched_by_name(goldens: Path, tmp_path: Path) -> None:
         ({"shots": ("1", "3")}, "train=shapes:20@train: shots=.3.: class circle has only 2"),
     ],
 )
-def test_wrong_arguments(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_rejects_arguments(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
     arguments = {"train": "shapes:20@train", "test": "shapes:8@test", "options": OPTIONS}
-    arguments |= {"weights": "/nowhere", "output": tmp_path / "r.json"}  # before it is looked for
+    arguments |= {"weights": "/nowhere", "output": tmp_path / "r.json"}  # rejected before loading
     with pytest.raises(UsageError, match=message):
         logistic(**(arguments | changes))
 
 
-def test_classes_that_cannot_be_read(goldens: Path, tmp_path: Path) -> None:
-    """Of one class, no image is left for few-shot, and then none for any fit."""
+def test_rejects_classes_without_readable_images(goldens: Path, tmp_path: Path) -> None:
+    """One class has too few readable images for few-shot, then no class has any."""
     for i in range(8):
         path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The layout of DAVIS, its masks and what may be wrong with them."""
+"""The layout of the DAVIS data set, its masks, and invalid data."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -20,11 +20,11 @@ from dino_jax.evaluate.davis.dataset import (
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Two sequences of four frames of 40x30 pixels; of the second, the first mask alone."""
+    """Two sequences of four frames of 40x30 pixels. The second has only its first mask."""
     for name in ("ImageSets/2017", "JPEGImages/480p/dog", "JPEGImages/480p/cat"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "ImageSets/2017/val.txt").write_text("dog\ncat\n")
-    (tmp_path / "JPEGImages/480p/dog/._00000.jpg").touch()  # as some desktops leave behind
+    (tmp_path / "JPEGImages/480p/dog/._00000.jpg").touch()  # as created by some desktops
     labels = np.zeros((30, 40), np.uint8)
     labels[5:9, 5:9], labels[20:, 30:] = 1, 3
     for name, masks in (("dog", 4), ("cat", 1)):
@@ -45,7 +45,7 @@ def test_sequences_in_the_order_of_the_list(folder: Path) -> None:
     assert dog.frame_names == ("00000", "00001", "00002", "00003")
     assert dog.num_objects == 3
     assert dog.first.shape == (30, 40)
-    # Neither the first frame nor the last is scored.
+    # The first and the last frame are not scored.
     assert {i: path.name for i, path in dog.masks.items()} == {1: "00001.png", 2: "00002.png"}
     assert cat.masks == {}
 
@@ -90,7 +90,7 @@ def picture(mode: str, size: tuple[int, int]) -> Callable[[Path], None]:
         (picture("L", (40, 30)), r"00000\.png contains no object"),
     ],
 )
-def test_what_is_wrong_is_named(spoil: Callable, message: str, folder: Path) -> None:
+def test_rejects_invalid_data(spoil: Callable, message: str, folder: Path) -> None:
     spoil(folder)
     with pytest.raises(UsageError, match=message):
         open_davis(folder)
@@ -111,7 +111,7 @@ def test_masks_keep_their_labels(tmp_path: Path) -> None:
 
 
 def test_palette_of_davis() -> None:
-    """As its masks have it, which from label 9 on is no longer PASCAL VOC's."""
+    """The palette in DAVIS' masks differs from PASCAL VOC's from label 9 on."""
     expected = {0: (0, 0, 0), 1: (128, 0, 0), 2: (0, 128, 0), 3: (128, 128, 0), 4: (0, 0, 128)}
     expected |= {5: (128, 0, 128), 7: (128, 128, 128), 8: (64, 0, 0), 9: (191, 0, 0)}
     expected |= {10: (64, 128, 0), 11: (191, 128, 0), 13: (191, 0, 128), 15: (191, 128, 128)}

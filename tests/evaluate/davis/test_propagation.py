@@ -1,4 +1,4 @@
-"""Label propagation: the recorded reference, the reference's way in NumPy, and known motion."""
+"""Label propagation, compared with recorded results, a NumPy version and known motion."""
 
 import json
 from functools import partial
@@ -52,7 +52,7 @@ def test_equals_the_reference(path: Path) -> None:
 
 
 def plain(target: np.ndarray, memory: Memory, settings: Propagation) -> np.ndarray:
-    """All similarities at once, one patch after the other."""
+    """The NumPy version: computes all similarities, one patch at a time."""
     height, width, _ = target.shape
     out = np.zeros((height, width, memory.labels.shape[-1]))
     frames = np.flatnonzero(memory.is_filled)
@@ -75,8 +75,8 @@ def plain(target: np.ndarray, memory: Memory, settings: Propagation) -> np.ndarr
 @pytest.mark.parametrize(
     ("grid", "radius", "top_k"), [((5, 7), 2, 3), ((3, 9), 12, 5), ((6, 2), 1, 99)]
 )
-def test_equals_the_plain_way(grid: tuple[int, int], radius: int, top_k: int) -> None:
-    """Windows smaller and larger than the frame; an empty place in the memory takes no part."""
+def test_equals_the_numpy_version(grid: tuple[int, int], radius: int, top_k: int) -> None:
+    """Windows are smaller and larger than the frame; an empty memory slot has no effect."""
     rng = np.random.default_rng(0)
     features = rng.standard_normal((4, *grid, 8)).astype(np.float32)
     features /= np.linalg.norm(features, axis=-1, keepdims=True)
@@ -100,8 +100,8 @@ def test_low_temperatures_do_not_overflow() -> None:
     np.testing.assert_allclose(found, nearest, atol=1e-2)
 
 
-def test_objects_are_followed_as_they_move() -> None:
-    """Patches of their own features move by one place a frame, and the labels go with them."""
+def test_labels_follow_moving_objects() -> None:
+    """Patches with unique features move by one position per frame, and so do their labels."""
     rng = np.random.default_rng(0)
     features = np.asarray(unit_rows(jnp.asarray(rng.standard_normal((6, 12, 32)), jnp.float32)))
     labels = np.zeros((6, 12, 3), np.float32)
@@ -114,16 +114,16 @@ def test_objects_are_followed_as_they_move() -> None:
         memory, found = step(memory, np.roll(features, t, axis=1), 1 + (t - 1) % 2)
         expected = np.roll(labels.argmax(-1), t, axis=1)
         assert found.shape == (24, 48)
-        # The middle of every patch, where neighbours do not blend in.
+        # The center of every patch, which interpolation with neighbours does not affect.
         np.testing.assert_array_equal(np.asarray(found)[2::4, 2::4], expected)
     assert memory.is_filled.tolist() == [True, True, True]
-    # Three places: the first frame stays, and those moved by two and three are the latest.
+    # Three slots: the first frame is kept; the latest frames have moved by two and three.
     np.testing.assert_array_equal(memory.features[0], features)
     np.testing.assert_array_equal(memory.features[2], np.roll(features, 2, axis=1))
     np.testing.assert_array_equal(memory.features[1], np.roll(features, 3, axis=1))
 
 
-def test_no_memory_but_the_first_frame() -> None:
+def test_memory_of_the_first_frame_only() -> None:
     features, labels = jnp.ones((2, 2, 3)) / 3**0.5, np.ones((2, 2, 1), np.float32)
     settings = Propagation(last_frames=0)
     memory, found = follow(initial_memory(features, labels, settings), features, 1, settings, 2)
@@ -131,10 +131,10 @@ def test_no_memory_but_the_first_frame() -> None:
     assert found.tolist() == [[0] * 4] * 4
 
 
-def test_label_map_as_torch_enlarges_it() -> None:
+def test_label_map_is_enlarged_as_by_torch() -> None:
     torch = pytest.importorskip("torch")
     soft = np.random.default_rng(0).random((5, 6, 4)).astype(np.float32)
-    soft[..., 3] = 0  # a class that is nowhere
+    soft[..., 3] = 0  # a class without pixels
     planes = torch.nn.functional.interpolate(
         torch.from_numpy(soft).permute(2, 0, 1)[None], scale_factor=8, mode="bilinear"
     )[0].numpy()
@@ -143,7 +143,7 @@ def test_label_map_as_torch_enlarges_it() -> None:
         plane /= plane.max()
     found = np.asarray(jax.jit(partial(label_map, patch_size=8))(soft))
     assert found.dtype == np.uint8
-    assert (found != planes.argmax(axis=0)).mean() < 0.001  # but for ties in float32
+    assert (found != planes.argmax(axis=0)).mean() < 0.001  # except for float32 ties
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_network_size(frame: tuple[int, int], expected: tuple[int, int]) -> None
 
 
 class Pixels:
-    """Takes the place of a model: its patch tokens are the pixels themselves."""
+    """A stand-in model whose patch tokens are the pixels."""
 
     patch_size = 1
 
@@ -170,8 +170,8 @@ class Pixels:
         return [jnp.concatenate([tokens[:, :1], tokens], axis=1)]
 
 
-def test_frames_are_resized_as_opencv_does() -> None:
-    """Bilinear between pixel centres without antialiasing, and whole grey levels."""
+def test_frames_are_resized_as_by_opencv() -> None:
+    """Bilinear between pixel centers without antialiasing, rounded to whole grey levels."""
     frame = np.random.default_rng(0).integers(0, 256, (1, 6, 10, 3), np.uint8)
     feature = FramePatches((4, 5), (0.0, 0.0, 0.0), (1 / 255,) * 3)
     found = np.asarray(feature(Pixels(), jnp.asarray(frame), None))[0]
@@ -190,7 +190,7 @@ def test_frames_are_resized_as_opencv_does() -> None:
 @pytest.mark.parametrize(
     "change", [{"last_frames": -1}, {"radius": 0}, {"top_k": 0}, {"temperature": 0.0}]
 )
-def test_settings_out_of_range(change: dict[str, Any]) -> None:
+def test_rejects_settings_out_of_range(change: dict[str, Any]) -> None:
     ((name, value),) = change.items()
     with pytest.raises(UsageError, match=f"{name}={value} must be"):
         Propagation(**change)

@@ -1,4 +1,4 @@
-"""J and F of masks that can be worked out by hand, and the official steps done by SciPy."""
+"""J and F scores of simple masks, computed by hand and with SciPy."""
 
 import math
 
@@ -41,7 +41,7 @@ def test_empty_masks() -> None:
     [
         (1, 400),
         (4, 400),
-        # Of the ring of 400 pixels: above and below, all but the first 1 or 26 of 101 columns; of
+        # From the ring of 400 pixels: above and below, all but the first 1 or 26 of 101 columns; of
         # the right side, the 4 pixels next to each.
         (5, 2 * 100 + 8),
         (30, 2 * 75 + 8),
@@ -56,13 +56,13 @@ def test_shifted_by_known_pixels(shift: int, right: int) -> None:
     assert boundary_match(ours, true) == pytest.approx(right / 400)
 
 
-def test_far_apart_is_nothing() -> None:
+def test_distant_masks_score_zero() -> None:
     assert region_overlap(box(0, 0, 50, 50), box(200, 300, 50, 50)) == 0
     assert boundary_match(box(0, 0, 50, 50), box(200, 300, 50, 50)) == 0
 
 
 def test_precision_and_recall_by_hand() -> None:
-    """A right line of 10 pixels, and a false one as long and far away: precision 1/2, recall 1."""
+    """One correct line of 10 pixels and one false, distant line: precision 1/2, recall 1."""
     true, ours = np.zeros((30, 60), bool), np.zeros((30, 60), bool)
     true[5, 5:15] = ours[5, 5:15] = True
     ours[25, 5:15] = True
@@ -71,7 +71,7 @@ def test_precision_and_recall_by_hand() -> None:
 
 
 def test_boundary_by_hand() -> None:
-    """The pixels left of, above and in the last row and column of a box; the frame has none."""
+    """The pixels left of, above, and in the last row and column of a box. The frame has none."""
     mask = np.zeros((6, 6), bool)
     mask[2:4, 2:4] = True
     expected = np.zeros((6, 6), bool)
@@ -87,7 +87,7 @@ def test_boundary_by_hand() -> None:
 @pytest.mark.parametrize("radius", [0, 1, 4, 8])
 def test_dilation_is_with_a_disk(radius: int) -> None:
     mask = np.random.default_rng(0).random((40, 50)) < 0.01
-    mask[0, 0] = mask[-1, 20] = True  # disks that reach beyond the frame
+    mask[0, 0] = mask[-1, 20] = True  # their disks extend beyond the frame
     steps = np.arange(-radius, radius + 1)
     disk = np.hypot(steps[:, None], steps) <= radius
     np.testing.assert_array_equal(
@@ -96,7 +96,7 @@ def test_dilation_is_with_a_disk(radius: int) -> None:
 
 
 def test_tolerance_is_rounded_up() -> None:
-    """854x480 frames of DAVIS: 0.008 * 979.7 = 7.84, so 8 pixels are near and 9 are not."""
+    """For DAVIS' 854x480 frames, 0.008 * 979.7 = 7.84, so the tolerance is 8 pixels."""
     assert math.ceil(0.008 * math.hypot(480, 854)) == 8
     true, near, far = (np.zeros((480, 854), bool) for _ in range(3))
     true[:200], near[:208], far[:209] = True, True, True
@@ -107,11 +107,11 @@ def test_tolerance_is_rounded_up() -> None:
 def test_objects_of_a_frame() -> None:
     truth = (1 * box(0, 0) + 2 * box(150, 200)).astype(np.uint8)
     np.testing.assert_array_equal(object_scores(truth, truth, 2), np.ones((2, 2)))
-    missing = np.where(truth == 2, 0, truth)  # the second was lost
+    missing = np.where(truth == 2, 0, truth)  # the second object was lost
     np.testing.assert_array_equal(object_scores(missing, truth, 2), [[1, 1], [0, 0]])
     swapped = np.array([0, 2, 1], np.uint8)[truth]
     np.testing.assert_array_equal(object_scores(swapped, truth, 2), np.zeros((2, 2)))
-    gone = object_scores(missing, missing, 2)  # neither map has it
+    gone = object_scores(missing, missing, 2)  # missing in both maps
     np.testing.assert_array_equal(gone, np.ones((2, 2)))
     half = truth.copy()
     half[:50][truth[:50] == 1] = 0
@@ -122,7 +122,7 @@ def test_statistics_by_hand() -> None:
     values = np.array([1.0, 0.8, 0.6, 0.4, 0.2, 0.0, 0.5, 0.5])
     found = statistics(values)
     assert found.mean == pytest.approx(0.5)
-    assert found.recall == pytest.approx(3 / 8)  # one half itself is not above
-    # Cut at 0, 2, 4, 5, 7 (1.75, 3.5 and 5.25 rounded): the first three, and the last three.
+    assert found.recall == pytest.approx(3 / 8)  # exactly one half does not count
+    # Split at 0, 2, 4, 5, 7 (1.75, 3.5 and 5.25 rounded): the first three, and the last three.
     assert found.decay == pytest.approx((1 + 0.8 + 0.6) / 3 - (0 + 0.5 + 0.5) / 3)
     assert statistics(np.array([0.7])) == (0.7, 1.0, 0.0)

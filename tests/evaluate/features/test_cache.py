@@ -1,4 +1,4 @@
-"""Features on disk."""
+"""The on-disk cache of features."""
 
 import os
 from pathlib import Path
@@ -50,14 +50,14 @@ def test_entries_are_read_back(tmp_path: Path) -> None:
         ),
     ],
 )
-def test_other_features_are_rejected(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_rejects_other_features(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     cache.write_entry(tmp_path, ABOUT, FEATURES)
     with pytest.raises(UsageError, match=message):
         cache.read_entry(tmp_path, ABOUT | change)
 
 
-def test_the_spelling_of_a_source_does_not_matter(tmp_path: Path) -> None:
-    """Neither for the look-up nor for the message about other entries."""
+def test_spelling_of_a_source_does_not_matter(tmp_path: Path) -> None:
+    """It affects neither the look-up nor the message about other entries."""
     here, there = (
         ABOUT | {"data": {"spec": spec, "images": 5, "listing": "ef"}} for spec in ("x/", "/a/x")
     )
@@ -67,7 +67,7 @@ def test_the_spelling_of_a_source_does_not_matter(tmp_path: Path) -> None:
         cache.read_entry(tmp_path, there | {"feature": "ClassTokens(4)"})
 
 
-def test_missing_and_damaged(tmp_path: Path) -> None:
+def test_missing_and_damaged_entries(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is not a folder: compute them with --save-features"):
         cache.read_entry(tmp_path / "nowhere", ABOUT)
     cache.write_entry(tmp_path, ABOUT, FEATURES)
@@ -87,8 +87,8 @@ def test_missing_and_damaged(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("place", "bit"), [(8, 6), (21, 4)])
-def test_a_damaged_header(place: int, bit: int, tmp_path: Path) -> None:
-    """NumPy parses it as Python: a wrong token, and wrong syntax."""
+def test_damaged_header(place: int, bit: int, tmp_path: Path) -> None:
+    """NumPy parses the header as Python; it gets an invalid token or invalid syntax."""
     cache.write_entry(tmp_path, ABOUT, FEATURES)
     file = cache.entry_of(tmp_path, ABOUT) / "features.npy"
     content = bytearray(file.read_bytes())
@@ -99,7 +99,7 @@ def test_a_damaged_header(place: int, bit: int, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"data": 3}', '{"data": {"spec": 7}}', "\xff"])
-def test_foreign_entries_are_skipped(text: str, tmp_path: Path) -> None:
+def test_skips_other_entries(text: str, tmp_path: Path) -> None:
     cache.write_entry(tmp_path, ABOUT, FEATURES)
     (tmp_path / "another").mkdir()
     (tmp_path / "another" / "about.json").write_bytes(text.encode("latin-1"))
@@ -109,8 +109,8 @@ def test_foreign_entries_are_skipped(text: str, tmp_path: Path) -> None:
         cache.read_entry(tmp_path, ABOUT | {"weights": 32 * "cd"})
 
 
-def test_a_listing_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By names, sizes and times; a relative path depends on the working folder."""
+def test_sources_are_identified_by_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names, sizes and times count; a relative path depends on the working folder."""
 
     def listing(spec: str) -> str:
         return cache.describe_data(open_source(spec))["listing"]
@@ -137,7 +137,7 @@ def test_a_listing_is_known_by_its_files(tmp_path: Path, monkeypatch: pytest.Mon
     assert listing("data[1:2]") not in (listing("data[0:1]"), seen[-1])
 
 
-def test_a_listing_of_arrays_is_known_by_their_content() -> None:
+def test_sources_of_arrays_are_identified_by_content() -> None:
     images = np.zeros((3, 4, 4), np.uint8)
     before = IdxSource(images.copy(), np.arange(3), "idx:x")
     images[2, 1, 1] = 1

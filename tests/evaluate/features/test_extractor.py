@@ -1,4 +1,4 @@
-"""The feature pass of the jobs, with weights of the reference."""
+"""The jobs' feature extraction, with weights of the reference."""
 
 import dataclasses
 from pathlib import Path
@@ -30,17 +30,17 @@ def extractor(goldens: Path) -> Extractor:
         yield Extractor(str(goldens / "pth/backbone.pth"), OPTIONS)
 
 
-def test_features_are_those_of_the_model(extractor: Extractor) -> None:
+def test_features_equal_those_of_the_model(extractor: Extractor) -> None:
     train, test = extractor.features(ClassToken(), [TRAIN, TEST])
     assert train.features.shape == (20, 48)
     assert test.index.tolist() == list(range(9))
-    # The class token after the norm, by another way through the network.
+    # The class token after the norm, computed with other methods of the model.
     (tokens,) = extractor.features(BlockTokens(), [TEST])
     np.testing.assert_allclose(tokens.features, test.features, atol=1e-4)
     assert extractor.unreadable == {TRAIN.spec: 0, TEST.spec: 0}
 
 
-def test_a_second_job_computes_nothing(extractor: Extractor, tmp_path: Path) -> None:
+def test_second_job_computes_nothing(extractor: Extractor, tmp_path: Path) -> None:
     save, load = FeatureCache(save_features=tmp_path), FeatureCache(load_features=tmp_path)
     with pytest.raises(UsageError, match="has no features of shapes:9@test, only of nothing"):
         extractor.features(ClassToken(), [TEST], load)
@@ -53,18 +53,18 @@ def test_a_second_job_computes_nothing(extractor: Extractor, tmp_path: Path) -> 
             extractor.features(ClassTokens(2), [TEST], load)
 
 
-def test_a_store_that_cannot_be_written_is_said_before_the_pass(
+def test_rejects_an_unwritable_folder_before_extraction(
     extractor: Extractor, tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
     with (
         mock.patch.object(extraction, "stream", side_effect=AssertionError("computed")),
-        pytest.raises(UsageError, match=r"save_features: the folder .*file cannot be written"),
+        pytest.raises(UsageError, match=r"save_features: folder .*file cannot be written"),
     ):
         extractor.features(ClassToken(), [TEST], FeatureCache(save_features=tmp_path / "file"))
 
 
-def test_features_of_other_weights_are_refused(
+def test_rejects_features_of_other_weights(
     extractor: Extractor, goldens: Path, tmp_path: Path
 ) -> None:
     extractor.features(ClassToken(), [TEST], FeatureCache(save_features=tmp_path))
@@ -76,7 +76,7 @@ def test_features_of_other_weights_are_refused(
         student.features(ClassToken(), [TEST], FeatureCache(load_features=tmp_path))
 
 
-def test_bfloat16_is_near(extractor: Extractor, goldens: Path) -> None:
+def test_bfloat16_is_close(extractor: Extractor, goldens: Path) -> None:
     options = Extraction(dtype="bfloat16", resize=16, crop=16, canvas_size=32, batch_size=16)
     rough = Extractor(str(goldens / "pth/backbone.pth"), options)
     assert rough.info.dtype == "bfloat16"
@@ -89,7 +89,7 @@ def test_bfloat16_is_near(extractor: Extractor, goldens: Path) -> None:
     ("change", "message"),
     [({"crop": 8}, "crop=16.* instead of .*crop=8"), ({"dtype": "bfloat16"}, "dtype float32 inst")],
 )
-def test_kept_features_are_of_one_transform_and_dtype(
+def test_rejects_features_of_another_transform_or_dtype(
     change: dict[str, Any], message: str, extractor: Extractor, goldens: Path, tmp_path: Path
 ) -> None:
     extractor.features(ClassToken(), [TEST], FeatureCache(save_features=tmp_path))
@@ -98,8 +98,8 @@ def test_kept_features_are_of_one_transform_and_dtype(
         other.features(ClassToken(), [TEST], FeatureCache(load_features=tmp_path))
 
 
-def test_features_that_are_not_finite_are_refused(extractor: Extractor) -> None:
-    """By the pass, so by every job: here the fifth image's token is NaN."""
+def test_rejects_features_that_are_not_finite(extractor: Extractor) -> None:
+    """Extraction checks this for every job. Here the fifth image's token is NaN."""
 
     @dataclasses.dataclass(frozen=True)
     class Broken:
@@ -113,8 +113,8 @@ def test_features_that_are_not_finite_are_refused(extractor: Extractor) -> None:
         list(extractor.stream(Broken(), TEST))
 
 
-def test_one_shape_compiles(goldens: Path) -> None:
-    """Whatever the last batch holds, and for the next source of as many images or more."""
+def test_compiles_for_one_shape(goldens: Path) -> None:
+    """Independent of the size of the last batch, and shared with larger sources."""
     few = Extractor(str(goldens / "pth/backbone.pth"), dataclasses.replace(OPTIONS, batch_size=8))
     few.features(ClassToken(), [TRAIN, TEST])
     (compiled,) = few._compiled.values()
@@ -127,13 +127,13 @@ def test_unreadable_images_are_counted(extractor: Extractor, tmp_path: Path) -> 
     (tmp_path / "1.png").write_text("no picture")
     source = open_source(str(tmp_path))
     store = tmp_path / "store"
-    for _ in range(2):  # computed, and from the cache
+    for _ in range(2):  # first computed, then cached
         (found,) = extractor.features(ClassToken(), [source], FeatureCache(save_features=store))
         assert found.index.tolist() == [0, 2]
         assert extractor.unreadable.pop(source.spec) == 1
 
 
-def test_what_cannot_be_is_said(extractor: Extractor, goldens: Path) -> None:
+def test_rejects_invalid_arguments(extractor: Extractor, goldens: Path) -> None:
     with pytest.raises(UsageError, match="is a linear classifier: give a backbone"):
         Extractor(str(goldens / "pth/linear.pth"), OPTIONS)
     with pytest.raises(UsageError, match="crop=32 must not be larger than resize=16"):

@@ -1,4 +1,4 @@
-"""Attention maps and patch tokens, and the memory that they need."""
+"""Attention maps and patch tokens of pictures, and the memory that they need."""
 
 from typing import Any
 
@@ -27,7 +27,7 @@ NORMALIZED = ((IMAGES / 255 - MEAN) / STD).astype(np.float32)
 
 
 def compiled(model: nnx.Module, feature: Any) -> np.ndarray:
-    """The feature of the images on all devices; checks that no product is rounded."""
+    """Computes the features of images on all devices; checks that products have full precision."""
     mesh = sharding.make_mesh()
     graphdef, *weights = split(model)
     weights = jax.device_put(weights, sharding.replicated(mesh))
@@ -37,7 +37,7 @@ def compiled(model: nnx.Module, feature: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("model_name", ["vit_tiny", "xcit_nano_12_p8"])
-def test_maps_are_the_row_of_the_class_token(model_name: str) -> None:
+def test_maps_equal_the_row_of_the_class_token(model_name: str) -> None:
     overrides: dict[str, Any] = {"depth": 1, "embed_dim": 16, "num_heads": 2}
     overrides |= {"patch_size": 8} if model_name.startswith("vit") else {}
     with runs.quick_compilation():
@@ -48,7 +48,7 @@ def test_maps_are_the_row_of_the_class_token(model_name: str) -> None:
     np.testing.assert_allclose(maps.reshape(expected.shape), expected, atol=1e-5)
 
 
-def test_patch_tokens_are_those_of_the_last_block() -> None:
+def test_patch_tokens_come_from_the_last_block() -> None:
     with runs.quick_compilation():
         model = create_model("vit_tiny", patch_size=8, depth=2, embed_dim=16, num_heads=2)
         tokens = compiled(model, PatchTokens(MEAN, STD))
@@ -57,14 +57,14 @@ def test_patch_tokens_are_those_of_the_last_block() -> None:
     np.testing.assert_allclose(tokens.reshape(2, 30, 16), expected[:, 1:], atol=1e-5)
 
 
-def test_refuses_a_network_without_attention() -> None:
+def test_rejects_a_network_without_attention() -> None:
     model = nnx.eval_shape(lambda: create_model("resnet18", rngs=nnx.Rngs(0)))
     with pytest.raises(UsageError, match="runs/r is a ResNet, which has no attention: use a ViT"):
         check_attention(model, "runs/r")
 
 
 def test_large_pictures_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    """250 x 187 patches, 6 heads, float32. An XCiT has no such matrix."""
+    """A ViT has a float32 matrix of 250 x 187 patches for each of 6 heads. An XCiT has none."""
     mesh = sharding.make_mesh(jax.devices()[:1])
     monkeypatch.setattr(memory, "machine_memory", lambda: 48 << 30)
     vit, xcit = (
@@ -78,9 +78,11 @@ def test_large_pictures_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UsageError, match=message):
         batch_that_fits((2992, 4000), vit, mesh, 8)
     assert batch_that_fits((2992, 4000), xcit, mesh, 8) == 8
-    assert batch_that_fits((2960, 4000), vit, mesh, 8) == 1  # not all at once
+    assert batch_that_fits((2960, 4000), vit, mesh, 8) == 1  # one at a time
     assert batch_that_fits((480, 480), vit, mesh, 8) == 8
-    monkeypatch.setattr(picture_features, "device_limit", lambda _: 47 << 30)  # as a GPU reports
+    monkeypatch.setattr(
+        picture_features, "device_limit", lambda _: 47 << 30
+    )  # as reported by a GPU
     with pytest.raises(UsageError, match=r"47\.00 GiB are available"):
         batch_that_fits((2960, 4000), vit, mesh, 8)
     assert batch_that_fits((1480, 2000), vit, sharding.make_mesh(), 64) == 8 * 3

@@ -1,4 +1,4 @@
-"""Passes over pictures of several shapes: every one once, in its place, whatever the batches."""
+"""Passes over pictures of several shapes: each is computed once and in order."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -32,7 +32,7 @@ COUNT = 13
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
-    """Pictures of one grey level each, wide ones and high ones in turns; two are broken."""
+    """Alternately wide and high pictures of a single grey level; two are damaged."""
     root = tmp_path_factory.mktemp("pictures")
     paths = [root / f"{i:02}.png" for i in range(COUNT)]
     for i, path in enumerate(paths):
@@ -43,13 +43,13 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
 
 
 def level_and_size(model: nnx.Module, canvas: jax.Array, size: jax.Array) -> jax.Array:
-    """The first pixel, the sum of all and the size, [B, 4]."""
+    """The first pixel, the sum of all pixels and the size, [B, 4]."""
     whole = canvas.astype(jnp.float32).sum((1, 2, 3))
     return jnp.stack([canvas[:, 0, 0, 0], whole, *size.T], axis=1).astype(jnp.float32)
 
 
 def wide(model: nnx.Module, canvas: jax.Array, size: jax.Array) -> jax.Array:
-    """The same as another function, for another group."""
+    """Returns the same as `level_and_size`, but is another function, for another group."""
     return level_and_size(model, canvas, size)
 
 
@@ -60,14 +60,17 @@ def picture_pass(goldens: Path, devices: int, options: PassOptions) -> PicturePa
 
 
 @pytest.mark.parametrize(("devices", "batch_size", "threads"), [(8, 16, 3), (1, 2, 1), (2, 100, 2)])
-def test_every_picture_in_its_place(
+def test_every_picture_is_computed_in_order(
     devices: int, batch_size: int, threads: int, goldens: Path, files: Files
 ) -> None:
     options = PassOptions(batch_size=batch_size, num_threads=threads)
     records = Records(files)
     groups: list[tuple[Callable, Group]] = [
         (wide, Group(range(1, COUNT, 2), (10, 40))),
-        (level_and_size, Group(range(0, COUNT - 3, 2), (12, 10))),  # the last is in no group
+        (
+            level_and_size,
+            Group(range(0, COUNT - 3, 2), (12, 10)),
+        ),  # the last picture is in no group
     ]
     found = picture_pass(goldens, devices, options).features(records, decode, groups)
     rows, readable = in_place(found, COUNT)
@@ -79,22 +82,22 @@ def test_every_picture_in_its_place(
         assert rows[i].tolist() == expected
 
 
-def test_batches_are_in_order_with_the_filling_last(goldens: Path, files: Files) -> None:
+def test_batches_are_in_order_with_padding_last(goldens: Path, files: Files) -> None:
     passes = picture_pass(goldens, 8, PassOptions(batch_size=3, num_threads=2))
     group = Group(range(COUNT), (12, 40))
     batches = [
         jax.device_get(batch)
         for batch in passes.stream(level_and_size, Records(files), decode, group)
     ]
-    assert [batch["rows"].shape for batch in batches] == [(8, 4)] * 2  # one for every device
+    assert [batch["rows"].shape for batch in batches] == [(8, 4)] * 2  # one picture per device
     index = np.concatenate([batch["index"] for batch in batches])
     assert index.tolist() == [*range(COUNT), -1, -1, -1]
     valid = np.concatenate([batch["valid"] for batch in batches])
     assert np.flatnonzero(~valid).tolist() == [4, 12, 13, 14, 15]
 
 
-def test_features_that_are_not_finite_are_refused(goldens: Path, files: Files) -> None:
-    """By the pass, so by every job; not those of filling and of what cannot be read."""
+def test_rejects_features_that_are_not_finite(goldens: Path, files: Files) -> None:
+    """Checked for every job, but not for padding and unreadable pictures."""
 
     def broken(model: nnx.Module, canvas: jax.Array, size: jax.Array) -> jax.Array:
         rows = level_and_size(model, canvas, size)
@@ -107,14 +110,14 @@ def test_features_that_are_not_finite_are_refused(goldens: Path, files: Files) -
         passes.features(Records(files), decode, more)
 
 
-def test_nothing_readable(goldens: Path, files: Files) -> None:
+def test_no_readable_picture(goldens: Path, files: Files) -> None:
     passes = picture_pass(goldens, 1, PassOptions(num_threads=1))
     groups = [(level_and_size, Group([4, 12], (12, 10)))]
     with pytest.raises(UsageError, match="none of the 13 images of pictures can be read: see"):
         passes.features(Records(files), decode, groups)
 
 
-def test_frames_in_order_whatever_the_batches(goldens: Path) -> None:
+def test_frames_are_in_order_for_any_batch_size(goldens: Path) -> None:
     frames = [np.full((12, 10, 3), i, np.uint8) for i in range(11)]
     for devices, batch_size in ((8, 3), (1, 4), (2, 100)):
         passes = picture_pass(goldens, devices, PassOptions())
@@ -128,7 +131,7 @@ def test_frames_in_order_whatever_the_batches(goldens: Path) -> None:
         list(passes.stream_frames(broken, iter(frames), 4))
 
 
-def test_picture_sizes_skip_what_has_no_header(files: Files) -> None:
+def test_picture_sizes_skip_files_without_a_header(files: Files) -> None:
     sizes = picture_sizes(Records(files), num_threads=2)
     assert sizes == {
         i: (10, 20 + i) if i % 2 else (12, 10) for i in range(COUNT) if i not in (4, 12)
@@ -145,7 +148,7 @@ def test_picture_sizes_skip_what_has_no_header(files: Files) -> None:
         ({"max_unreadable": 1.5}, "max_unreadable=1.5 must be between 0 and 1"),
     ],
 )
-def test_options_out_of_range(change: dict[str, Any], message: str) -> None:
+def test_rejects_options_out_of_range(change: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         PassOptions(**change)
     assert PassOptions(max_unreadable=0.0).max_unreadable == 0

@@ -1,4 +1,4 @@
-"""Frozen features of whole sources."""
+"""Extracting the features of a source."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def features_of(
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """21 pictures larger and smaller than the canvas, two of them unreadable."""
+    """21 pictures, larger and smaller than the canvas; two are unreadable."""
     root = tmp_path_factory.mktemp("pictures")
     rng = np.random.default_rng(0)
     for i in range(21):
@@ -56,7 +56,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def by_hand(path: Path) -> np.ndarray:
-    """Pillow's resize and crop, then the model alone."""
+    """The expected features: Pillow's resize and crop, then the model."""
     image = Image.open(path)
     size = tuple(int(TRANSFORM.resize * side / min(image.size)) for side in image.size)
     image = image.resize(size, Image.Resampling.BICUBIC)
@@ -71,18 +71,18 @@ def test_every_readable_image_in_order(folder: Path) -> None:
     assert indices.tolist() == [i for i in range(21) if i not in (3, 20)]
     assert features.shape == (19, 16)
     assert features.dtype == np.float32
-    assert batches == [15, 4]  # readable images of a full and a part of a batch
+    assert batches == [15, 4]  # the readable images of a full and a partial batch
     for row, index in zip(features, indices, strict=True):
-        # Pixels are rounded as Pillow's are; a single one may fall to the other side of a half.
+        # Pixels are rounded as by Pillow, but a single one may be rounded differently.
         np.testing.assert_allclose(row, by_hand(folder / f"{index:02}.png"), rtol=0, atol=2e-3)
-    # It sees differences: features of two images are far more apart.
+    # The tolerance is meaningful: features of two images differ far more.
     assert np.abs(features[0] - features[1]).max() > 0.1
 
 
 @pytest.mark.parametrize(
     ("devices", "batch_size", "num_threads"), [(1, 7, 1), (8, 3, 2), (8, 1000, 5)]
 )
-def test_layout_does_not_matter(
+def test_features_do_not_depend_on_batches_and_devices(
     devices: int, batch_size: int, num_threads: int, folder: Path
 ) -> None:
     expected, indices, _ = features_of(open_source(str(folder)))

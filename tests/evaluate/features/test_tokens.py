@@ -1,4 +1,4 @@
-"""What is taken of a backbone, against its own layers."""
+"""Features taken from a backbone's outputs, compared with its layers."""
 
 from unittest import mock
 
@@ -15,14 +15,14 @@ MODEL = create_model("vit_tiny", patch_size=8, image_size=16, embed_dim=16, dept
 IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
 
 
-def test_class_tokens_of_the_last_blocks_stand_in_order() -> None:
+def test_class_tokens_of_the_last_blocks_are_in_order() -> None:
     layers = MODEL.get_intermediate_layers(IMAGES, 3)
     found = ClassTokens(n_last_blocks=3)(MODEL, IMAGES)
     np.testing.assert_array_equal(found, np.concatenate([x[:, 0] for x in layers], axis=1))
     np.testing.assert_allclose(found[:, -16:], ClassToken()(MODEL, IMAGES), atol=1e-5)
 
 
-def test_the_mean_of_the_patches_alternates_with_the_class_token() -> None:
+def test_patch_means_alternate_with_class_tokens() -> None:
     last = np.asarray(MODEL.get_intermediate_layers(IMAGES)[0])
     found = np.asarray(ClassTokens(n_last_blocks=1, avgpool_patchtokens=True)(MODEL, IMAGES))
     assert found.shape == (2, 32)
@@ -39,7 +39,7 @@ def test_tokens_of_a_block() -> None:
     np.testing.assert_array_equal(BlockTokens()(MODEL, IMAGES), layers[1][:, 0])
 
 
-def test_what_cannot_be_taken_is_said() -> None:
+def test_rejects_unavailable_features() -> None:
     with pytest.raises(UsageError, match=r"n_last_blocks=4 must be 1 with avgpool.*set n_last"):
         ClassTokens(n_last_blocks=4, avgpool_patchtokens=True)
     with pytest.raises(UsageError, match="n=4 must be between 1 and the depth, 3"):
@@ -49,7 +49,7 @@ def test_what_cannot_be_taken_is_said() -> None:
         BlockTokens()(resnet, IMAGES)
 
 
-def test_the_probed_feature_is_that_of_the_paper() -> None:
+def test_probed_feature_follows_the_paper() -> None:
     vit = {"blocks": [None] * 12, "get_intermediate_layers": None}
     small, base = mock.Mock(embed_dim=384, **vit), mock.Mock(embed_dim=768, **vit)
     resnet = mock.Mock(spec=["embed_dim"])

@@ -1,4 +1,4 @@
-"""Measures of rankings: the recorded reference, and figures worked out by hand."""
+"""Ranking metrics, compared with recorded results and with values computed by hand."""
 
 import json
 from pathlib import Path
@@ -38,7 +38,7 @@ def test_equals_the_reference(path: Path) -> None:
         ([0, 1, 2], 3, 1.0),
         ([1], 1, (0 + 1 / 2) / 2),
         ([0, 2], 2, (1 + 1 + 1 / 2 + 2 / 3) / 4),
-        ([0], 2, 0.5),  # the other was not found
+        ([0], 2, 0.5),  # the second was not found
         ([], 4, 0.0),
     ],
 )
@@ -47,7 +47,7 @@ def test_average_precision_by_hand(places: list[int], number: int, expected: flo
 
 
 def test_the_three_protocols_by_hand() -> None:
-    """One query; the ranking is hard 4, junk 2, easy 0, other 3, easy 1, hard 5."""
+    """One query, ranked as hard 4, junk 2, easy 0, other 3, easy 1, hard 5."""
     ranks = np.array([[4], [2], [0], [3], [1], [5]])
     truth = [lists(easy=[0, 1], hard=[4, 5], junk=[2])]
     easy = score_ranking(ranks, truth, "easy")  # of 0, 3, 1: right at 0 and 2
@@ -61,7 +61,7 @@ def test_the_three_protocols_by_hand() -> None:
     assert hard.mean_average_precision == pytest.approx((1 + 1 + 1 / 2 + 2 / 3) / 4)
 
 
-def test_queries_with_nothing_to_find_count_in_no_mean() -> None:
+def test_means_skip_queries_without_positives() -> None:
     ranks = np.array([[0, 1], [1, 0]])
     truth = [lists(easy=[1]), lists(hard=[1])]
     easy = score_ranking(ranks, truth, "easy")

@@ -1,4 +1,4 @@
-"""Whole pictures at several scales: torch's interpolation, and batches of several sizes."""
+"""Whole pictures at several scales: interpolation as in torch, and batches of several sizes."""
 
 from functools import partial
 
@@ -44,7 +44,7 @@ def alone(picture: np.ndarray, scales: tuple[float, ...]) -> np.ndarray:
         ((1.0, 2**-0.5, 1.25), [(40, 52), (41, 53), (52, 40)], 2),
     ],
 )
-def test_grouped_as_each_picture_alone(
+def test_groups_give_the_same_as_single_pictures(
     scales: tuple[float, ...], sizes: list[tuple[int, int]], groups_of: int
 ) -> None:
     several = pictures(*sizes)
@@ -61,7 +61,7 @@ def test_grouped_as_each_picture_alone(
             np.testing.assert_allclose(row, alone(several[i], scales), rtol=0, atol=2e-4)
 
 
-def test_shapes_that_the_network_sees() -> None:
+def test_shapes_of_the_network_input() -> None:
     assert network_shapes((168, 224), (1.0,), 16) == ((160, 224),)
     assert network_shapes((168, 224), (1.0,), None) == ((168, 224),)
     assert network_shapes((150, 224), SCALES, 16)[1:] == ((96, 144), (64, 112))
@@ -70,7 +70,7 @@ def test_shapes_that_the_network_sees() -> None:
     assert network_shapes((230, 224), (1.0,), 16) == ((224, 225),)
 
 
-def test_the_largest_go_first() -> None:
+def test_largest_shapes_come_first() -> None:
     groups = group_by_shape({3: (16, 16), 5: (64, 32), 9: (20, 64)}, (1.0,), 8, MEAN, STD)
     assert [group.indices for group in groups.values()] == [[5], [9], [3]]
     assert [group.canvas for group in groups.values()] == [(64, 32), (20, 64), (16, 16)]

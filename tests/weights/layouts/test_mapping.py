@@ -1,4 +1,4 @@
-"""Torch's names and layouts against the manifests of the released files, in both directions."""
+"""The mapping of torch's names and layouts, compared with manifests of the released files."""
 
 import json
 from typing import Any
@@ -28,7 +28,7 @@ ARCHITECTURES = {
 
 
 def released(name: str) -> tuple[str, Any]:
-    """The family of a released network, and its parameters and statistics in shapes alone."""
+    """A released network's family, and its abstract parameters and statistics."""
     if "head" in name:
         return "head", abstract(lambda rngs: DINOHead(384, rngs=rngs))[1:]
     arch, settings = ARCHITECTURES.get(name, (name.removeprefix("dino_"), {}))
@@ -37,7 +37,7 @@ def released(name: str) -> tuple[str, Any]:
 
 
 def numbers(shape: tuple[int, ...], dtype: Any = np.uint8) -> np.ndarray:
-    """Numbers whose period matches no axis."""
+    """Numbers whose period differs from the length of every axis."""
     return np.resize(np.arange(251), shape).astype(dtype)
 
 
@@ -52,12 +52,12 @@ def tensors_of(trees: Any, family: str, **settings: Any) -> dict[str, np.ndarray
 
 
 @pytest.mark.parametrize("name", MANIFESTS)
-def test_every_manifest_maps_both_ways_with_nothing_left(name: str) -> None:
+def test_every_manifest_maps_completely_in_both_directions(name: str) -> None:
     expected = {key.removeprefix("head."): tuple(shape) for key, shape in MANIFESTS[name].items()}
     family, trees = released(name)
     shapes = {key: empty.shape for key, empty in torch_shapes(*trees, family).items()}
     assert shapes == expected
-    assert list(shapes) == list(expected)  # in the order of the file
+    assert list(shapes) == list(expected)  # also in the same order
 
     tensors = {key: numbers(shape) for key, shape in expected.items()}
     backwards = dict(reversed(tensors.items()))
@@ -69,7 +69,7 @@ def test_every_manifest_maps_both_ways_with_nothing_left(name: str) -> None:
         np.testing.assert_array_equal(found[key], tensor, strict=True, err_msg=key)
 
 
-def test_dtypes_stay_and_counts_come_back_or_are_zero() -> None:
+def test_dtypes_are_kept_and_missing_counts_are_zero() -> None:
     _, trees = released("dino_resnet50")
     dtypes = {"weight": ml_dtypes.bfloat16, "bias": np.float16, "num_batches_tracked": np.int64}
     tensors = {
@@ -113,7 +113,7 @@ def test_heads_of_any_depth(settings: dict[str, Any], names: str, weight_norm: b
 
 
 @pytest.mark.parametrize("in_channels", [1, 3, 4])
-def test_patches_of_any_channels(in_channels: int) -> None:
+def test_patch_embeddings_of_any_channels(in_channels: int) -> None:
     trees = tiny_vit(in_channels=in_channels)
     tensors = tensors_of(trees, "vit", in_channels=in_channels)
     assert tensors["patch_embed.proj.weight"].shape == (8, in_channels, 16, 16)
@@ -161,19 +161,19 @@ def test_all_problems_are_reported_together() -> None:
     ],
     ids=lambda name: name[:24],
 )
-def test_names_that_only_look_alike_match_nothing(name: str) -> None:
+def test_similar_names_do_not_match(name: str) -> None:
     with pytest.raises(UsageError, match="matches no rows"):
         to_ours(tensors_of(tiny_vit(), "vit") | {name: numbers((8,))}, "vit")
 
 
-def test_a_name_that_matches_two_rows_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rejects_a_name_that_matches_two_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     table = {"layer{i}.bias": ("layers.{i}.bias", VECTOR), "layer1.bias": ("first", VECTOR)}
     monkeypatch.setitem(FAMILIES, "twice", (table,))
     with pytest.raises(UsageError, match=r"of a twice: 'layer1.bias' matches 2 rows$"):
         to_ours({"layer1.bias": numbers((8,)), "layer2.bias": numbers((8,))}, "twice")
 
 
-def test_arrays_of_another_family_are_refused() -> None:
+def test_rejects_arrays_of_another_family() -> None:
     params, batch_stats = tiny_vit()
     with pytest.raises(
         UsageError, match=r"not the arrays of a xcit: .*'pos_embed' matches no rows"
@@ -188,7 +188,7 @@ def test_shape_problems() -> None:
     expected = {"a": np.zeros(4), "b": {0: np.zeros((2, 2)), 1: np.zeros(1)}}
     assert shape_problems(found, expected) == [
         "b.1 is missing",
-        "d is left over",
+        "d is unexpected",
         "a is [3], not [4]",
     ]
     assert shape_problems({"b.0": np.zeros(1)}, {"b": {0: np.zeros(1)}}) == []

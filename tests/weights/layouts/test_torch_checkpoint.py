@@ -1,4 +1,4 @@
-"""What is in a `.pth` file, whatever its names begin with."""
+"""Sorting the contents of `.pth` files."""
 
 import re
 from pathlib import Path
@@ -20,7 +20,7 @@ def written(path: Path, value: Any) -> Any:
     return read_torch_checkpoint(save(path / "file.pth", value))
 
 
-def test_a_whole_checkpoint() -> None:
+def test_full_checkpoint() -> None:
     found = read_torch_checkpoint(GOLDENS / "pth/full_checkpoint.pth")
     assert found.kind == "full"
     assert list(found.networks) == ["student", "teacher"]
@@ -39,16 +39,16 @@ def test_a_whole_checkpoint() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(GOLDENS.glob("pth/backbone*.pth")), ids=lambda p: p.stem)
-def test_a_backbone_is_the_teachers(path: Path) -> None:
+def test_backbone_is_stored_as_teacher(path: Path) -> None:
     found = read_torch_checkpoint(path)
     assert (found.kind, list(found.networks), found.ignored) == ("backbone", ["teacher"], ())
     assert not found.network("teacher").head
-    message = "which='student' is not in this file, which holds teacher: ask for that"
+    message = "which='student' is not in this file, which contains teacher: choose that"
     with pytest.raises(UsageError, match=message):
         found.network("student")
 
 
-def test_a_linear_head() -> None:
+def test_linear_head() -> None:
     found = read_torch_checkpoint(GOLDENS / "pth/linear.pth")
     assert (found.kind, found.epoch) == ("linear", 100)
     assert {name: x.shape for name, x in found.linear.items()} == {
@@ -56,7 +56,7 @@ def test_a_linear_head() -> None:
         "bias": (10,),
     }
     assert found.ignored == ("optimizer", "scheduler", "best_acc")
-    with pytest.raises(UsageError, match="which holds a linear head"):
+    with pytest.raises(UsageError, match="which contains a linear head"):
         found.network("teacher")
 
 
@@ -64,20 +64,20 @@ def test_a_linear_head() -> None:
     "prefix", ["", "module.", "backbone.", "module.backbone.", "module.module."]
 )
 @pytest.mark.parametrize("wrapper", [None, "state_dict", "model", "teacher"])
-def test_names_may_have_prefixes(prefix: str, wrapper: str | None, tmp_path: Path) -> None:
+def test_names_can_have_prefixes(prefix: str, wrapper: str | None, tmp_path: Path) -> None:
     tensors = {f"{prefix}cls_token": ONE, f"{prefix}norm.bias": ONE}
     found = written(tmp_path, {wrapper: tensors} if wrapper else tensors)
     assert list(found.network("teacher").backbone) == ["cls_token", "norm.bias"]
 
 
-def test_the_teacher_of_a_network_with_batch_norm(tmp_path: Path) -> None:
-    """It runs under data parallelism, too."""
+def test_teacher_of_a_network_with_batch_norm(tmp_path: Path) -> None:
+    """This teacher also runs under data parallelism, so its names have the prefix."""
     names = ["module.backbone.conv1.weight", "module.head.mlp.0.weight"]
     found = written(tmp_path, {"teacher": dict.fromkeys(names, ONE)}).network("teacher")
     assert (list(found.backbone), list(found.head)) == (["conv1.weight"], ["mlp.0.weight"])
 
 
-def test_what_lies_beside_a_network_is_named(tmp_path: Path) -> None:
+def test_other_entries_are_ignored_by_name(tmp_path: Path) -> None:
     value = {"model": {"norm.bias": ONE}, "epoch": 7, "optimizer": {}, "best": 0.5}
     found = written(tmp_path, value)
     assert (found.epoch, found.ignored) == (7, ("optimizer", "best"))
@@ -85,16 +85,16 @@ def test_what_lies_beside_a_network_is_named(tmp_path: Path) -> None:
     assert (found.kind, found.ignored) == ("full", ("rng",))
 
 
-def test_the_classifier_of_a_resnet_is_left_out_and_named(tmp_path: Path) -> None:
+def test_classifier_of_a_resnet_is_ignored_by_name(tmp_path: Path) -> None:
     classifier = {"fc.weight": ONE, "fc.bias": ONE}
     found = written(tmp_path, {"layer1.0.conv1.weight": ONE, **classifier})
     assert list(found.network("teacher").backbone) == ["layer1.0.conv1.weight"]
     assert found.ignored == ("fc.weight", "fc.bias")
-    found = written(tmp_path, {"cls_token": ONE, **classifier})  # foreign in a ViT
+    found = written(tmp_path, {"cls_token": ONE, **classifier})  # not ignored in a ViT
     assert set(found.network("teacher").backbone) == {"cls_token", *classifier}
 
 
-def test_counts_that_old_files_lack_are_zero(tmp_path: Path) -> None:
+def test_batch_counts_missing_in_old_files_are_zero(tmp_path: Path) -> None:
     names = ["bn1.running_mean", "bn1.running_var", "head.mlp.1.running_var"]
     network = written(tmp_path, dict.fromkeys(names, ONE)).network("teacher")
     for part, name in ((network.backbone, "bn1"), (network.head, "mlp.1")):
@@ -108,22 +108,22 @@ def test_counts_that_old_files_lack_are_zero(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ([ONE], "a list, not weights by name"),
-        ({}, "it holds no tensors: give a file with weights"),
-        ({"student": {}}, "student holds no tensors"),
-        ({"teacher": [ONE]}, "teacher holds no tensors"),
+        ([ONE], "it contains a list, not weights by name"),
+        ({}, "it contains no tensors: give a file with weights"),
+        ({"student": {}}, "student contains no tensors"),
+        ({"teacher": [ONE]}, "teacher contains no tensors"),
         ({"state": {0: {}}, "param_groups": []}, r"more than tensors \(state, param_groups\): giv"),
         (dict.fromkeys(range(9), ONE), r"more than tensors \(0, 1, 2, 3, 4 and 4 more\)"),
-        ({"student": {"a": ONE}, "epoch": -1}, "epoch=-1 is no number of epochs"),
-        ({"student": {"a": ONE}, "epoch": True}, "epoch=True is no number"),
-        ({"student": {"a": ONE}, "optimizer": [1]}, "its optimizer is a list, not names and"),
-        ({"student": {"a": ONE}, "dino_loss": {"center": 1}}, "dino_loss holds more than tensors"),
-        ({"teacher": {"a": ONE}, "dino_loss": ONE}, "its dino_loss is a ndarray, not names"),
-        ({"teacher": {"a": ONE}, "optimizer": {"state": 3}}, "optimizer: its state is a int, not"),
-        ({"norm.bias": ONE, "module.norm.bias": ONE}, "module.norm.bias is there twice, with and"),
-        (LINEAR | {"linear.bias": ONE}, r"weight of shape \[3, 2\] and a bias of shape \[1\] are"),
+        ({"student": {"a": ONE}, "epoch": -1}, "epoch=-1 must be a whole number of at least"),
+        ({"student": {"a": ONE}, "epoch": True}, "epoch=True must be a whole number"),
+        ({"student": {"a": ONE}, "optimizer": [1]}, "its optimizer must be a dict, not a li"),
+        ({"student": {"a": ONE}, "dino_loss": {"center": 1}}, "dino_loss contains more than t"),
+        ({"teacher": {"a": ONE}, "dino_loss": ONE}, "its dino_loss must be a dict, not a n"),
+        ({"teacher": {"a": ONE}, "optimizer": {"state": 3}}, "optimizer: its state must be a dict"),
+        ({"norm.bias": ONE, "module.norm.bias": ONE}, "module.norm.bias occurs twice, with and"),
+        (LINEAR | {"linear.bias": ONE}, r"weight has shape \[3, 2\] and the bias \[1\], but"),
     ],
 )
-def test_refuses(value: Any, message: str, tmp_path: Path) -> None:
+def test_rejects(value: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=f"{re.escape(str(tmp_path))}/file.pth: .*{message}"):
         written(tmp_path, value)

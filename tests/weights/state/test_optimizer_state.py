@@ -1,4 +1,4 @@
-"""Torch numbers its parameters; here each moment must find its parameter."""
+"""Converting torch's optimizer states, which identify parameters by number."""
 
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +16,7 @@ from dino_jax.weights.load import from_torch
 from dino_jax.weights.state.optimizer_state import norms_are_fixed, optimizer_state
 from tests.conftest import GOLDENS
 
-# Decayed parameters in the order of the modules, then biases and 1-D ones: some of each.
+# Some decayed parameters in the order of the modules, then some biases and 1-D parameters.
 NUMBERS = {
     ("backbone", "cls_token"): 0,
     ("backbone", "pos_embed"): 1,
@@ -41,13 +41,13 @@ def student() -> TorchNetwork:
 
 @pytest.fixture(scope="module")
 def shapes(student: TorchNetwork) -> list[tuple[int, ...]]:
-    """Of the parameters by torch's numbers, from the optimizer that torch saved."""
+    """The shapes of the parameters by torch's numbers, from the optimizer state saved by torch."""
     state = read_torch_checkpoint(GOLDENS / "pth/full_checkpoint.pth").optimizer["state"]
     return [state[i]["exp_avg"].shape for i in range(len(state))]
 
 
 def saved(shapes: list[tuple[int, ...]], **entries: Callable[[int], float]) -> dict[str, Any]:
-    """A torch optimizer's state: `name=function of the number` that fills each moment."""
+    """A torch optimizer's state; each option `name=function` computes a moment from the number."""
 
     def entry(i: int) -> dict[str, Any]:
         scalar = {n: np.array(f(i), np.float32) for n, f in entries.items() if n == "step"}
@@ -74,7 +74,7 @@ def start(student: TorchNetwork, name: str, *, fixed: bool = True) -> optax.OptS
 
 
 def nodes(state: optax.OptState, kind: type) -> dict[str, Any]:
-    """The state's node of a kind in each group."""
+    """The state's node of this kind in each group."""
     leaves = jax.tree_util.tree_leaves_with_path(state, is_leaf=lambda x: isinstance(x, kind))
     named = [([getattr(key, "key", None) for key in path], x) for path, x in leaves]
     return {
@@ -95,7 +95,7 @@ def group_of(path: tuple[Any, ...]) -> str:
     return "last_layer" if "last_layer" in path else "body"
 
 
-def test_each_moment_finds_its_parameter(
+def test_each_moment_belongs_to_its_parameter(
     student: TorchNetwork, shapes: list[tuple[int, ...]]
 ) -> None:
     state = optimizer_state(adamw(shapes), student, start(student, "adamw"), "adamw")
@@ -123,7 +123,7 @@ def test_momentum(
         assert set(np.unique(at(traces[group_of(path)].trace, path))) == {number}, path
 
 
-def test_a_last_layer_that_was_frozen_all_along(
+def test_last_layer_that_was_never_trained(
     student: TorchNetwork, shapes: list[tuple[int, ...]]
 ) -> None:
     found = adamw(shapes)
@@ -135,8 +135,8 @@ def test_a_last_layer_that_was_frozen_all_along(
     assert np.all(at(adam["body"].mu, ("head", "layers", 0, "kernel")) == 11)
 
 
-def test_norms_that_are_trained(student: TorchNetwork, shapes: list[tuple[int, ...]]) -> None:
-    """They come before the directions, as the module lists them."""
+def test_trained_norms(student: TorchNetwork, shapes: list[tuple[int, ...]]) -> None:
+    """The norms precede the directions, as in the module."""
     assert norms_are_fixed(adamw(shapes), student)
     with_norms = [*shapes[:14], (96, 1), *shapes[14:]]
     found = adamw(with_norms)
@@ -150,22 +150,22 @@ def test_norms_that_are_trained(student: TorchNetwork, shapes: list[tuple[int, .
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda f: f.pop("param_groups"), "has no param_groups, as torch's has"),
+        (lambda f: f.pop("param_groups"), "has no param_groups, so it is not torch's"),
         (lambda f: f.update(param_groups=[3]), "has no param_groups"),
-        (lambda f: f["param_groups"].pop(), "is of 15 parameters, the student has 38"),
-        (lambda f: f["param_groups"].reverse(), "is of 37 parameters, the student has 38"),
-        (lambda f: f.pop("state"), "no exp_avg and exp_avg_sq of the shape of 36 parameters"),
-        (lambda f: f["state"].pop(16), r"of 1 parameters, such as backbone\.blocks\.0\.norm1\.wei"),
+        (lambda f: f["param_groups"].pop(), "has 15 parameters, but the student has 38"),
+        (lambda f: f["param_groups"].reverse(), "has 37 parameters, but the student has"),
+        (lambda f: f.pop("state"), "lacks exp_avg and exp_avg_sq, .* for 36 parameters"),
+        (lambda f: f["state"].pop(16), r"for 1 parameters, such as backbone\.blocks\.0\.norm1\.w"),
         (lambda f: f["state"][3].update(exp_avg=np.ones(3)), "such as backbone.blocks.0.attn.qkv"),
-        (lambda f: f["state"].update({3: None}), "it is not that of adamw for this network"),
-        (lambda f: f["state"][20].update(step=8), r"different numbers of steps \(\[8, 9\]\)"),
-        (lambda f: f["state"][20].pop("step"), "does not count its steps"),
-        (lambda f: f["state"][20].update(step=float("nan")), "does not count its steps"),
-        (lambda f: f["state"][20].update(step=float("inf")), "does not count its steps"),
-        (lambda f: f["state"][20].update(step=2**40), "does not count its steps"),
+        (lambda f: f["state"].update({3: None}), "it does not belong to adamw for this"),
+        (lambda f: f["state"][20].update(step=8), r"different step counts \(\[8, 9\]\)"),
+        (lambda f: f["state"][20].pop("step"), "has no valid step count"),
+        (lambda f: f["state"][20].update(step=float("nan")), "has no valid step count"),
+        (lambda f: f["state"][20].update(step=float("inf")), "has no valid step count"),
+        (lambda f: f["state"][20].update(step=2**40), "has no valid step count"),
     ],
 )
-def test_refuses(
+def test_rejects(
     change: Callable[[dict[str, Any]], Any],
     message: str,
     student: TorchNetwork,

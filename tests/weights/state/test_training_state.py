@@ -1,4 +1,4 @@
-"""A whole checkpoint of the reference goes on here as it would there."""
+"""A full checkpoint of the reference continues here exactly as it does there."""
 
 import json
 from collections.abc import Callable
@@ -23,22 +23,22 @@ pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 @pytest.fixture
 def torch_run() -> Any:
-    """The module of that name, where torch is installed."""
+    """The module of that name; skips the test if torch is not installed."""
     pytest.importorskip("torch", reason="compares with PyTorch's next step")
     from tests.support import torch_run
 
     return torch_run
 
 
-def test_the_next_step_is_the_stored_one() -> None:
-    """The numbers of torch_run.py, float64 on both sides, on a machine without torch too."""
+def test_next_step_equals_the_stored_one() -> None:
+    """Compares with numbers recorded by torch_run.py, in float64; does not need torch."""
     loss, networks, _ = our_step(FULL, step=0)
     assert loss == pytest.approx(STORED["loss"], rel=1e-9)
     before = read_torch_file(FULL)["student"]
     assert STORED["updates"].keys() == networks["student"].keys()
     for name, expected in STORED["updates"].items():
         update = networks["student"][name] - before[f"module.{name}"].astype(np.float64)
-        # Of 0.01 in every element, at most; those of a moment near zero amplify its rounding.
+        # The step is at most 0.01 per element. Moments near zero amplify rounding.
         np.testing.assert_allclose(fingerprint(update), expected, rtol=1e-6, atol=1e-8)
     assert not np.any(STORED["updates"]["head.last_layer.weight_g"])
 
@@ -49,7 +49,7 @@ def adamw_of_the_fixture(torch_run: Any, path: Path) -> Any:
 
 
 def frozen_adamw(torch_run: Any, path: Path, *, thawed: bool) -> Any:
-    """A new optimizer after a step without the last layer, and one with it."""
+    """A new optimizer after one step with a frozen last layer and one with a trained last layer."""
     import torch
 
     file = torch_run.load(FULL)
@@ -81,10 +81,10 @@ def sgd(torch_run: Any, path: Path) -> Any:
     ],
     ids=["adamw", "frozen", "thawed", "sgd"],
 )
-def test_the_next_step_is_that_of_torch(
+def test_next_step_equals_torchs(
     make: Callable[[Any, Path], Any], torch_run: Any, tmp_path: Path
 ) -> None:
-    """Everything after one step from a file that torch wrote and reads itself, in float64."""
+    """Compares everything after one float64 step from a file written by torch."""
     path = tmp_path / "full.pth"
     run = make(torch_run, path)
     before = {which: run.tensors(which) for which in torch_run.NETWORKS}
@@ -108,11 +108,11 @@ def test_the_next_step_is_that_of_torch(
             )
 
 
-# What is not a training state
+# Invalid training states
 
 
 def changed(path: Path, change: Callable[[dict[str, Any]], None]) -> Path:
-    """The whole checkpoint with something changed."""
+    """A changed full checkpoint."""
     found = read_torch_file(FULL)
     change(found)
     return save(path / "file.pth", found)
@@ -131,10 +131,10 @@ def without_head(found: dict[str, Any]) -> None:
             lambda f: [f.pop(name) for name in ("epoch", "optimizer", "dino_loss")],
             "the training state lacks dino_loss, epoch, optimizer",
         ),
-        (without_head, "its student has no head; convert it with --backbone-only"),
+        (without_head, "its student has no head: convert the file with"),
         (
             lambda f: f["dino_loss"].update(center=np.zeros((1, 5), np.float32)),
-            r"a center of shape \[1, 5\] does not fit 96 prototypes",
+            r"the center has shape \[1, 5\], but the head has 96 prototypes",
         ),
         (
             lambda f: f["teacher"].pop("head.last_layer.weight_g"),
@@ -147,16 +147,16 @@ def without_head(found: dict[str, Any]) -> None:
             r"teacher: not the tensors of a vit_tiny: head.last_layer.weight_g is \[9, 1\], not",
         ),
         (lambda f: f["args"].update(optimizer="adam"), "unknown optimizer 'adam': choose one of"),
-        (lambda f: f["args"].update(optimizer="sgd"), "has no momentum_buffer of the shape of 37"),
+        (lambda f: f["args"].update(optimizer="sgd"), "lacks momentum_buffer, in the right sh"),
     ],
 )
-def test_refuses(change: Callable[[dict[str, Any]], None], message: str, tmp_path: Path) -> None:
+def test_rejects(change: Callable[[dict[str, Any]], None], message: str, tmp_path: Path) -> None:
     found = read_torch_checkpoint(changed(tmp_path, change))
     with pytest.raises(UsageError, match=message):
         whole_state(found)
 
 
-def test_what_a_file_holds_is_all_there() -> None:
+def test_converts_everything_in_a_file() -> None:
     found = read_torch_checkpoint(FULL)
     config, state = whole_state(found)
     np.testing.assert_array_equal(state.center, found.center)
@@ -170,7 +170,7 @@ def test_what_a_file_holds_is_all_there() -> None:
     assert flat["crops.global_scale"] == [0.4, 1.0]
     assert flat["train.epochs"] == 100
     pointers = [x.unsafe_buffer_pointer() for x in jax.tree.leaves(state)]
-    assert len(pointers) == len(set(pointers))  # else it could not be donated
+    assert len(pointers) == len(set(pointers))  # otherwise the state could not be donated
 
 
 def test_arguments_become_settings() -> None:
@@ -183,7 +183,7 @@ def test_arguments_become_settings() -> None:
         "freeze_last_layer": 1,
         "optimizer": "sgd",
         "use_fp16": True,
-        "seed": np.ones(3),  # of no plain type
+        "seed": np.ones(3),  # not a plain type
         "epochs": None,
     }
     assert known_settings(args) == {

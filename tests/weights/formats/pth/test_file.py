@@ -1,4 +1,4 @@
-"""Whole files: fixtures written by torch, files that torch writes here, and other files."""
+"""Whole files: fixtures written by torch, files that torch writes in the test, other files."""
 
 import argparse
 import collections
@@ -15,14 +15,14 @@ import pytest
 from dino_jax.errors import TorchFileError
 from dino_jax.weights.formats.pth.file import read_torch_file
 from tests.conftest import parity_cases
-from tests.support.torch_files import expect_refusal, legacy_file, read, storage, tensor, zip_file
+from tests.support.torch_files import expect_error, legacy_file, read, storage, tensor, zip_file
 
 FIXTURES = parity_cases("pth/*.pth")
 BAD_NAMES = ("evil", "truncated")
 
 
 def assert_same(ours: Any, theirs: Any) -> None:
-    """Checks our plain data against what torch.load gave, down to types and bytes."""
+    """Compares our plain data with the result of torch.load, including types and bytes."""
     torch = pytest.importorskip("torch")
     match theirs:
         case torch.Tensor():
@@ -53,7 +53,7 @@ def assert_same(ours: Any, theirs: Any) -> None:
 
 
 @pytest.mark.parametrize("path", FIXTURES, ids=lambda path: path.name)
-def test_fixtures_are_as_torch_loads_them(path: Path) -> None:
+def test_fixtures_equal_what_torch_loads(path: Path) -> None:
     torch = pytest.importorskip("torch")
     try:
         with torch.serialization.safe_globals([argparse.Namespace]):
@@ -94,10 +94,10 @@ def test_fixtures_agree_with_each_other(goldens: Path) -> None:
     np.testing.assert_array_equal(views["c"], whole, strict=True)
 
 
-def test_evil_is_refused_and_nothing_ran(
+def test_rejects_code_without_running_it(
     goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.chdir(tmp_path)  # the file would touch `dino_jax_pwned` here
+    monkeypatch.chdir(tmp_path)  # the file would create `dino_jax_pwned` here
     with pytest.raises(
         TorchFileError, match=r"evil.pth: .* asks for 'posix.system'.*torch\.save\("
     ):
@@ -108,16 +108,16 @@ def test_evil_is_refused_and_nothing_ran(
 def test_every_truncation_is_an_error(goldens: Path) -> None:
     content = (goldens / "pth" / "views.pth").read_bytes()
     for length in range(len(content)):
-        expect_refusal(content[:length], "bytes are missing|truncated|an empty file")
-    expect_refusal((goldens / "pth" / "truncated.pth").read_bytes(), "bytes are missing")
+        expect_error(content[:length], "bytes are missing|truncated|an empty file")
+    expect_error((goldens / "pth" / "truncated.pth").read_bytes(), "bytes are missing")
 
 
 class Plain:
-    """A class that no reader of plain data should accept."""
+    """A class, which readers of plain data must reject."""
 
 
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
-def test_what_torch_writes(tmp_path: Path, zipped: bool) -> None:
+def test_reads_what_torch_writes(tmp_path: Path, zipped: bool) -> None:
     torch = pytest.importorskip("torch")
     base = torch.arange(24.0)
     module = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.BatchNorm1d(4))
@@ -160,7 +160,7 @@ def test_what_torch_writes(tmp_path: Path, zipped: bool) -> None:
     value["shared"] = [value["nested"], value["nested"]]
     path = tmp_path / "file.pth"
     torch.save(value, path, _use_new_zipfile_serialization=zipped)
-    # The numpy scalars and the namespaces are why torch needs weights_only=False.
+    # The NumPy scalars and the namespaces are the reason why torch needs weights_only=False.
     assert_same(read_torch_file(path), torch.load(path, weights_only=False))
 
 
@@ -171,7 +171,7 @@ def test_untyped_storages(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_torch_file(path)[0], np.uint16([2, 60000]), strict=True)
 
 
-def test_what_torch_writes_but_is_not_supported(tmp_path: Path) -> None:
+def test_rejects_unsupported_values(tmp_path: Path) -> None:
     torch = pytest.importorskip("torch")
     path = tmp_path / "file.pth"
     negated = torch.ones(2, dtype=torch.complex64).conj().imag
@@ -234,11 +234,11 @@ def test_reading_allocates_no_tensor(tmp_path: Path) -> None:
         assert peak < 0.3 * content.nbytes
 
 
-def test_a_flipped_bit_is_seen(goldens: Path) -> None:
+def test_rejects_a_flipped_bit(goldens: Path) -> None:
     content = bytearray((goldens / "pth" / "views.pth").read_bytes())
     storage_at = content.find(np.arange(24, dtype=np.float32).tobytes())
     content[storage_at + 50] ^= 1
-    expect_refusal(bytes(content), r"checksum of 'views/data/0' differs")
+    expect_error(bytes(content), r"checksum of 'views/data/0' differs")
 
 
 @pytest.mark.parametrize(
@@ -258,11 +258,11 @@ def test_a_flipped_bit_is_seen(goldens: Path) -> None:
         (bytes(100), "not written by torch.save"),
     ],
 )
-def test_foreign_files(content: bytes, message: str) -> None:
-    expect_refusal(content, message)
+def test_rejects_other_file_formats(content: bytes, message: str) -> None:
+    expect_error(content, message)
 
 
-def test_paths(tmp_path: Path) -> None:
+def test_rejects_paths(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path, message in (
         (tmp_path / "none.pth", "none.pth: no such file; check the path"),

@@ -22,9 +22,9 @@ def test_changed_files(number: int) -> None:
     assert False in results
 
 
-def test_audit_sees_what_runs() -> None:
+def test_audit_detects_code() -> None:
     with pytest.raises(AssertionError, match="audit event"), fuzz.nothing_runs():
-        exec("1")  # which no file may do
+        exec("1")  # files must not do this
 
 
 @QUICK

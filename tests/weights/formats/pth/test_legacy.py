@@ -8,7 +8,7 @@ import pytest
 
 from tests.support.torch_files import (
     Call,
-    expect_refusal,
+    expect_error,
     legacy_file,
     pickle_of,
     read,
@@ -29,13 +29,13 @@ def test_tensors_of_several_types() -> None:
     result = read(GOOD)
     np.testing.assert_array_equal(result["a"], SIX.reshape(2, 3), strict=True)
     np.testing.assert_array_equal(result["b"], TWO[1], strict=True)
-    # The storages are in the order of their keys, not in that of the pickle.
+    # Storages are sorted by key, not in the order of the pickle.
     result = read(legacy_file(VALUE, {"1": TWO, "0": SIX}))
     np.testing.assert_array_equal(result["a"], SIX.reshape(2, 3), strict=True)
 
 
 def test_windows_of_one_storage() -> None:
-    """torch 0.2 and 0.3 saved slices of a storage as storages that view their root."""
+    """torch 0.2 and 0.3 saved slices of a storage as storages that are views of a root storage."""
     window = storage(6, "Float", "0", ("9", 2, 3))
     whole = storage(6, "Float", "0", None)
     value = [tensor(window, 1, (2,), (1,)), tensor(whole, 0, (6,), (1,))]
@@ -51,7 +51,7 @@ def test_windows_of_one_storage() -> None:
         ("abc", 0, "invalid size or window"),
     ):
         value = tensor(storage(6, "Float", "0", view), offset, (2,), (1,))
-        expect_refusal(legacy_file(value, {"0": SIX}), message)
+        expect_error(legacy_file(value, {"0": SIX}), message)
 
 
 @pytest.mark.parametrize(
@@ -72,25 +72,25 @@ def test_windows_of_one_storage() -> None:
         ({"keys": ["1", "0"]}, "does not have the length in its"),
     ],
 )
-def test_wrong_pickles(options: dict[str, Any], message: str) -> None:
-    expect_refusal(legacy_file(VALUE, {"0": SIX, "1": TWO}, **options), message)
+def test_rejects_pickles(options: dict[str, Any], message: str) -> None:
+    expect_error(legacy_file(VALUE, {"0": SIX, "1": TWO}, **options), message)
 
 
-def test_wrong_storages() -> None:
-    expect_refusal(GOOD + b"x", "1 bytes follow its last tensor")
+def test_rejects_storages() -> None:
+    expect_error(GOOD + b"x", "1 bytes follow its last tensor")
     conflict = [tensor(storage(6), 0, (1,), (1,)), tensor(storage(3, "Double"), 0, (1,), (1,))]
-    expect_refusal(legacy_file(conflict, {"0": SIX}), "describes storage '0' in two ways")
+    expect_error(legacy_file(conflict, {"0": SIX}), "describes storage '0' in two ways")
     huge = tensor(storage(2**60), 0, (2**60,), (1,))
-    expect_refusal(legacy_file(huge, {"0": SIX}), "truncated")
+    expect_error(legacy_file(huge, {"0": SIX}), "truncated")
     negative = GOOD.replace(struct.pack("<q", 6), struct.pack("<q", -6))
-    expect_refusal(negative, "does not have the length")
+    expect_error(negative, "does not have the length")
 
 
 def test_every_truncation_is_an_error() -> None:
     for length in range(len(GOOD)):
-        expect_refusal(GOOD[:length], "truncated|empty|damaged|do not match")
+        expect_error(GOOD[:length], "truncated|empty|damaged|do not match")
 
 
-def test_refused_globals() -> None:
+def test_rejects_globals() -> None:
     evil = GOOD.replace(pickle_of(VALUE), pickle_of({"x": Call("posix.system", ("touch x",))}))
-    expect_refusal(evil, r"asks for 'posix\.system'")
+    expect_error(evil, r"asks for 'posix\.system'")

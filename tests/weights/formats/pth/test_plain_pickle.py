@@ -1,4 +1,4 @@
-"""Pickles of plain data in every protocol, and other files."""
+"""Pickles of plain data in every protocol, and files that must be rejected."""
 
 import contextlib
 import datetime
@@ -57,7 +57,7 @@ def test_arrays_of_every_protocol(dtype: str, protocol: int, tmp_path: Path) -> 
 
 
 def test_text_of_python_2(tmp_path: Path) -> None:
-    """Strings and arrays as Python 2 pickled them, in protocols 0 and 2."""
+    """Strings and arrays pickled by Python 2, in protocols 0 and 2."""
     assert read(b"(lp0\nS'a_1'\np1\naI01\naL5L\naF0.5\na.", tmp_path) == ["a_1", True, 5, 0.5]
     array = (
         b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
@@ -68,7 +68,7 @@ def test_text_of_python_2(tmp_path: Path) -> None:
 
 
 class Command:
-    """Pickles as a call of `os.system`."""
+    """Its pickle calls `os.system`."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -78,7 +78,7 @@ class Command:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_code_is_refused_by_name_and_never_runs(protocol: int, tmp_path: Path) -> None:
+def test_rejects_code_by_name_without_running_it(protocol: int, tmp_path: Path) -> None:
     proof = tmp_path / "ran"
     content = pickle.dumps({"imlist": ["a"], "gnd": Command(f"touch {proof}")}, protocol)
     with pytest.raises(UsageError, match=r"gnd\.pkl: it asks for '(posix|nt)\.system'.*nothing"):
@@ -98,7 +98,7 @@ def test_code_is_refused_by_name_and_never_runs(protocol: int, tmp_path: Path) -
         (np.ndarray, "bare global"),
     ],
 )
-def test_more_than_plain_data(value: Any, message: str, tmp_path: Path) -> None:
+def test_rejects_more_than_plain_data(value: Any, message: str, tmp_path: Path) -> None:
     for protocol in (2, 4):
         with pytest.raises(UsageError, match=message):
             read(pickle.dumps(value, protocol), tmp_path)
@@ -120,7 +120,7 @@ def test_more_than_plain_data(value: Any, message: str, tmp_path: Path) -> None:
         b"(K\x01d.",
     ],
 )
-def test_damaged_or_foreign(content: bytes, tmp_path: Path) -> None:
+def test_rejects_damaged_and_other_files(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"damaged or not a pickle of plain data|opcode INST"):
         read(content, tmp_path)
 
@@ -136,8 +136,8 @@ def test_damaged_or_foreign(content: bytes, tmp_path: Path) -> None:
         ((True,), b"\0\0"),
     ],
 )
-def test_arrays_of_invalid_shapes(shape: tuple[int, ...], content: bytes, tmp_path: Path) -> None:
-    """For some of them, NumPy itself would raise MemoryError."""
+def test_rejects_invalid_shapes(shape: tuple[int, ...], content: bytes, tmp_path: Path) -> None:
+    """For some of these shapes, NumPy would raise MemoryError."""
     array = np.empty(0, np.int16)
     blank, arguments, _ = array.__reduce__()
     state = (1, shape, array.dtype, False, content)
@@ -150,7 +150,7 @@ def test_arrays_of_invalid_shapes(shape: tuple[int, ...], content: bytes, tmp_pa
 
 
 def test_every_damage_raises_our_error(tmp_path: Path) -> None:
-    """Bytes changed or removed anywhere give plain data or our error, nothing else."""
+    """After changing or removing any bytes, reading gives plain data or raises our error."""
     generator = random.Random(0)
     value = [{"easy": np.arange(5), "bbx": [1.5, 2]}, ("a", b"b"), np.float32(3)]
     for protocol in (0, 2, 4, 5):
@@ -162,7 +162,7 @@ def test_every_damage_raises_our_error(tmp_path: Path) -> None:
                 read(bytes(content), tmp_path)
 
 
-def test_oversized_files(tmp_path: Path) -> None:
+def test_rejects_oversized_files(tmp_path: Path) -> None:
     lists = b"\x80\x02]q\x00" + b"(" + b"h\x00" * 10 + b"e."
     with pytest.raises(UsageError, match="nested deeper"):
         read(lists, tmp_path)

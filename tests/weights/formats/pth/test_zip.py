@@ -1,4 +1,4 @@
-"""Archives that are damaged, re-packed or hostile."""
+"""Zip archives that are valid, damaged, repacked or hostile."""
 
 import io
 import struct
@@ -11,7 +11,7 @@ import pytest
 from dino_jax.weights.formats.pth import zip
 from tests.support.torch_files import (
     archive,
-    expect_refusal,
+    expect_error,
     read,
     storage,
     tensor,
@@ -49,7 +49,7 @@ def test_older_archives_have_no_byteorder() -> None:
 
 
 def test_zip64() -> None:
-    """The records of files above 4 GiB, with small numbers."""
+    """The zip64 records of files above 4 GiB, here with small numbers."""
     at, size = entry_of(b"archive/data/0"), FOUR.nbytes
     header = struct.unpack_from("<I", GOOD, at + 42)[0]
     wide = struct.pack("<2H3Q", 1, 24, size, size, header)
@@ -71,11 +71,11 @@ def test_zip64() -> None:
     np.testing.assert_array_equal(read(file)["w"], FOUR)
     truncated_field = bytearray(file)
     struct.pack_into("<H", truncated_field, name_end + len(other) + 2, 8)
-    expect_refusal(bytes(truncated_field), "compressed|damaged")
+    expect_error(bytes(truncated_field), "compressed|damaged")
     far = file.replace(locator, struct.pack("<4sIQI", b"PK\x06\x07", 0, 2**63, 1))
-    expect_refusal(far, "zip structure is damaged")
+    expect_error(far, "zip structure is damaged")
     wrong = file.replace(end64, b"XX" + end64[2:])
-    expect_refusal(wrong, "zip structure is damaged")
+    expect_error(wrong, "zip structure is damaged")
 
 
 @pytest.mark.parametrize(
@@ -92,31 +92,31 @@ def test_zip64() -> None:
         "archive/\x1b[2J",
     ],
 )
-def test_unsafe_names(name: str) -> None:
-    expect_refusal(zip_file(VALUE, {"0": FOUR.tobytes()}, {name: b"x"}), "unsafe name")
+def test_rejects_unsafe_names(name: str) -> None:
+    expect_error(zip_file(VALUE, {"0": FOUR.tobytes()}, {name: b"x"}), "unsafe name")
 
 
-def test_names_that_are_not_text_or_not_unique() -> None:
-    expect_refusal(
+def test_rejects_names_that_are_not_text_or_not_unique() -> None:
+    expect_error(
         GOOD.replace(b"archive/version", b"archive/\xff\xff\xff\xff\xff\xff\xff"), "unsafe"
     )
     twice = zip_file(VALUE, {"0": FOUR.tobytes(), "1": b""}).replace(b"data/1", b"data/0")
-    expect_refusal(twice, "zip structure is damaged")
+    expect_error(twice, "zip structure is damaged")
 
 
-def test_compressed_and_encrypted_members() -> None:
+def test_rejects_compressed_and_encrypted_members() -> None:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as bomb:
         bomb.writestr("archive/data.pkl", bytes(10**7))
-    expect_refusal(stream.getvalue(), "compressed or encrypted")
+    expect_error(stream.getvalue(), "compressed or encrypted")
     at = entry_of(b"archive/data/0")
-    expect_refusal(patched(at + 8, "<H", 1), "compressed or encrypted")
-    expect_refusal(patched(at + 10, "<H", 8), "compressed or encrypted")
-    expect_refusal(patched(at + 24, "<I", 10**9), "compressed or encrypted")
+    expect_error(patched(at + 8, "<H", 1), "compressed or encrypted")
+    expect_error(patched(at + 10, "<H", 8), "compressed or encrypted")
+    expect_error(patched(at + 24, "<I", 10**9), "compressed or encrypted")
 
 
-def test_members_that_share_bytes() -> None:
-    """Many names for the same bytes would make a small file take long to read."""
+def test_rejects_members_that_share_bytes() -> None:
+    """With many names for the same bytes, a small file could take long to read."""
     count, size = 200, 2**16
     value = {str(i): tensor(storage(size, "Byte", str(i)), 0, (size,), (1,)) for i in range(count)}
     separate = zip_file(value, {str(i): bytes(size if i == 0 else 0) for i in range(count)})
@@ -126,7 +126,7 @@ def test_members_that_share_bytes() -> None:
     for i in range(1, count):
         at = separate.index(f"archive/data/{i}PK".encode(), separate.index(b"PK\x01\x02")) - 46
         content[at + 16 : at + 28] = crc_and_sizes
-    expect_refusal(bytes(content), "zip structure is damaged")
+    expect_error(bytes(content), "zip structure is damaged")
 
 
 @pytest.mark.parametrize(
@@ -164,13 +164,13 @@ def test_members_that_share_bytes() -> None:
         (patched(GOOD.index(b"archive/data/0"), "<B", 65), "damaged"),
     ],
 )
-def test_wrong_archives(file: bytes, message: str) -> None:
-    expect_refusal(file, message)
+def test_rejects_archives(file: bytes, message: str) -> None:
+    expect_error(file, message)
 
 
-def test_number_of_members(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_the_number_of_members(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(zip, "MAX_MEMBERS", 3)
-    expect_refusal(GOOD, "it has 4 members, but at most 3 are allowed")
+    expect_error(GOOD, "it has 4 members, but at most 3 are allowed")
 
 
 def changes() -> list[Callable[[bytes], bytes]]:
@@ -181,6 +181,6 @@ def changes() -> list[Callable[[bytes], bytes]]:
 
 
 @pytest.mark.parametrize("change", changes())
-def test_right_checksums_do_not_make_a_pickle_right(change: Callable[[bytes], bytes]) -> None:
-    expect_refusal(change(GOOD), "checksum")
-    expect_refusal(with_checksums(change(GOOD)), "damaged|refused|quantised")
+def test_rejects_damaged_pickles_with_valid_checksums(change: Callable[[bytes], bytes]) -> None:
+    expect_error(change(GOOD), "checksum")
+    expect_error(with_checksums(change(GOOD)), "damaged|refused|quantised")

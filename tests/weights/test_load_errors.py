@@ -1,4 +1,4 @@
-"""What cannot be loaded, and what is said of it."""
+"""Weights that cannot be loaded, and their error messages."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -38,7 +38,7 @@ def without(tensors: dict[str, Any], *names: str) -> dict[str, Any]:
             [
                 "backbone.norm.bias is missing",
                 "backbone.blocks.1.attn.qkv.weight is missing",
-                "backbone.mask_token is left over",
+                "backbone.mask_token is unexpected",
                 r"backbone.norm.weight is \[5\], not \[48\]",
             ],
         ),
@@ -46,16 +46,19 @@ def without(tensors: dict[str, Any], *names: str) -> dict[str, Any]:
             lambda t: (
                 t | {f"blocks.{i}.ls{j}.gamma": t["norm.bias"] for i in (0, 1) for j in (1, 2)}
             ),
-            [rf"backbone.blocks.{i}.ls{j}.gamma is left over" for i in (0, 1) for j in (1, 2)],
+            [rf"backbone.blocks.{i}.ls{j}.gamma is unexpected" for i in (0, 1) for j in (1, 2)],
         ),
         (
             lambda t: {n.replace("blocks.1", "blocks.7"): x for n, x in t.items()},
-            ["backbone.blocks.7.norm1.weight is left over", "backbone.blocks.1.norm1.weight is mi"],
+            [
+                "backbone.blocks.7.norm1.weight is unexpected",
+                "backbone.blocks.1.norm1.weight is mi",
+            ],
         ),
     ],
     ids=["missing", "several", "DINOv2", "block"],
 )
-def test_problems_are_named_together(
+def test_reports_all_problems_together(
     change: Callable[[dict[str, Any]], dict[str, Any]], messages: list[str], tmp_path: Path
 ) -> None:
     tensors = change(read_torch_checkpoint(FULL).network("teacher").backbone)
@@ -67,25 +70,25 @@ def test_problems_are_named_together(
             dino_jax.load(path)
 
 
-def test_the_classifier_of_a_supervised_vit_is_not_dropped(tmp_path: Path) -> None:
+def test_rejects_the_classifier_of_a_supervised_vit(tmp_path: Path) -> None:
     tensors = read_torch_checkpoint(FULL).network("teacher").backbone
     classifier = {"head.weight": np.ones((9, 48), np.float32), "head.bias": np.ones(9, np.float32)}
     path = save(tmp_path / "file.pth", {"model": tensors | classifier})
-    for refused in (lambda: dino_jax.load(path), lambda: convert(str(path), tmp_path / "out")):
+    for rejected in (lambda: dino_jax.load(path), lambda: convert(str(path), tmp_path / "out")):
         with pytest.raises(UsageError, match=r"file\.pth: .*last_layer\.weight is missing"):
-            refused()
+            rejected()
 
 
-def test_a_file_without_what_is_asked_for() -> None:
-    with pytest.raises(UsageError, match="which='student' is not in this file, which holds teach"):
+def test_rejects_a_file_without_the_requested_part() -> None:
+    with pytest.raises(UsageError, match="which='student' is not in this file, which contains t"):
         dino_jax.load(PTH / "backbone.pth", which="student")
     with pytest.raises(UsageError, match=r"backbone\.pth: it contains a backbone without a head"):
         dino_jax.load_with_head(PTH / "backbone.pth")
 
 
 @pytest.fixture
-def nothing_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """An empty folder to work in, which must still be empty afterwards."""
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder. Fails if a test file runs its code in it."""
     monkeypatch.chdir(tmp_path)
     yield tmp_path
     assert not list(tmp_path.rglob("*pwned*"))
@@ -93,9 +96,9 @@ def nothing_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 @pytest.mark.parametrize("file", ["evil.pth", "truncated.pth", "views.pth"])
 @pytest.mark.parametrize("entry", ["load", "convert", "inspect", "knn", "init_from"])
-def test_wrong_files_are_refused_everywhere(file: str, entry: str, nothing_appears: Path) -> None:
-    path, out = str(PTH / file), nothing_appears / "out"
-    doors: dict[str, Callable[[], Any]] = {
+def test_all_entry_points_reject_files(file: str, entry: str, folder: Path) -> None:
+    path, out = str(PTH / file), folder / "out"
+    entries: dict[str, Callable[[], Any]] = {
         "load": lambda: dino_jax.load(path),
         "convert": lambda: convert(path, out),
         "inspect": lambda: inspect(path),
@@ -103,9 +106,9 @@ def test_wrong_files_are_refused_everywhere(file: str, entry: str, nothing_appea
         "init_from": lambda: runs.train_here(runs.tiny_config(init_from=path), out),
     }
     if (file, entry) == ("views.pth", "inspect"):
-        return doors[entry]()  # it says what there is
+        return entries[entry]()  # prints what the file contains
     with pytest.raises(UsageError, match=rf"{file}: "):
-        doors[entry]()
-    if entry != "init_from":  # a run makes its folder first
+        entries[entry]()
+    if entry != "init_from":  # a run creates its folder first
         assert not out.exists()
     return None
