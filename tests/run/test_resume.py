@@ -259,5 +259,5 @@ def test_compares_only_known_settings_of_a_converted_checkpoint() -> None:
     ):
         with pytest.raises(UsageError, match=message):
             check_same_run(converted(), config_with(**changes), num_images=256, workdir=WORKDIR)
-    with pytest.raises(UsageError, match=r"contains a converted backbone, .* --config.init_from="):
+    with pytest.raises(UsageError, match=r"contains a converted backbone .* --config.init_from="):
         check_same_run(converted(None), now, num_images=256, workdir=WORKDIR)

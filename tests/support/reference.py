@@ -62,7 +62,7 @@ def recipe_trees(
       seed: the seed of the recipe.
       params: parameters with the shapes; may be abstract.
       batch_stats: running statistics with the shapes; may be abstract.
-      family: a key of `dino_jax.weights.layouts.tables.FAMILIES`.
+      family: a key of `dino_jax.weights.layouts.dino.FAMILIES`.
       prefix: the prefix of torch's names.
     """
     tensors = {

@@ -9,7 +9,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from dino_jax.errors import UsageError
-from dino_jax.weights.layouts.tables import FAMILIES, Layout, Table
+from dino_jax.weights.layouts.dino import FAMILIES, Layout, Table
 
 PyTree = Any
 

@@ -10,8 +10,8 @@ import pytest
 from dino_jax.errors import UsageError
 from dino_jax.models import MODELS, DINOHead, create_model
 from dino_jax.models.network import abstract
+from dino_jax.weights.layouts.dino import FAMILIES, VECTOR
 from dino_jax.weights.layouts.mapping import shape_problems, to_ours, to_torch, torch_shapes
-from dino_jax.weights.layouts.tables import FAMILIES, VECTOR
 from tests.conftest import parity_cases
 
 MANIFESTS = {
