@@ -9,6 +9,7 @@ Append `:debug` to a config's path for a run that takes seconds.
 
 from ml_collections import ConfigDict, config_dict
 
+from dino_jax.data.transforms.color import IMAGENET_MEAN, IMAGENET_STD
 from dino_jax.errors import UsageError
 
 
@@ -82,8 +83,8 @@ def get_config(arg: str = "") -> ConfigDict:
     config.crops.blur_prob = (1.0, 0.1, 0.5)  # first global, second global, local crops
     config.crops.blur_radius = (0.1, 2.0)  # pixels
     config.crops.solarize_prob = 0.2  # second global crop only
-    config.crops.mean = (0.485, 0.456, 0.406)  # per channel, on the scale 0..1
-    config.crops.std = (0.229, 0.224, 0.225)
+    config.crops.mean = IMAGENET_MEAN  # per channel, on the scale 0..1
+    config.crops.std = IMAGENET_STD
 
     config.data = ConfigDict()
     config.data.train = config_dict.placeholder(str)  # KIND:LOCATION[@SPLIT], or a folder

@@ -1,7 +1,7 @@
 """DINO, self-distillation with no labels (Caron et al., arXiv 2104.14294), in JAX.
 
 `create_model` builds a backbone with random weights; `load`, `load_with_head` and `load_linear`
-load trained weights. `python main.py` trains; `python -m dino_jax JOB` runs every other job.
+load trained weights. `dino-jax COMMAND`, also `python -m dino_jax COMMAND`, trains and evaluates.
 """
 
 import importlib

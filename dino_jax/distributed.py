@@ -4,6 +4,8 @@ import os
 import re
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from dino_jax.errors import UsageError
 
@@ -49,3 +51,16 @@ def initialize_if_launched() -> None:
                 f"find them ({error}): start them with srun or Open MPI 4's mpirun, set "
                 f"{', '.join(EXPLICIT)} for each process, or unset {variable} to run a single one"
             ) from error
+
+
+def least_of_hosts(value: int) -> int:
+    """The smallest value of all hosts, at most 2**50, so that all of them decide alike.
+
+    Every host must call this. It is only needed for values that differ between hosts, such as
+    memory.
+    """
+    if jax.process_count() == 1:
+        return value
+    words = np.array([value >> 20, value & 0xFFFFF], np.int32)  # JAX would cut 64 bits to 32
+    everywhere = multihost_utils.process_allgather(words).reshape(-1, 2).tolist()
+    return min((high << 20) + low for high, low in everywhere)

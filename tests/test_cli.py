@@ -127,7 +127,7 @@ def test_out_of_memory_is_one_line(
         cli.main(["pack", "--source", "large"])
     assert stop.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "Out of memory allocating 52 bytes.): set a smaller --size or --batch-size" in line
+    assert "Out of memory allocating 52 bytes.): process fewer or smaller images" in line
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL: a bug"):
         cli.main(["pack", "--source", "small"])
 

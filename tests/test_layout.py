@@ -2,7 +2,6 @@
 
 import ast
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -65,13 +64,14 @@ def modules() -> dict[str, str]:
     """Path of every module below a room: its room."""
     package = runs.ROOT / "dino_jax"
     paths = sorted(path.relative_to(package) for path in package.rglob("*.py"))
-    rooms = {str(path): path.parts[0].removesuffix(".py") for path in paths}
+    rooms = {f"dino_jax/{path}": path.parts[0].removesuffix(".py") for path in paths}
+    rooms |= {f"configs/{path.name}": "configs" for path in runs.ROOT.glob("configs/*.py")}
     return {path: room for path, room in rooms.items() if not room.startswith("__")}
 
 
 @pytest.mark.parametrize(("path", "room"), modules().items())
 def test_imports_run_downwards(path: str, room: str) -> None:
-    source = Path(runs.ROOT / "dino_jax" / path).read_text()
+    source = (runs.ROOT / path).read_text()
     assert not problems(room, source)
 
 

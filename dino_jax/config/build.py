@@ -1,6 +1,6 @@
 """Converts a config to the plain values that the rest of the package takes.
 
-Only this package, `run` and `jobs` know about configs.
+Models, training, data and evaluations take plain values and know nothing of configs.
 """
 
 import dataclasses

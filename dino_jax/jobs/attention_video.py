@@ -142,7 +142,8 @@ def _maps(backbone: PlacedBackbone, frames: Iterator[np.ndarray]) -> list[np.nda
     feature = AttentionMaps(backbone.info.mean, backbone.info.std)
     frames = itertools.chain([first], frames)
     rows = PicturePass(backbone).stream_frames(feature, frames, batch_size)
-    return [row.mean(axis=0) for row in tqdm(rows, "attention", unit=" frames")]
+    bar = tqdm(rows, "attention", unit=" frames", disable=jax.process_index() > 0)
+    return [row.mean(axis=0) for row in bar]
 
 
 def _check_apart(video: Path, output: Path, keep_frames: Path | None) -> None:

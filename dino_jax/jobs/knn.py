@@ -100,7 +100,7 @@ def check_report(path: Path) -> None:
         Image.new("RGB", (1, 1)).save(io.BytesIO(), kind)
     except (KeyError, OSError, ValueError) as error:
         raise UsageError(
-            f"report={path} is no picture format that can be written: use .png or .jpg"
+            f"report={path} cannot be written as a picture: use .png or .jpg"
         ) from error
     check_writable(path, "report")
 

@@ -31,7 +31,8 @@ def main(arguments: Sequence[str]) -> None:
         prog="dino-jax train",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s --config CONFIG[:debug] --workdir DIR [--config.SECTION.KEY=VALUE ...]",
+        usage="%(prog)s --config CONFIG[:debug] --workdir DIR [--config.SECTION.KEY=VALUE ...]\n"
+        "       %(prog)s --list",
         allow_abbrev=False,
     )
     parser.add_argument("--list", action=_ListConfigs, nargs=0, help="list the configs and exit")

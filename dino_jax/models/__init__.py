@@ -16,7 +16,7 @@ from dino_jax.models.xcit import XCiT
 
 __all__ = ["MODELS", "DINOHead", "ResNet", "VisionTransformer", "XCiT", "create_model"]
 
-# Classes with the sizes that a name stands for.
+# Classes with the sizes of each published architecture.
 MODELS: dict[str, partial[nnx.Module]] = {
     **vit.ARCHITECTURES,
     **xcit.ARCHITECTURES,
@@ -25,7 +25,7 @@ MODELS: dict[str, partial[nnx.Module]] = {
 
 
 def default_settings(name: str) -> dict[str, Any]:
-    """What every setting of a registered architecture is if nothing else is asked for."""
+    """The default of every setting of a registered architecture."""
     build = MODELS[name]
     parameters = signature(build.func.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty} | build.keywords

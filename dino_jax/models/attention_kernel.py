@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from dino_jax.distributed import least_of_hosts
 from dino_jax.errors import UsageError
 from dino_jax.models.attention import KERNELS, cudnn_attention, plain_attention
 from dino_jax.sharding import batch_sharded, make_mesh
@@ -16,7 +17,7 @@ TOLERANCE = 0.03  # largest error, as a share of the largest value; bfloat16 alo
 
 
 class KernelChoice(NamedTuple):
-    """A kernel, and a sentence for the log where it is not the one asked for."""
+    """A kernel, and a log note if it is not the requested one."""
 
     kernel: str
     note: str | None = None
@@ -40,8 +41,8 @@ def choose_kernel(
       num_heads: heads h.
       head_dim: width d of a head.
       lengths: the numbers of tokens N to check.
-      platform: that will compute.
-      devices: of this process, to check the kernel on; without any, it is trusted.
+      platform: the platform the model will run on.
+      devices: this process's devices, used for the check; if empty, the check is skipped.
     Raises:
       UsageError: an unknown kernel.
     """
@@ -58,11 +59,15 @@ def choose_kernel(
             f"model.attention=cudnn needs bfloat16 on a GPU; with {jnp.dtype(dtype).name} on "
             f"{platform} XLA computes the attention",
         )
-    for length in lengths if devices else ():
-        shape = num_heads, length, head_dim
-        if wrong := what_is_wrong(cudnn_attention, shape, dtype, devices):
-            return KernelChoice("xla", f"cuDNN's attention {wrong}: XLA computes it instead")
-    return KernelChoice("cudnn")
+    shapes = [(num_heads, length, head_dim) for length in lengths if devices]
+    wrong = next(
+        filter(None, (what_is_wrong(cudnn_attention, s, dtype, devices) for s in shapes)), ""
+    )
+    if least_of_hosts(not wrong):
+        return KernelChoice("cudnn")
+    return KernelChoice(
+        "xla", f"cuDNN's attention {wrong or 'fails on another host'}: XLA computes it instead"
+    )
 
 
 def what_is_wrong(

@@ -61,7 +61,7 @@ class Network:
           params: pure dict of parameters, as `split` returns it.
           batch_stats: pure dict of running statistics, empty for networks without BatchNorm.
           views: groups of views of one size, each [B, V, H, W, C], global crops first.
-          keys: [B] PRNG keys, one an image, for stochastic depth; None for none.
+          keys: [B] PRNG keys, one per image, for stochastic depth; None disables it.
         Returns: ([B, sum of V, K] float32, batch_stats).
         """
         model = nnx.merge(self.graphdef, params, batch_stats)
@@ -70,11 +70,11 @@ class Network:
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, PyTree, PyTree]:
-    """A module's structure, parameters and running statistics; the latter two as pure dicts."""
+    """Splits a module into its structure, parameters and running statistics, both as pure dicts."""
     graphdef, params, batch_stats = nnx.split(model, nnx.Param, nnx.BatchStat)
     return graphdef, nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
 
 
 def abstract(build: Callable[[nnx.Rngs], nnx.Module]) -> tuple[nnx.GraphDef, PyTree, PyTree]:
-    """`split(build(...))` in shapes alone: no array is made."""
+    """Like `split(build(...))`, but with shapes only: no array is allocated."""
     return split(nnx.eval_shape(lambda: build(nnx.Rngs(0))))

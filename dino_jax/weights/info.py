@@ -62,7 +62,8 @@ class WeightsInfo:
         return (scaled - np.float32(self.mean)) / np.float32(self.std)
 
     def _square(self, image: Picture) -> np.ndarray:
-        picture = image if isinstance(image, Image.Image) else _picture(np.asarray(image))
+        # A copy, since decoding closes the image.
+        picture = image.copy() if isinstance(image, Image.Image) else _picture(np.asarray(image))
         try:
             return resize_and_crop(picture, self.resize, self.crop, len(self.mean))
         except UnreadableImage as error:

@@ -1,5 +1,6 @@
 """The pca job."""
 
+import dataclasses
 from pathlib import Path
 from unittest import mock
 
@@ -8,9 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import dino_jax
 from dino_jax import memory
 from dino_jax.errors import UsageError
-from dino_jax.evaluate.features import picture_features
+from dino_jax.evaluate.features import backbone, picture_features
 from dino_jax.jobs.pca import pca
 
 
@@ -55,7 +57,14 @@ def test_tokens_that_are_not_finite_are_refused(goldens: Path, tmp_path: Path) -
         pca(weights, ("shapes:2@test",), tmp_path, size=(40, 56))
 
 
-def test_job_needs_a_vit(goldens: Path, tmp_path: Path) -> None:
+def test_job_needs_a_vit(goldens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, info = dino_jax.load(goldens / "pth" / "backbone.pth")
+    info = dataclasses.replace(info, arch="resnet18", patch_size=None)
+    resnet = dino_jax.create_model("resnet18")
+    monkeypatch.setattr(backbone, "load", lambda *_, **__: (resnet, info))
+    with pytest.raises(UsageError, match=r"ResNet does not give the tokens .*: use a ViT"):
+        pca("resnet", ("shapes:2@test",), tmp_path)
+    monkeypatch.undo()
     with pytest.raises(UsageError, match=r"linear.pth is a linear classifier: give a backbone"):
         pca(str(goldens / "pth" / "linear.pth"), ("shapes:2@test",), tmp_path)
 

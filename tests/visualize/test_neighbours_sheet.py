@@ -50,7 +50,7 @@ def test_report_of_two_passes(tmp_path: Path) -> None:
 def test_rejects_output_formats(tmp_path: Path) -> None:
     """Unknown formats, formats that can only be read, and formats without colours."""
     for name in ("x.txt", "x", "x.psd", "x.xbm"):
-        with pytest.raises(UsageError, match=rf"report=.*{name} is no picture format that can"):
+        with pytest.raises(UsageError, match=rf"report=.*{name} cannot be written as a picture"):
             check_report(tmp_path / name)
     for name in ("x.png", "x.JPG", "x.webp"):
         check_report(tmp_path / name)

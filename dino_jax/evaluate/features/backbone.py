@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import logging
 from typing import Any, Literal
 
 import jax
@@ -73,9 +74,9 @@ class PlacedBackbone:
         self.weights = jax.device_put(trees, sharding.replicated(self.mesh))
 
     def _choose_attention(self) -> None:
-        """Uses cuDNN's attention kernel where it works; the choice is the job's, made once."""
+        """Uses cuDNN's attention kernel where it works at the size of the weights' own crop."""
         blocks, side = self.model.blocks, self.info.crop // self.info.patch_size
-        kernel, _ = choose_kernel(
+        kernel, note = choose_kernel(
             "auto",
             DTYPES[self.info.dtype],
             num_heads=self.info.num_heads,
@@ -84,6 +85,8 @@ class PlacedBackbone:
             platform=self.mesh.devices.flat[0].platform,
             devices=self.mesh.local_devices,
         )
+        if note:
+            logging.warning("%s", note)
         for block in blocks:
             block.attn.kernel = kernel
 

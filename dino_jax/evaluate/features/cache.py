@@ -12,7 +12,6 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from tokenize import TokenError
 from typing import Any
 
 import jax
@@ -23,12 +22,11 @@ from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError, listed
 from dino_jax.evaluate.features.square_pass import Features
 from dino_jax.output import check_folder
+from dino_jax.weights.linear import BROKEN_ARRAY
 
 About = dict[str, Any]
 
 ABOUT = "about.json"
-# What NumPy raises for a damaged file; it parses an array's header as Python.
-BROKEN_ARRAY = (OSError, TypeError, ValueError, EOFError, SyntaxError, TokenError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +64,16 @@ class FeatureCache:
         cached = _are_cached(folder, abouts)
         if not all(cached):
             check_folder(folder, "save_features")
-        found = []
-        for source, key, is_cached in zip(sources, abouts, cached, strict=True):
-            if is_cached:
-                found.append(read_entry(folder, key))
-                continue
-            found.append(compute(source))
-            if jax.process_index() == 0:
-                write_entry(folder, key, found[-1])
+        # Damaged entries are found before anything is computed.
+        found = [
+            read_entry(folder, key) if is_cached else None
+            for key, is_cached in zip(abouts, cached, strict=True)
+        ]
+        for i, source in enumerate(sources):
+            if found[i] is None:
+                found[i] = compute(source)
+                if jax.process_index() == 0:
+                    write_entry(folder, abouts[i], found[i])
         return found
 
 

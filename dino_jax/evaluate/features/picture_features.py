@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from dino_jax.data.transforms.color import normalize
+from dino_jax.distributed import least_of_hosts
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.tokens import intermediate_layers
 from dino_jax.memory import device_limit, gib, machine_memory
@@ -88,7 +89,7 @@ def batch_that_fits(shape: tuple[int, int], model: nnx.Module, mesh: Mesh, batch
     height, width = shape
     tokens = 1 + height // model.patch_size * (width // model.patch_size)
     need = 4 * model.num_heads * tokens**2
-    limit = device_limit(mesh) or machine_memory()
+    limit = least_of_hosts(device_limit(mesh) or machine_memory())
     if need > limit:
         raise UsageError(
             f"{width}x{height} pixels are {tokens} tokens, whose attention weights take "
