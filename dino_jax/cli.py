@@ -106,8 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         reason = str(error).splitlines()[0]
         print(
-            f"error: not enough device memory ({reason}): process fewer or smaller images at a time "
-            "(--batch-size, --size), or use a device with more memory",
+            f"error: not enough device memory ({reason}): process fewer or smaller images at a "
+            "time (--batch-size, --size), or use a device with more memory",
             file=sys.stderr,
         )
         sys.exit(2)

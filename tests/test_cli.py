@@ -76,7 +76,7 @@ def test_classes_are_matched_by_name(tmp_path: Path, caplog: pytest.LogCaptureFi
         ({"temperature": float("nan")}, "temperature=nan must be above 0"),
         ({"memory_budget": 0}, "memory_budget=0 must be at least 1"),
         ({"options": Extraction(crop=64, resize=32)}, "crop=64 must not be larger than resize=32"),
-        ({"report": Path("neighbours")}, "report=neighbours is no picture format"),
+        ({"report": Path("neighbours")}, "report=neighbours cannot be written as a picture"),
         ({"test": "shapes:30@nope"}, "no split 'nope'"),
     ],
 )

@@ -59,10 +59,10 @@ def choose_kernel(
             f"model.attention=cudnn needs bfloat16 on a GPU; with {jnp.dtype(dtype).name} on "
             f"{platform} XLA computes the attention",
         )
-    shapes = [(num_heads, length, head_dim) for length in lengths if devices]
-    wrong = next(
-        filter(None, (what_is_wrong(cudnn_attention, s, dtype, devices) for s in shapes)), ""
-    )
+    wrong = None
+    for length in lengths if devices else ():
+        shape = num_heads, length, head_dim
+        wrong = wrong or what_is_wrong(cudnn_attention, shape, dtype, devices)
     if least_of_hosts(not wrong):
         return KernelChoice("cudnn")
     return KernelChoice(
