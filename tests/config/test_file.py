@@ -75,3 +75,8 @@ def test_sets_values_of_every_type() -> None:
     assert (config.optim.lr, config.train.epochs, config.head.use_bn) == (0.5, 7, True)
     assert (config.crops.global_scale, config.eval.knn_ks) == ((0.2, 1), (20,))
     assert (config.data.train, config.eval.knn_train) == ("/a folder/with=signs", None)
+
+
+def test_reads_a_config_by_name() -> None:
+    by_path = read_config(f"{runs.ROOT}/configs/vit_small.py:debug")
+    assert read_config("vit_small:debug").to_json() == by_path.to_json()
