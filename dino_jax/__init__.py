@@ -5,7 +5,6 @@ load trained weights. `dino-jax COMMAND`, also `python -m dino_jax COMMAND`, tra
 """
 
 import importlib
-from importlib.metadata import version
 from typing import Any
 
 _MODULES = {
@@ -20,6 +19,8 @@ __all__ = ["create_model", "load", "load_linear", "load_with_head"]
 def __getattr__(name: str) -> Any:
     # Imported on first use, so that `import dino_jax` stays fast.
     if name == "__version__":
+        from importlib.metadata import version
+
         return version("dino_jax")
     if name in _MODULES:
         return getattr(importlib.import_module(_MODULES[name]), name)
