@@ -20,8 +20,8 @@ _HEADROOM = 4  # copies of the attention weights that a batch may take: logits, 
 
 
 @dataclasses.dataclass(frozen=True)
-class AttentionMaps:
-    """Attention from the class token of the last block to the patches.
+class _Normalized:
+    """Normalises pictures before they enter the backbone.
 
     Attributes:
       mean: C values on the scale 0..1.
@@ -30,34 +30,31 @@ class AttentionMaps:
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
+
+    def pixels(self, canvas: jax.Array) -> jax.Array:
+        """[B, H, W, C] uint8 -> the backbone's input."""
+        return normalize(jnp.moveaxis(canvas, -1, -3), self.mean, self.std)
+
+
+class AttentionMaps(_Normalized):
+    """Attention from the class token of the last block to the patches."""
 
     def __call__(self, model: nnx.Module, canvas: jax.Array, _: jax.Array | None) -> jax.Array:
         """[B, H, W, C] uint8 of whole patches -> [B, h, r, c] float32, after the softmax.
 
         The sum of a map is the attention that the class token does not pay to itself.
         """
-        pixels = normalize(jnp.moveaxis(canvas, -1, -3), self.mean, self.std)
-        weights = model.get_last_selfattention(pixels)
+        weights = model.get_last_selfattention(self.pixels(canvas))
         rows, columns = (side // model.patch_size for side in canvas.shape[1:3])
         return weights[:, :, 0, 1:].reshape(*weights.shape[:2], rows, columns)
 
 
-@dataclasses.dataclass(frozen=True)
-class PatchTokens:
-    """Patch tokens of the last block of a ViT.
-
-    Attributes:
-      mean: C values on the scale 0..1.
-      std: C values on the scale 0..1.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+class PatchTokens(_Normalized):
+    """Patch tokens of the last block of a ViT."""
 
     def __call__(self, model: nnx.Module, canvas: jax.Array, _: jax.Array | None) -> jax.Array:
         """[B, H, W, C] uint8 of whole patches -> [B, r, c, D]."""
-        pixels = normalize(jnp.moveaxis(canvas, -1, -3), self.mean, self.std)
-        tokens = intermediate_layers(model, pixels, 1)[0][:, 1:]
+        tokens = intermediate_layers(model, self.pixels(canvas), 1)[0][:, 1:]
         grid = (side // model.patch_size for side in canvas.shape[1:3])
         return tokens.reshape(len(canvas), *grid, -1)
 
