@@ -8,10 +8,14 @@ from pathlib import Path
 
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
-os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # tests do not write to the user's cache
-if "DINO_JAX_TESTS_CACHE" not in os.environ:  # shared by all workers and their subprocesses
+# Compilation takes most of the time. Workers and their subprocesses share compiled programs, and
+# nothing is written to the user's cache.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "true"
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+if "DINO_JAX_TESTS_CACHE" not in os.environ:
     _cache = tempfile.TemporaryDirectory(prefix="dino_jax_tests_")
     os.environ["DINO_JAX_TESTS_CACHE"] = _cache.name
+os.environ["JAX_COMPILATION_CACHE_DIR"] = os.environ["DINO_JAX_TESTS_CACHE"] + "/compiled"
 
 import jax
 import numpy as np
@@ -58,18 +62,9 @@ def photo() -> Image.Image:
     return Image.fromarray(np.uint8(np.round(127.5 + 127 * np.stack(waves, -1))))
 
 
-@pytest.fixture(scope="module")
-def quick_compilation() -> Iterator[None]:
-    """Compiles with fewer optimisations, for networks that compile longer than they run."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
+@pytest.fixture
+def all_optimizations() -> Iterator[None]:
+    """Compiles as in production, for networks that run longer than they compile."""
     jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture(scope="module")
-def shared_compilation() -> Iterator[None]:
-    """Like `quick_compilation`, and tests share compiled programs."""
-    from tests.support import runs
-
-    with runs.quick_compilation():
-        yield
+    yield
+    jax.config.update("jax_disable_most_optimizations", True)

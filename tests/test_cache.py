@@ -25,7 +25,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The compilation cache of this test, with JAX configured as outside of tests."""
     before = {name: jax.config.values[name] for name in SETTINGS}
     monkeypatch.setenv("DINO_JAX_CACHE", str(tmp_path / "cache"))
-    jax.config.update("jax_enable_compilation_cache", True)
+    for name, value in zip(SETTINGS, (True, None, 1.0), strict=True):
+        jax.config.update(name, value)
     compilation_cache.reset_cache()
     yield tmp_path / "cache/compiled"
     for name, value in before.items():

@@ -23,8 +23,6 @@ from dino_jax.jobs.knn import knn
 from tests.support import runs
 from tests.support.class_folders import class_folders
 
-pytestmark = pytest.mark.usefixtures("shared_compilation")
-
 BLOCKS = re.findall(r"```bash\n(.*?)```", (runs.ROOT / "README.md").read_text(), re.DOTALL)
 COMMANDS = re.findall(r"python -m dino_jax (.+)", "".join(BLOCKS).replace("\\\n", ""))
 SOURCES = {"train": "shapes:85@train", "test": "shapes:30@test"}

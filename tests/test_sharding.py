@@ -24,7 +24,6 @@ from dino_jax.training.views import make_views
 from tests.support.collectives import moved
 
 PyTree = Any
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 BATCH, STEPS, K = 16, 4, 256
 
 
@@ -112,7 +111,7 @@ def fsdp() -> Run:
 
 @pytest.fixture(scope="module")
 def dp(fsdp: Run) -> Run:
-    """A run on one device, compiled with all optimisations as in production."""
+    """A run compiled with all optimisations, as in production."""
     jax.config.update("jax_disable_most_optimizations", False)
     run = Run.of(8, "dp", fsdp.start)
     jax.config.update("jax_disable_most_optimizations", True)

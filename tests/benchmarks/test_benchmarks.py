@@ -15,16 +15,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BENCHMARKS = ROOT / "benchmarks"
-# Compilation takes most of the time, and these processes need no virtual devices.
-ENVIRONMENT = os.environ | {
-    "JAX_COMPILATION_CACHE_DIR": f"{os.environ['DINO_JAX_TESTS_CACHE']}/compiled",
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "JAX_ENABLE_COMPILATION_CACHE": "true",
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PLATFORMS": "cpu",
-    "XLA_FLAGS": "",
-    "PYTHONPATH": str(ROOT),
-}
+ENVIRONMENT = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}  # no virtual devices
 SMALL = """--config=configs/default.py:debug --batch-size=4 --config.model.overrides.depth=1
   --config.model.overrides.embed_dim=24 --config.head.num_layers=1 --config.head.out_dim=64
   --config.crops.local_number=0"""

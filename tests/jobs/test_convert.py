@@ -27,7 +27,6 @@ from tests.support.torch_files import save
 
 PTH = GOLDENS / "pth"
 FULL = PTH / "full_checkpoint.pth"
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def about(folder: Path) -> dict[str, Any]:

@@ -25,8 +25,6 @@ from dino_jax.jobs.copy_detection import copy_detection
 from tests.conftest import parity_cases
 from tests.support.photographs import photographs
 
-pytestmark = pytest.mark.usefixtures("shared_compilation")
-
 SIDE = 64
 CHANCE = (1 + sum(1 / (2 * place) for place in range(2, 9))) / 8  # of one original among eight
 

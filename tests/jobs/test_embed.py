@@ -23,7 +23,6 @@ from dino_jax.jobs import embed as embed_job
 from dino_jax.jobs.embed import embed
 
 OPTIONS = Extraction(resize=16, crop=16, canvas_size=32, batch_size=8, num_threads=2)
-pytestmark = pytest.mark.usefixtures("shared_compilation")
 
 
 @pytest.fixture(scope="module")

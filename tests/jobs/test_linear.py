@@ -20,8 +20,6 @@ from dino_jax.jobs.linear import linear
 from tests.support.class_folders import class_folders
 from tests.support.linear_setup import OPTIONS, RATES, TEST, TRAIN, interrupted_after
 
-pytestmark = pytest.mark.usefixtures("shared_compilation")
-
 
 @pytest.fixture(scope="module")
 def trained(weights: str, tmp_path_factory: pytest.TempPathFactory) -> Path:

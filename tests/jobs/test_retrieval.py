@@ -23,8 +23,6 @@ from dino_jax.jobs import retrieval as retrieval_job
 from dino_jax.jobs.retrieval import retrieval
 from tests.support.photographs import photographs
 
-pytestmark = pytest.mark.usefixtures("shared_compilation")
-
 IMAGES = [f"all_souls_{i:06}" for i in range(8)]
 QUERIES = ["query_000000", "query_000001"]
 TRUTH = [  # of query 0, a cat; of query 1, a temple

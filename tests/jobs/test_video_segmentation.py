@@ -27,8 +27,6 @@ from dino_jax.visualize.video import open_frames
 from tests.support.clips import clip
 from tests.support.photographs import photographs
 
-pytestmark = pytest.mark.usefixtures("shared_compilation")
-
 HEIGHT, WIDTH, FRAMES, STEP = 64, 128, 6, 8  # pixels; objects move by one patch a frame
 SEQUENCES = {  # the size of each object, and where it begins: top, left
     "one": [((40, 42), (16, 8))],

@@ -15,7 +15,6 @@ from dino_jax.models import ResNet, create_model
 from dino_jax.models.network import MultiCropModel, Network, abstract, split
 from tests.support.reference import recipe_trees
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 PyTree = Any
 B = 8
 

@@ -13,7 +13,6 @@ from dino_jax.models.network import split
 from tests.support.reference import image_keys, random_images
 from tests.support.tiny_vit import features, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 PyTree = Any
 
 

@@ -15,7 +15,6 @@ from dino_jax.models.network import split
 from tests.conftest import parity_cases
 from tests.support.reference import assert_forward_equals, call, recipe_model
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 CASES = parity_cases("forward_*res*.npz")  # including wide_resnet and resnext
 
 

@@ -2,13 +2,10 @@
 
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 from dino_jax.models.layers import drop_path
 from tests.support.reference import image_keys, random_images
 from tests.support.tiny_vit import features, tiny
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_rates_increase_linearly_with_depth() -> None:

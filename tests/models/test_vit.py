@@ -24,7 +24,6 @@ from tests.conftest import parity_cases
 from tests.support.reference import call, random_images, recipe_images, recipe_model, traced
 from tests.support.tiny_vit import TINY, features, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 PyTree = Any
 CASES = parity_cases("forward_vit*.npz")
 # The goldens' README allows 1e-4; measured are 4e-6.

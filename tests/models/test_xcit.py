@@ -23,7 +23,6 @@ from tests.support.reference import (
     recipe_model,
 )
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 CASES = parity_cases("forward_xcit*.npz")
 TINY = {"embed_dim": 32, "depth": 2, "num_heads": 4}
 

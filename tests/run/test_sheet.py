@@ -24,13 +24,10 @@ def test_draws_a_row_for_each_picture(tmp_path: Path, monkeypatch: pytest.Monkey
     config = runs.tiny_config(log__attention_sheet=3, model__overrides__embed_dim=64)
     mesh, train = sharding.make_mesh(), open_source("shapes:85@train")
     path = tmp_path / "attention.png"
-    with runs.quick_compilation():
-        _, params, stats = split(nnx.jit(lambda: model_spec(config).model(nnx.Rngs(0)))())
-        layout = sharding.state_shardings(params, mesh, "fsdp")
-        assert not all(s.is_fully_replicated for s in jax.tree.leaves(layout))
-        RunSheet(config, model_spec(config), train, mesh)(
-            jax.device_put(params, layout), stats, path
-        )
+    _, params, stats = split(nnx.jit(lambda: model_spec(config).model(nnx.Rngs(0)))())
+    layout = sharding.state_shardings(params, mesh, "fsdp")
+    assert not all(s.is_fully_replicated for s in jax.tree.leaves(layout))
+    RunSheet(config, model_spec(config), train, mesh)(jax.device_put(params, layout), stats, path)
     with Image.open(path) as picture:
         side = TILE * 3 // 4  # image, masks, mean and two heads
         assert 5 * side < picture.width < 6 * side

@@ -2,12 +2,9 @@
 
 import jax
 import numpy as np
-import pytest
 
 from dino_jax.run.start import with_center
 from tests.support.starts import BACKBONE, batch_of, fixture_config, start
-
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def test_a_missing_center_is_computed_and_another_kept() -> None:

@@ -4,11 +4,9 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,12 +14,11 @@ from unittest import mock
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
-from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from dino_jax import sharding, train
-from dino_jax.checkpoints import checkpoint
+from dino_jax.checkpoints import checkpoint, lock
 from dino_jax.config.file import override, read_config
 from dino_jax.run import log
 from dino_jax.run.interrupt import StopRequest
@@ -53,13 +50,6 @@ KEYS = {
 }
 SPEED = ("seconds", "images_per_second", "data_wait", "device_memory_gib", "planned_memory_gib")
 _compiled: dict[str, jax.stages.Compiled] = {}
-_folders = tempfile.TemporaryDirectory(prefix="dino_jax_runs_")
-COMPILATION = {
-    "jax_enable_compilation_cache": True,
-    "jax_disable_most_optimizations": True,
-    "jax_compilation_cache_dir": f"{os.environ['DINO_JAX_TESTS_CACHE']}/compiled",
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-}
 
 
 class KilledError(Exception):
@@ -77,21 +67,6 @@ def tiny_config(**changes: object) -> ConfigDict:
     config = read_config(CONFIG)
     override(config, arguments(**changes))
     return config
-
-
-@contextmanager
-def quick_compilation() -> Iterator[None]:
-    """Compiles without most optimisations and shares compiled programs, as in `started`."""
-    config = {name: jax.config.values[name] for name in COMPILATION}
-    compilation_cache.reset_cache()
-    for name, value in COMPILATION.items():
-        jax.config.update(name, value)
-    try:
-        yield
-    finally:
-        for name, value in config.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
 
 
 def train_here(
@@ -115,7 +90,6 @@ def train_here(
         mock.patch.object(sharding, "make_mesh", return_value=mesh),
         mock.patch.object(StopRequest, "should_stop", lambda _, step, every: step == stop_after),
         mock.patch.object(log, "plot_learning_curve"),  # takes a second each time
-        quick_compilation(),
     ):
         return train.run(config, workdir)
 
@@ -129,11 +103,6 @@ def started(
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
     }
-    environment |= {name.upper(): str(value) for name, value in COMPILATION.items()}
-    del environment[
-        "JAX_COMPILATION_CACHE_DIR"
-    ]  # otherwise it would take precedence over the command's own cache
-    environment["DINO_JAX_CACHE"] = os.environ["DINO_JAX_TESTS_CACHE"]
     with subprocess.Popen(
         [sys.executable, "main.py", "--config", CONFIG, "--workdir", str(workdir), *settings],
         cwd=ROOT,
@@ -155,19 +124,24 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str]) ->
         time.sleep(0.001)
 
 
-@cache
 def whole() -> Path:
     """The folder of an uninterrupted run on one device."""
-    workdir = Path(_folders.name) / "whole"
-    train_here(tiny_config(), workdir)
-    return workdir
+    return _shared("whole", tiny_config(), devices=1)
 
 
-@cache
 def scored() -> Path:
     """The folder of a run on eight devices with k-NN scores."""
-    workdir = Path(_folders.name) / "scored"
-    train_here(tiny_config(eval__knn_every_epochs=1), workdir, devices=8)
+    return _shared("scored", tiny_config(eval__knn_every_epochs=1), devices=8)
+
+
+def _shared(name: str, config: ConfigDict, devices: int) -> Path:
+    """Trains a run once for all workers."""
+    workdir = Path(os.environ["DINO_JAX_TESTS_CACHE"]) / name
+    with lock.wait_for(workdir.with_suffix(".lock")):
+        if not workdir.exists():
+            part = workdir.with_suffix(".part")
+            train_here(config, part, devices=devices)
+            part.rename(workdir)
     return workdir
 
 

@@ -18,6 +18,7 @@ from dino_jax.training.state import TrainState, initializer
 from dino_jax.training.step import StepSettings, train_step
 from dino_jax.training.views import make_views
 
+pytestmark = pytest.mark.usefixtures("all_optimizations")  # takes a thousand steps
 STEPS, WARMUP, INTERVAL = 240, 40, 40
 K = 256
 GOOD = {"center_momentum": 0.9, "teacher_temp": 0.04, "momentum_teacher": 0.99}

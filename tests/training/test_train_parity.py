@@ -20,7 +20,7 @@ from dino_jax.weights.layouts.mapping import to_torch
 from tests.conftest import parity_cases
 from tests.support.reference import recipe_images, recipe_trees
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
+pytestmark = pytest.mark.usefixtures("all_optimizations")  # float64 is slow without
 PyTree = Any
 CASES = parity_cases("train_*.npz")
 

@@ -30,7 +30,6 @@ from tests.support.torch_files import save
 
 FULL = str(PTH / "full_checkpoint.pth")
 RESTORED = "the optimizer state is restored"
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def rejected(config: ConfigDict) -> None:

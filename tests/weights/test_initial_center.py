@@ -15,8 +15,6 @@ from tests.support import runs
 from tests.support.starts import BACKBONE, MADE, ONE_NETWORK, batch_of, fixture_config, start
 from tests.support.torch_files import save
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
-
 
 @pytest.mark.parametrize("devices", [1, 8])
 def test_center_is_the_mean_of_the_teachers_logits(devices: int) -> None:

@@ -28,7 +28,6 @@ MANIFESTS = json.loads((GOLDENS / "manifests.json").read_text())
 # Maximum difference of a feature. float32 has the tolerance of all forward goldens. The other files
 # contain weights rounded to 11 and 8 bits, compared with features of the unrounded weights.
 TOLERANCES = {"float32": 1e-4, "float16": 5e-3, "bfloat16": 5e-2}
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def recorded(folder: Path) -> dict[str, Any]:

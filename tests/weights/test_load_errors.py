@@ -19,7 +19,6 @@ from tests.support.torch_files import save
 
 PTH = GOLDENS / "pth"
 FULL = PTH / "full_checkpoint.pth"
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def without(tensors: dict[str, Any], *names: str) -> dict[str, Any]:

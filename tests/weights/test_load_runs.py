@@ -15,7 +15,6 @@ from dino_jax.models.network import split
 from tests.support import runs
 
 IMAGES = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def expected_features(which: str) -> np.ndarray:

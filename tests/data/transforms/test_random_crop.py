@@ -9,7 +9,6 @@ from PIL import Image
 
 from dino_jax.data.transforms.multicrop import BOX_DRAWS, sample_boxes
 from dino_jax.data.transforms.random_crop import random_crop
-from tests.support import runs
 
 SIZE = (37, 50)  # height and width
 IMAGE = np.random.default_rng(0).integers(0, 256, (*SIZE, 3), np.uint8)
@@ -20,8 +19,7 @@ def crops(keys: jax.Array, **settings: object) -> np.ndarray:
     canvas[:, : SIZE[0], : SIZE[1]] = IMAGE
     sizes = np.tile(np.int32(SIZE), (len(keys), 1))
     crop = partial(random_crop, side=24, mean=(0, 0, 0), std=(1, 1, 1), **settings)
-    with runs.quick_compilation():
-        return np.asarray(jax.jit(crop)(canvas, sizes, keys))
+    return np.asarray(jax.jit(crop)(canvas, sizes, keys))
 
 
 def test_crops_equal_pils() -> None:

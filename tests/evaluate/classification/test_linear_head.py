@@ -18,8 +18,6 @@ from dino_jax.weights.linear import LinearHead, read_head, write_head
 from tests.support.linear_setup import OPTIONS, TEST
 from tests.support.torch_files import storage, tensor, zip_file
 
-pytestmark = pytest.mark.usefixtures("shared_compilation")
-
 
 def torch_head(kernel: np.ndarray) -> bytes:
     """Writes a linear classifier [F, C] without bias in the format of the reference."""

@@ -17,8 +17,6 @@ from dino_jax.evaluate.features.tokens import ClassTokens
 from dino_jax.jobs.linear import linear
 from tests.support.linear_setup import OPTIONS, RATES, TEST, TRAIN
 
-pytestmark = pytest.mark.usefixtures("shared_compilation")
-
 
 def test_every_step_has_its_rates_and_every_image_and_epoch_its_crop(weights: str) -> None:
     """The classifiers move by the logged rates, and each image has its own crop."""

@@ -14,7 +14,6 @@ from dino_jax.evaluate.classification.logistic import check_shots, few_of_each, 
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.extractor import Extraction
 from dino_jax.jobs.logistic import logistic, summary
-from tests.support import runs
 from tests.support.class_folders import class_folders
 
 pytest.importorskip("sklearn")
@@ -86,8 +85,7 @@ def test_job(goldens: Path, tmp_path: Path) -> None:
         "cache": FeatureCache(save_features=tmp_path / "features"),
         "output": tmp_path / "results.json",
     }
-    with runs.quick_compilation():
-        found = logistic(**arguments, shots=("all", "1%", "5"), num_seeds=3)
+    found = logistic(**arguments, shots=("all", "1%", "5"), num_seeds=3)
     assert found["all"]["images"] == 400
     assert len(found["5"]["top1_by_seed"]) == 3
     assert found["5"]["images"] == 50
@@ -103,8 +101,7 @@ def test_classes_are_matched_by_name(goldens: Path, tmp_path: Path) -> None:
     bank = class_folders(tmp_path / "bank", "abc")
     queries = class_folders(tmp_path / "queries", "bc")
     arguments = {"options": OPTIONS, "output": tmp_path / "r.json"}
-    with runs.quick_compilation():
-        found = logistic(str(goldens / "pth/backbone.pth"), bank, queries, **arguments)
+    found = logistic(str(goldens / "pth/backbone.pth"), bank, queries, **arguments)
     assert found["all"]["top1"] == 100
     metrics = json.loads((tmp_path / "r.json").read_text())["metrics"]
     assert metrics["classes_without_test_images"] == 1
@@ -140,15 +137,14 @@ def test_rejects_classes_without_readable_images(goldens: Path, tmp_path: Path) 
     arguments = {"train": str(tmp_path / "images"), "test": str(tmp_path / "images")}
     arguments |= {"weights": str(goldens / "pth/backbone.pth"), "output": tmp_path / "r.json"}
     arguments |= {"options": OPTIONS, "shots": ("4",)}
-    with runs.quick_compilation():
-        for broken, message in (
-            ("b/1.png", "shots='4': class b has only 3 training images"),
-            ("b/*.png", "readable images of train=.*images: all images belong to a single class"),
-        ):
-            for path in (tmp_path / "images").glob(broken):
-                path.write_text("no picture")
-            with pytest.raises(UsageError, match=message):
-                logistic(**arguments)
+    for broken, message in (
+        ("b/1.png", "shots='4': class b has only 3 training images"),
+        ("b/*.png", "readable images of train=.*images: all images belong to a single class"),
+    ):
+        for path in (tmp_path / "images").glob(broken):
+            path.write_text("no picture")
+        with pytest.raises(UsageError, match=message):
+            logistic(**arguments)
 
 
 def test_without_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,8 +24,6 @@ from dino_jax.evaluate.davis.propagation import (
 from dino_jax.evaluate.features.tokens import unit_rows
 from tests.conftest import parity_cases
 
-pytestmark = pytest.mark.usefixtures("shared_compilation")
-
 
 def run(target: np.ndarray, memory: Memory, settings: Propagation) -> np.ndarray:
     return np.asarray(jax.jit(partial(propagate, settings=settings))(target, memory))

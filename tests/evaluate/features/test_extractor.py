@@ -18,7 +18,6 @@ from dino_jax.evaluate.features import extractor as extraction
 from dino_jax.evaluate.features.cache import FeatureCache
 from dino_jax.evaluate.features.extractor import Extraction, Extractor
 from dino_jax.evaluate.features.tokens import BlockTokens, ClassToken, ClassTokens
-from tests.support import runs
 
 OPTIONS = Extraction(resize=16, crop=16, canvas_size=32, batch_size=16, num_threads=2)
 TRAIN, TEST = open_source("shapes:20@train"), open_source("shapes:9@test")
@@ -26,8 +25,7 @@ TRAIN, TEST = open_source("shapes:20@train"), open_source("shapes:9@test")
 
 @pytest.fixture(scope="module")
 def extractor(goldens: Path) -> Extractor:
-    with runs.quick_compilation():
-        yield Extractor(str(goldens / "pth/backbone.pth"), OPTIONS)
+    return Extractor(str(goldens / "pth/backbone.pth"), OPTIONS)
 
 
 def test_features_equal_those_of_the_model(extractor: Extractor) -> None:

@@ -18,7 +18,6 @@ from dino_jax.evaluate.features.picture_features import (
     check_attention,
 )
 from dino_jax.models.network import split
-from tests.support import runs
 from tests.support.reference import assert_full_precision, call
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
@@ -40,19 +39,17 @@ def compiled(model: nnx.Module, feature: Any) -> np.ndarray:
 def test_maps_equal_the_row_of_the_class_token(model_name: str) -> None:
     overrides: dict[str, Any] = {"depth": 1, "embed_dim": 16, "num_heads": 2}
     overrides |= {"patch_size": 8} if model_name.startswith("vit") else {}
-    with runs.quick_compilation():
-        model = nnx.jit(lambda: create_model(model_name, **overrides))()
-        maps = compiled(model, AttentionMaps(MEAN, STD))
-        expected = call(type(model).get_last_selfattention, model, NORMALIZED)[:, :, 0, 1:]
+    model = nnx.jit(lambda: create_model(model_name, **overrides))()
+    maps = compiled(model, AttentionMaps(MEAN, STD))
+    expected = call(type(model).get_last_selfattention, model, NORMALIZED)[:, :, 0, 1:]
     assert maps.shape == (2, 2, 5, 6)
     np.testing.assert_allclose(maps.reshape(expected.shape), expected, atol=1e-5)
 
 
 def test_patch_tokens_come_from_the_last_block() -> None:
-    with runs.quick_compilation():
-        model = create_model("vit_tiny", patch_size=8, depth=2, embed_dim=16, num_heads=2)
-        tokens = compiled(model, PatchTokens(MEAN, STD))
-        (expected,) = call(type(model).get_intermediate_layers, model, NORMALIZED)
+    model = create_model("vit_tiny", patch_size=8, depth=2, embed_dim=16, num_heads=2)
+    tokens = compiled(model, PatchTokens(MEAN, STD))
+    (expected,) = call(type(model).get_intermediate_layers, model, NORMALIZED)
     assert tokens.shape == (2, 5, 6, 16)
     np.testing.assert_allclose(tokens.reshape(2, 30, 16), expected[:, 1:], atol=1e-5)
 

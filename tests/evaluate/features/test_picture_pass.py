@@ -25,8 +25,6 @@ from dino_jax.evaluate.features.picture_pass import (
     picture_sizes,
 )
 
-pytestmark = pytest.mark.usefixtures("shared_compilation")
-
 COUNT = 13
 
 

@@ -9,8 +9,6 @@ import pytest
 from dino_jax import create_model
 from dino_jax.evaluate.retrieval.scales import SCALES, AtScales, group_by_shape, network_shapes
 
-pytestmark = pytest.mark.usefixtures("shared_compilation")
-
 MEAN, STD = (0.5, 0.4, 0.3), (0.2, 0.3, 0.25)
 MODEL = create_model("vit_tiny", patch_size=8, image_size=32, embed_dim=16, depth=1, num_heads=2)
 MODEL.eval()

@@ -18,7 +18,6 @@ from tests.support.next_step import FULL, fingerprint, our_step, views
 from tests.support.torch_files import save
 
 STORED = json.loads((Path(__file__).parents[2] / "support/next_step.json").read_text())
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 @pytest.fixture
