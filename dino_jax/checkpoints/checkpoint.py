@@ -22,6 +22,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as managers
 
 from dino_jax.checkpoints import lock
+from dino_jax.checkpoints.alias import plain_path
 from dino_jax.checkpoints.damage import DamagedCheckpoint, differences, reading, storage_status
 from dino_jax.errors import UsageError, listed
 from dino_jax.training.state import TrainState
@@ -80,13 +81,16 @@ class RunCheckpoints:
 
     def __init__(self, workdir: Path, *, about: dict[str, Any], keep_every_steps: int) -> None:
         self._about = about
+        self._folder = workdir / FOLDER
+        self._verified = False
+        self._saved: tuple[int, dict[str, PyTree]] | None = None  # the first: step, abstract items
         # Two, so that the run can resume even if the latest one is damaged.
         keep: list[managers.PreservationPolicy] = [managers.LatestN(2)]
         if keep_every_steps:
             keep.append(managers.EveryNSteps(keep_every_steps))
         try:
-            (workdir / FOLDER).mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=workdir / FOLDER).close()
+            self._folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=self._folder).close()
             # Before the manager, which deletes what looks like leftovers of a killed run.
             self._lock = lock.take(workdir) if jax.process_index() == 0 else None
         except OSError as error:
@@ -94,7 +98,7 @@ class RunCheckpoints:
                 f"workdir={workdir} cannot be written ({error.strerror}): choose another folder"
             ) from error
         self._manager = ocp.CheckpointManager(
-            (workdir / FOLDER).absolute(),
+            plain_path(self._folder.absolute()),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=managers.AnyPreservationPolicy(keep),
                 cleanup_tmp_directories=True,
@@ -108,6 +112,7 @@ class RunCheckpoints:
         try:
             with self._writing():
                 self._manager.close()  # waits for a save in progress
+            self._verify_first()
         except UsageError as trouble:
             if error is None:
                 raise
@@ -126,7 +131,7 @@ class RunCheckpoints:
                 raise
             reason = textwrap.shorten(str(error), 200)
             raise UsageError(
-                f"a checkpoint cannot be written to {self._manager.directory} ({reason}): check "
+                f"a checkpoint cannot be written to {self._folder} ({reason}): check "
                 "the free space there and run the same command again"
             ) from error
 
@@ -141,13 +146,41 @@ class RunCheckpoints:
         about["checksum"] = _text_checksum(about)
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args = ocp.args.Composite(**arrays, about=ocp.args.JsonSave(about))
+        self.wait()  # verifies the first checkpoint before the second one is written
         with self._writing():
             self._manager.save(step, args=args, force=True)
+        if not self._verified:
+            self._saved = step, jax.eval_shape(lambda: items)
 
     def wait(self) -> None:
-        """Waits until everything saved so far is on disk."""
+        """Waits until everything saved so far is on disk.
+
+        Raises:
+          UsageError: a checkpoint cannot be written, or the first one cannot be read back.
+        """
         with self._writing():
             self._manager.wait_until_finished()
+        self._verify_first()
+
+    def _verify_first(self) -> None:
+        """Reads back names, shapes and dtypes in the first checkpoint that this process wrote.
+
+        A run must not continue if its checkpoints cannot be restored, whatever the reason.
+        """
+        if self._verified or self._saved is None:
+            return
+        self._verified = True
+        step, expected = self._saved
+        try:
+            problem = listed(differences(metadata(self._manager, step), expected), separator="; ")
+        except DamagedCheckpoint as error:
+            problem = str(error)
+        if problem:
+            raise UsageError(
+                f"the checkpoint of step {step} was written to {self._folder} but cannot be read "
+                f"back ({problem}), and later ones could not either: choose a workdir with another "
+                "path, or on another file system"
+            )
 
     def latest_step(self) -> int | None:
         """The step of the newest checkpoint, including a save in progress; None without any."""
@@ -187,7 +220,7 @@ class RunCheckpoints:
             return state
         if problems:
             raise UsageError(
-                f"none of the checkpoints in {self._manager.directory} can be restored "
+                f"none of the checkpoints in {self._folder} can be restored "
                 f"({'; '.join(problems)}): restore the folder from a backup, or choose another "
                 "workdir to start a new run"
             )
@@ -205,10 +238,15 @@ def open_for_reading(workdir: Path) -> ocp.CheckpointManager:
         raise UsageError(
             f"{workdir} contains no checkpoints: give the folder of a run (its workdir)"
         )
-    manager = ocp.CheckpointManager(folder, options=READ_ONLY)
+    manager = ocp.CheckpointManager(plain_path(folder), options=READ_ONLY)
     if not manager.all_steps():
         raise UsageError(f"{folder} contains no finished checkpoint yet: wait for the first one")
     return manager
+
+
+def _folder(manager: ocp.CheckpointManager) -> Path:
+    """The manager's folder for messages, without the link of `plain_path`."""
+    return Path(manager.directory).resolve()
 
 
 def choose(manager: ocp.CheckpointManager, step: int | None) -> int:
@@ -220,7 +258,7 @@ def choose(manager: ocp.CheckpointManager, step: int | None) -> int:
     steps = sorted(manager.all_steps())
     if step not in (None, *steps):
         raise UsageError(
-            f"{Path(manager.directory).parent} has no checkpoint of step {step}: choose one of "
+            f"{_folder(manager).parent} has no checkpoint of step {step}: choose one of "
             f"{', '.join(map(str, steps))}"
         )
     return steps[-1] if step is None else step
@@ -268,7 +306,7 @@ def read_items(
     if differing := differences(stored, {name: abstract_items[name] for name in stored}):
         problems = listed(differing, separator="; ")
         raise UsageError(
-            f"the checkpoint of step {step} in {manager.directory} does not fit: {problems}; use "
+            f"the checkpoint of step {step} in {_folder(manager)} does not fit: {problems}; use "
             "the settings and the version of dino_jax that wrote it, or another workdir"
         )
     items = _read(manager, step, abstract_items)

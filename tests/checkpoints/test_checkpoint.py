@@ -294,3 +294,32 @@ def test_checksums_do_not_depend_on_devices() -> None:
     spread = jax.device_put(x, sharding.batch_sharded(sharding.make_mesh()))
     assert len(spread.sharding.device_set) == 8
     assert checksums([spread]) == checksums([x])
+
+
+UNUSUAL = ["a[1]", "*", "what?", "{a,b}", "s p", "$HOME", "new\nline", "~x", "caf\udce9", "gs:"]
+
+
+@pytest.mark.parametrize("name", UNUSUAL, ids=ascii)
+def test_every_path_can_be_written_and_read(name: str, tmp_path: Path) -> None:
+    workdir = tmp_path / name / "run"
+    with open_run(workdir) as checkpoints:
+        checkpoints.save(1, state_at(1))
+    assert steps(workdir) == ["1"]
+    with open_run(workdir) as checkpoints:
+        assert_same(checkpoints.restore_latest(abstract()), state_at(1))
+    manager = checkpoint.open_for_reading(workdir)
+    with pytest.raises(UsageError, match=re.escape(f"{workdir.resolve()} has no checkpoint of")):
+        checkpoint.choose(manager, 7)
+    manager.close()
+
+
+def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Orbax does not notice that it wrote no manifest for a path that it passes to `glob`."""
+    monkeypatch.setattr(checkpoint, "plain_path", lambda folder: folder)
+    with open_run(tmp_path / "a[1]") as checkpoints:
+        checkpoints.save(1, state_at(1))
+        with pytest.raises(UsageError, match=r"of step 1 was written to .*cannot be read back"):
+            checkpoints.save(2, state_at(2))
+    assert steps(tmp_path / "a[1]") == ["1"]
