@@ -4,7 +4,6 @@ import argparse
 import functools
 import importlib
 import logging
-import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from typing import Any, NamedTuple
 
 from dino_jax.cache import enable_compilation_cache
 from dino_jax.errors import UsageError
+from dino_jax.streams import unfailing_output
 
 
 class Job(NamedTuple):
@@ -63,9 +63,23 @@ COMMANDS = {TRAIN: "train a backbone, or resume a run"} | {
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs a command. Usage and storage errors print one line to stderr and exit with code 2.
 
+    A console that fails ends no command. If the output of a job cannot be written, the job still
+    writes its files, and exits with code 1.
+
     Args:
       arguments: command-line arguments; by default `sys.argv[1:]`.
     """
+    with unfailing_output() as (stdout, stderr):
+        name = _main(arguments)
+        stdout.flush()
+        if stdout.failure and name != TRAIN:
+            if not isinstance(stdout.failure, BrokenPipeError):  # its reader has seen enough
+                stderr.write(f"error: the output cannot be written ({stdout.failure.strerror})\n")
+            sys.exit(1)
+
+
+def _main(arguments: Sequence[str] | None) -> str:
+    """Runs a command and returns its name."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = argparse.ArgumentParser(
         prog="dino-jax",
@@ -82,14 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     logging.basicConfig(format="%(levelname)s: %(message)s")
     try:
         _run(name, words[1:])
-        sys.stdout.flush()
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except BrokenPipeError:  # the program that reads the output has exited
-        # Python flushes stdout at exit, which would fail again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(1)
     except OSError as error:
         if error.errno is None:  # not raised by the operating system, so it is a bug
             raise
@@ -111,6 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             file=sys.stderr,
         )
         sys.exit(2)
+    return name
 
 
 def _run(name: str, words: Sequence[str]) -> None:

@@ -39,6 +39,9 @@ SHEET_FILE = "attention.png"
 def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """Trains a new run, or resumes the run in a folder.
 
+    SIGINT, SIGTERM, SIGHUP, SIGUSR1 and SIGUSR2 save a checkpoint and end the run after the current
+    step, except in a thread that is not the main one, where signals have no effect on the run.
+
     Args:
       config: see `configs/default.py` for every key.
       workdir: the run's folder; created if missing.

@@ -8,6 +8,8 @@ from typing import Self
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from dino_jax.streams import UnfailingStream
+
 PLAIN_LINE_SECONDS = 10.0  # minimum time between progress lines without a terminal
 
 
@@ -23,12 +25,14 @@ class Console:
     def __init__(self, *, start: int, steps_per_epoch: int, total_steps: int) -> None:
         self._steps_per_epoch, self._total_steps = steps_per_epoch, total_steps
         self._start = start
+        self._stream = UnfailingStream(sys.stderr)
         self._bar: tqdm | None = None
         self._next_plain_line = time.monotonic()
 
     def __enter__(self) -> Self:
-        if sys.stderr.isatty():
+        if self._stream.isatty():
             self._bar = tqdm(
+                file=self._stream,
                 total=self._total_steps,
                 initial=self._start,
                 dynamic_ncols=True,
@@ -45,7 +49,7 @@ class Console:
 
     def message(self, text: str) -> None:
         """Prints a line, above the progress bar if there is one."""
-        tqdm.write(text, file=sys.stderr)
+        tqdm.write(text, file=self._stream)
 
     def progress(
         self, step: int, values: Mapping[str, float], speed: Mapping[str, float], eta: float

@@ -1,7 +1,9 @@
-"""Turns Ctrl-C and SIGTERM into a stop request that a loop checks between steps."""
+"""Turns signals into a stop request that a loop checks between steps."""
 
 import os
 import signal
+import threading
+from contextlib import suppress
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -11,18 +13,31 @@ from jax.experimental import multihost_utils
 
 
 class StopRequest:
-    """Records SIGINT and SIGTERM in `signal_name`, as a context manager.
+    """Records the first of `SIGNALS` in `signal_name`, as a context manager.
 
-    Only the first signal is recorded; it restores the previous handlers.
+    A second SIGINT or SIGTERM has its previous effect; further signals of other kinds are ignored,
+    because terminals and schedulers send several. Signals that were ignored before, as by `nohup`,
+    stay ignored. In a thread that is not the main one, no signal is recorded, because Python runs
+    handlers in the main thread only.
     """
 
-    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    SIGNALS = tuple(
+        getattr(signal, name)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+        if hasattr(signal, name)  # not all systems have all of them
+    )
+    REPEATABLE = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self) -> None:
         self.signal_name: str | None = None
 
     def __enter__(self) -> Self:
-        self._previous = {number: signal.signal(number, self._handle) for number in self.SIGNALS}
+        self._previous = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in self.SIGNALS:
+                # None: a handler that was not installed by Python, and cannot be restored.
+                if signal.getsignal(number) not in (signal.SIG_IGN, None):
+                    self._previous[number] = signal.signal(number, self._handle)
         return self
 
     def __exit__(
@@ -31,18 +46,19 @@ class StopRequest:
         exc: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._restore()
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal_name = signal.Signals(number).name
-        self._restore()
-        # Not with print: the signal may interrupt the main thread inside a write to the stream.
-        text = f"\n{self.signal_name}: saving after this step; repeat to stop immediately\n"
-        os.write(2, text.encode())
-
-    def _restore(self) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        repeat = ""
+        if number in self.REPEATABLE:
+            signal.signal(number, self._previous[number])
+            repeat = "; repeat to stop immediately"
+        if self.signal_name is None:
+            self.signal_name = signal.Signals(number).name
+            # Not with print: the signal may interrupt the main thread inside a write to the stream.
+            with suppress(OSError):
+                os.write(2, f"\n{self.signal_name}: saving after this step{repeat}\n".encode())
 
     def should_stop(self, step: int, *, every: tuple[int, ...]) -> bool:
         """Whether to stop after this step. All hosts get the same answer.
