@@ -68,7 +68,10 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         )
     total_steps = config.train.epochs * steps_per_epoch
     records = Records(
-        source, max_unreadable=config.data.max_unreadable, channels=len(config.crops.mean)
+        source,
+        max_unreadable=config.data.max_unreadable,
+        max_pixels=config.data.max_pixels,
+        channels=len(config.crops.mean),
     )
     records.read_or_next(0, decode)  # raises if no image can be read
     knn = OnlineKnn(config, spec, mesh, records) if config.eval.knn_every_epochs else None
