@@ -92,6 +92,7 @@ class Records:
             image = self.source.image(index)
             pixels = image.width * image.height
             if pixels > self._max_pixels:
+                image.close()
                 raise UnreadableImage(
                     f"{image.width}x{image.height} is {pixels} pixels, more than "
                     f"max_pixels={self._max_pixels}: shrink the image, or raise max_pixels"

@@ -13,6 +13,7 @@ from PIL import Image
 from dino_jax.data.decode import EXTENSIONS, open_image, read_file
 from dino_jax.data.sources.files import file_stamp
 from dino_jax.data.sources.names import Names
+from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError, listed
 from dino_jax.text import printable, same_class
 
@@ -82,6 +83,27 @@ def open_folder(location: str, split: str | None) -> FolderSource:
     return FolderSource(root, spec)
 
 
+def check_apart(source: Source, folder: Path, argument: str) -> None:
+    """Rejects an output folder that holds images of a source: the outputs would become images.
+
+    Other folders inside a data folder are fine: those with results are not searched for images.
+
+    Args:
+      source: any source; only those with files on disk can conflict.
+      folder: the output folder; may be missing.
+      argument: its name in the message.
+    Raises:
+      UsageError: an image of the source is in the folder, or would be found there.
+    """
+    target = os.path.realpath(folder)
+    folders = {os.path.dirname(source.name(i)) for i in range(len(source))}
+    if any(os.path.realpath(path) == target for path in folders if os.path.isabs(path) or path):
+        raise UsageError(
+            f"{argument}={printable(str(folder))} contains images of {source.spec}: choose a "
+            "folder without images"
+        )
+
+
 def image_paths(root: str) -> Iterator[str]:
     """Yields paths relative to `root`: a folder's files in sorted order, then its sub-folders.
 
@@ -119,7 +141,8 @@ def image_paths(root: str) -> Iterator[str]:
         inside = ancestors | {identity}
         pending.extend((os.path.join(folder, name), inside) for name in reversed(listing.folders))
     if skipped:
-        counts = listed((f"{n} {ending}" for ending, n in skipped.most_common()), limit=10)
+        most = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+        counts = listed((f"{count} {extension}" for extension, count in most), limit=10)
         logging.warning(
             "%s: skipped %d files that are not images: %s", root, skipped.total(), counts
         )

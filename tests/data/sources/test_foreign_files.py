@@ -11,6 +11,7 @@ from PIL import Image
 from dino_jax.data.decode import EXTENSIONS, UnreadableImage, decode, open_image
 from dino_jax.data.pipeline import Records
 from dino_jax.data.sources import open_source
+from dino_jax.data.sources.folder import check_apart
 from dino_jax.errors import UsageError
 
 
@@ -62,7 +63,7 @@ def test_unreadable_folders_are_named(
     real = os.scandir
 
     def scandir(path: str) -> object:
-        if str(path).endswith("/b"):
+        if str(path).rstrip("/").endswith("/b"):
             raise PermissionError(13, "Permission denied")
         return real(path)
 
@@ -132,3 +133,15 @@ def test_max_pixels(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert Records(source, max_pixels=64).read(0, decode) is not None
     assert Records(source, max_pixels=63).read(0, decode) is None
     assert "8x8 is 64 pixels, more than max_pixels=63: shrink the image, or raise" in caplog.text
+
+
+def test_outputs_are_kept_apart_from_images(tmp_path: Path) -> None:
+    add(tmp_path / "data" / "cat" / "1.png")
+    (tmp_path / "link").symlink_to(tmp_path / "data" / "cat")
+    source = open_source(str(tmp_path / "data"))
+    for folder in ("data/cat", "link", "data/../data/cat"):
+        with pytest.raises(UsageError, match=r"workdir=.* contains images of .*: choose"):
+            check_apart(source, tmp_path / folder, "workdir")
+    for folder in ("data/run", "elsewhere", "data/cat/run", "."):
+        check_apart(source, tmp_path / folder, "workdir")
+    check_apart(open_source("shapes:2@test"), tmp_path, "workdir")
