@@ -48,6 +48,15 @@ class FolderSource:
             )
         self.class_names, self.labels = _classes(self._paths)
 
+    @property
+    def root(self) -> str:
+        return os.fsdecode(self._root)
+
+    @property
+    def folders(self) -> tuple["FolderSource", ...]:
+        """The folders that were searched for images."""
+        return (self,)
+
     def __len__(self) -> int:
         return len(self._paths)
 
@@ -89,19 +98,28 @@ def check_apart(source: Source, folder: Path, argument: str) -> None:
     Other folders inside a data folder are fine: those with results are not searched for images.
 
     Args:
-      source: any source; only those with files on disk can conflict.
+      source: any source; only folders that were searched for images can conflict.
       folder: the output folder; may be missing.
       argument: its name in the message.
     Raises:
-      UsageError: an image of the source is in the folder, or would be found there.
+      UsageError: the folder is the root of the source, or images of the source are below it.
     """
     target = os.path.realpath(folder)
-    folders = {os.path.dirname(source.name(i)) for i in range(len(source))}
-    if any(os.path.realpath(path) == target for path in folders if os.path.isabs(path) or path):
-        raise UsageError(
-            f"{argument}={printable(str(folder))} contains images of {source.spec}: choose a "
-            "folder without images"
-        )
+    for searched in getattr(source, "folders", ()):
+        root = os.path.realpath(searched.root)
+        paths = {os.path.dirname(searched.name(i)) for i in range(len(searched))}
+        if target == root or (
+            not _is_inside(root, target)
+            and any(_is_inside(os.path.realpath(path), target) for path in paths)
+        ):
+            raise UsageError(
+                f"{argument}={printable(str(folder))} contains images of {searched.spec}: choose "
+                "a folder without images"
+            )
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return os.path.commonpath([path, folder]) == folder
 
 
 def image_paths(root: str) -> Iterator[str]:

@@ -139,9 +139,11 @@ def test_outputs_are_kept_apart_from_images(tmp_path: Path) -> None:
     add(tmp_path / "data" / "cat" / "1.png")
     (tmp_path / "link").symlink_to(tmp_path / "data" / "cat")
     source = open_source(str(tmp_path / "data"))
-    for folder in ("data/cat", "link", "data/../data/cat"):
+    for folder in ("data", "data/cat", "link", "data/../data/cat"):
         with pytest.raises(UsageError, match=r"workdir=.* contains images of .*: choose"):
             check_apart(source, tmp_path / folder, "workdir")
     for folder in ("data/run", "elsewhere", "data/cat/run", "."):
         check_apart(source, tmp_path / folder, "workdir")
+    with pytest.raises(UsageError, match="contains images"):
+        check_apart(open_source(f"{tmp_path}/data[0:1]"), tmp_path / "data", "output")
     check_apart(open_source("shapes:2@test"), tmp_path, "workdir")
