@@ -9,6 +9,7 @@ Append `:debug` to a config's path for a run that takes seconds.
 
 from ml_collections import ConfigDict, config_dict
 
+from dino_jax.data.decode import MAX_PIXELS
 from dino_jax.data.transforms.color import IMAGENET_MEAN, IMAGENET_STD
 from dino_jax.errors import UsageError
 
@@ -92,6 +93,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.data.num_threads = 16  # threads that decode images
     # Share of the images that a process may find unreadable before the run stops; at least ten may.
     config.data.max_unreadable = 0.05
+    config.data.max_pixels = MAX_PIXELS  # larger images are unreadable; at most Pillow's limit
 
     config.train = ConfigDict()
     config.train.batch_size = 512  # images per step, over all devices

@@ -19,6 +19,7 @@ from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.sources import open_source
+from dino_jax.data.sources.folder import check_apart
 from dino_jax.errors import UsageError
 from dino_jax.run.interrupt import StopRequest
 from dino_jax.run.learning_curve import plot_learning_curve
@@ -62,6 +63,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         config, mesh.devices.flat[0].platform, mesh.local_devices
     )
     source = open_source(config.data.train)
+    check_apart(source, workdir, "workdir")
     batch_size = config.train.batch_size
     steps_per_epoch = len(source) // batch_size
     if not steps_per_epoch:
@@ -71,7 +73,10 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         )
     total_steps = config.train.epochs * steps_per_epoch
     records = Records(
-        source, max_unreadable=config.data.max_unreadable, channels=len(config.crops.mean)
+        source,
+        max_unreadable=config.data.max_unreadable,
+        max_pixels=config.data.max_pixels,
+        channels=len(config.crops.mean),
     )
     records.read_or_next(0, decode)  # raises if no image can be read
     knn = OnlineKnn(config, spec, mesh, records) if config.eval.knn_every_epochs else None

@@ -7,6 +7,7 @@ from ml_collections import ConfigDict
 
 from dino_jax import sharding
 from dino_jax.config.build import compute_dtype, crop_settings, flatten, model_spec
+from dino_jax.data.decode import MAX_PIXELS
 from dino_jax.errors import UsageError
 from dino_jax.models.network import abstract
 from dino_jax.training import optim
@@ -100,6 +101,7 @@ _POSITIVE = (
     "crops.local_size",
     "data.canvas_size",
     "data.num_threads",
+    "data.max_pixels",
     "eval.resize",
     "eval.crop",
     "eval.canvas_size",
@@ -139,6 +141,11 @@ def _check_numbers(config: ConfigDict) -> None:
         (_NOT_NEGATIVE, "be finite and not negative", lambda x: x >= 0),
         (_SIDES, f"be at most {MAX_SIDE} pixels", lambda x: x <= MAX_SIDE),
         (("seed",), "be below 2**32", lambda x: x < 2**32),  # JAX uses 32 bits of it
+        (
+            ("data.max_pixels",),
+            f"be at most {MAX_PIXELS}, Pillow's limit",
+            lambda x: x <= MAX_PIXELS,
+        ),
         (_FRACTIONS, "be between 0 and 1", lambda x: 0 <= x <= 1),
     ]
     for keys, rule, holds in rules:

@@ -7,6 +7,8 @@ import contextlib
 import errno
 import functools
 import io
+import os
+import stat
 import struct
 import warnings
 import zlib
@@ -23,6 +25,27 @@ from dino_jax.errors import UsageError
 # Pillow's warnings (damaged EXIF, odd palettes, large images) are harmless, or `UnreadableImage`
 # replaces them. The filter is permanent because `catch_warnings` is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL(\.|$)")
+
+# The formats that are read, with their file extensions. Pillow knows more, but some of these start
+# other programs (EPS starts Ghostscript) or hold no pixels of their own.
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "TIFF": (".tif", ".tiff"),
+    "BMP": (".bmp",),
+    "DIB": (".dib",),
+    "GIF": (".gif",),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx"),
+    "AVIF": (".avif", ".avifs"),
+    "ICO": (".ico",),
+    "TGA": (".tga",),  # last, because TGA files have no signature
+}
+EXTENSIONS = tuple(extension for extensions in FORMATS.values() for extension in extensions)
+
+# Pillow raises an error for larger images, and only warns at half of it.
+MAX_PIXELS = 2 * 89_478_485
 
 _MODES = {1: "L", 3: "RGB"}  # by number of channels
 
@@ -85,20 +108,37 @@ def open_image(file: str | PathLike | IO[bytes]) -> Image.Image:
       A Pillow image; `decode` reads and closes it.
 
     Raises:
-      UnreadableImage: the file is missing or not an image.
+      UnreadableImage: the file is missing, not a regular file, or not an image.
       UsageError: the machine cannot read files at present.
     """
     with _unreadable_if_broken():
-        return Image.open(file)
+        if isinstance(file, str | PathLike):
+            check_regular(file)
+        return Image.open(file, formats=_formats())
+
+
+def check_regular(path: str | PathLike) -> None:
+    """Raises UnreadableImage for a pipe, device, socket or folder: opening it might never end."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise UnreadableImage("not a regular file")
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """The `FORMATS` that this installation of Pillow can read."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def read_file(path: str | PathLike) -> bytes:
     """The content of an image file, unchecked.
 
     Raises:
-      UnreadableImage: the file does not exist, or there is no permission to read it.
+      UnreadableImage: the file does not exist or is not a regular file, or there is no permission
+        to read it.
     """
     with _unreadable_if_broken():
+        check_regular(path)
         return Path(path).read_bytes()
 
 
@@ -218,9 +258,9 @@ def _check_size(size: tuple[int, int]) -> None:
     if width < 1 or height < 1:
         raise UnreadableImage(f"the image is empty: {width}x{height} pixels")
     limit = Image.MAX_IMAGE_PIXELS  # None if the user has removed it
-    if limit is not None and width * height > limit:
+    if limit is not None and width * height > 2 * limit:
         raise UnreadableImage(
-            f"{width}x{height} is {width * height} pixels, more than Pillow's limit of {limit}"
+            f"{width}x{height} is {width * height} pixels, more than Pillow's limit of {2 * limit}"
         )
 
 

@@ -7,6 +7,7 @@ Dims: `B` images in the global batch, `b` in this process's share, `S` side of t
 channels.
 """
 
+import contextlib
 import functools
 import itertools
 import logging
@@ -19,11 +20,16 @@ import numpy as np
 from PIL import Image
 
 from dino_jax.data.batches import Batch, counted, in_batches
-from dino_jax.data.decode import UnreadableImage, decode, resize_and_crop
+from dino_jax.data.decode import MAX_PIXELS, UnreadableImage, decode, resize_and_crop
 from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
+from dino_jax.text import printable
 
 T = TypeVar("T")
+
+# Pixels; larger images are decoded one at a time, so that memory does not grow with the threads.
+_LARGE = 2**25
+_one_large = threading.Lock()
 
 
 class Records:
@@ -32,17 +38,27 @@ class Records:
     Each unreadable image is logged once. Thread-safe.
     """
 
-    def __init__(self, source: Source, *, max_unreadable: float = 0.05, channels: int = 3) -> None:
+    def __init__(
+        self,
+        source: Source,
+        *,
+        max_unreadable: float = 0.05,
+        max_pixels: int = MAX_PIXELS,
+        channels: int = 3,
+    ) -> None:
         """Reads nothing yet.
 
         Args:
           source: the images.
           max_unreadable: share of the images that may be unreadable; ten are always allowed.
+          max_pixels: images with more pixels are unreadable.
           channels: 3 for RGB, 1 for grey.
         """
         self.source = source
         self.channels = channels
         self._max_unreadable = max_unreadable
+        self._max_pixels = max_pixels
+        self._is_dark = False  # whether dark 16-bit images were reported
         self._unreadable: set[int] = set()
         self._lock = threading.Lock()
 
@@ -73,7 +89,18 @@ class Records:
         if index in self._unreadable:
             return None
         try:
-            return load(self.source.image(index))
+            image = self.source.image(index)
+            pixels = image.width * image.height
+            if pixels > self._max_pixels:
+                image.close()
+                raise UnreadableImage(
+                    f"{image.width}x{image.height} is {pixels} pixels, more than "
+                    f"max_pixels={self._max_pixels}: shrink the image, or raise max_pixels"
+                )
+            with _one_large if pixels > _LARGE else contextlib.nullcontext():
+                if image.mode.startswith("I;16") and not self._is_dark:
+                    self._report_if_dark(image, index)
+                return load(image)
         except UnreadableImage as error:
             self._count(index, str(error))
             return None
@@ -96,13 +123,34 @@ class Records:
             "the log gives the reasons"
         )
 
+    def _report_if_dark(self, image: Image.Image, index: int) -> None:
+        """Warns once about 16-bit images whose values have only 12 bits."""
+        try:
+            largest = np.asarray(image).max(initial=0)
+        except (OSError, SyntaxError, ValueError):
+            return  # damaged: loading it reports the reason
+        if not 0 < largest < 2**12:
+            return
+        with self._lock:
+            if self._is_dark:
+                return
+            self._is_dark = True
+        logging.warning(
+            "%s has 16 bits per pixel but no value above %d, so it becomes almost black, as may "
+            "others of %s: convert such images to 8 bits, for example with "
+            "Image.fromarray((numpy.asarray(image) >> 4).astype('uint8')).save(path)",
+            printable(self.source.name(index)),
+            largest,
+            self.source.spec,
+        )
+
     def _count(self, index: int, reason: str) -> None:
         with self._lock:
             if index in self._unreadable:
                 return
             self._unreadable.add(index)
             count = len(self._unreadable)
-        name, total = self.source.name(index), len(self)
+        name, total = printable(self.source.name(index)), len(self)
         logging.warning("unreadable image %s: %s", name, reason)
         bound = max(10, int(self._max_unreadable * total))
         if count > bound:

@@ -8,6 +8,7 @@ import jax
 from PIL import Image
 from tyro.conf import arg
 
+from dino_jax.data.sources.folder import check_apart
 from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.picture_features import AttentionMaps, check_attention
 from dino_jax.jobs.drawing import OPTIONS, over_pictures, records_of, unread
@@ -46,6 +47,7 @@ def attention(
     check_threshold(threshold)
     check_writable(output / "results.json")
     source = open_pictures(image)
+    check_apart(source, output, "output")
     backbone = PlacedBackbone(weights, options)
     info = backbone.info
     check_attention(backbone.model, info.source)

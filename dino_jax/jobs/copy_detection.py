@@ -70,7 +70,12 @@ def copy_detection(
     load = partial(squash, side=image_size, channels=len(mean))
 
     def described(source: Source) -> Features:
-        records = Records(source, max_unreadable=options.max_unreadable, channels=len(mean))
+        records = Records(
+            source,
+            max_unreadable=options.max_unreadable,
+            max_pixels=options.max_pixels,
+            channels=len(mean),
+        )
         return passes.features(records, load, [(descriptor, Group(range(len(source)), canvas))])
 
     sources = [copydays.files, *others.values()]

@@ -31,7 +31,12 @@ OPTIONS = PassOptions(batch_size=8, max_unreadable=1.0)
 def records_of(backbone: PlacedBackbone, source: Source) -> Records:
     """The pictures of a source, as the backbone takes them."""
     channels = len(backbone.info.mean)
-    return Records(source, max_unreadable=backbone.options.max_unreadable, channels=channels)
+    return Records(
+        source,
+        max_unreadable=backbone.options.max_unreadable,
+        max_pixels=backbone.options.max_pixels,
+        channels=channels,
+    )
 
 
 def over_pictures(

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 from tyro.conf import arg
 
+from dino_jax.data.sources.folder import check_apart
 from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.evaluate.features.picture_features import PatchTokens
 from dino_jax.evaluate.features.picture_pass import PicturePass
@@ -49,6 +50,7 @@ def pca(
     """
     check_writable(output / "results.json")
     source = open_pictures(image)
+    check_apart(source, output, "output")
     backbone = PlacedBackbone(weights, options)
     info = backbone.info
     feature = PatchTokens(info.mean, info.std)

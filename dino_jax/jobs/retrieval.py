@@ -70,6 +70,7 @@ def retrieval(
     records = Records(
         dataset.pictures,
         max_unreadable=options.max_unreadable,
+        max_pixels=options.max_pixels,
         channels=len(backbone.info.mean),
     )
     transform = chosen | {"mean": backbone.info.mean, "std": backbone.info.std}

@@ -152,7 +152,7 @@ def _finish(output: Path, video: Video, frame: int, labels: jax.Array) -> np.nda
     if frame not in video.masks:
         return None
     try:
-        truth = read_mask(video.masks[frame], video.first.shape)
+        truth = read_mask(video.masks[frame], video.first.shape, is_binary=video.is_binary)
     except UnreadableImage as error:
         logging.warning("unreadable mask: %s", error)
         return None

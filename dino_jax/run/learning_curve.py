@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dino_jax.errors import UsageError
+from dino_jax.text import printable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -48,7 +49,7 @@ def plot_learning_curve(workdir: Path) -> Path:
     columns = count if count < 4 else -(-count // 2)
     rows = -(-count // columns)
     figure = Figure(figsize=(4.2 * columns, 3.2 * rows), layout="constrained")
-    figure.suptitle(workdir.resolve().name)
+    figure.suptitle(printable(workdir.resolve().name), parse_math=False)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis in axes[count:]:
         axis.remove()

@@ -43,6 +43,7 @@ class OnlineKnn:
             else Records(
                 source,
                 max_unreadable=config.data.max_unreadable,
+                max_pixels=config.data.max_pixels,
                 channels=len(config.crops.mean),
             )
             for source in self._sources

@@ -13,7 +13,7 @@ from dino_jax.models.network import abstract
 
 # Keys that do not change what a run computes, such as paths.
 CHANGEABLE = re.compile(
-    r"(checkpoint|log|eval)\..*|data\.(train|num_threads|max_unreadable)|train\.sharding|model\.(attention|remat)"
+    r"(checkpoint|log|eval)\..*|data\.(train|num_threads|max_(unreadable|pixels))|train\.sharding|model\.(attention|remat)"
 )
 
 

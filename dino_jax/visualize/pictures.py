@@ -28,6 +28,8 @@ class PictureList:
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self.spec = ", ".join(source.spec for source in sources)
+        # The folders that were searched for images.
+        self.folders = tuple(f for source in sources for f in getattr(source, "folders", ()))
         self._places = [(source, i) for source in sources for i in range(len(source))]
 
     def __len__(self) -> int:

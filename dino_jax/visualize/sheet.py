@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
+from dino_jax.text import printable
+
 TILE = 224  # pixels of a tile's longer side
 COLUMNS = 8  # maximum per row
 MARGIN, GAP = 24, 12  # pixels around a sheet and between tiles
@@ -139,12 +141,13 @@ def contact_sheet(rows: Sequence[Sequence[Tile]], *, title: str = "") -> Image.I
 
 
 def _width(tile: Tile) -> int:
-    words = math.ceil(_font(CAPTION).getlength(tile.caption))
+    words = math.ceil(_font(CAPTION).getlength(printable(tile.caption)))
     return max(tile.picture.width, min(words, WORDS))
 
 
 def _cut(text: str, size: int, width: float) -> str:
     """The text, truncated with an ellipsis to a width in pixels."""
+    text = printable(text)
     if _font(size).getlength(text) <= width:
         return text
     while text and _font(size).getlength(text + "…") > width:

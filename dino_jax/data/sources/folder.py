@@ -1,19 +1,33 @@
 """`folder:/path[@SPLIT]`: image files in a folder, at any depth."""
 
+import logging
 import os
 from array import array
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from dino_jax.data.decode import open_image, read_file
+from dino_jax.data.decode import EXTENSIONS, open_image, read_file
 from dino_jax.data.sources.files import file_stamp
 from dino_jax.data.sources.names import Names
-from dino_jax.errors import UsageError
+from dino_jax.data.sources.source import Source
+from dino_jax.errors import UsageError, listed
+from dino_jax.text import printable, same_class
 
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+# Folders that operating systems and NAS devices create; hidden ones start with a dot.
+SYSTEM_FOLDERS = {
+    "@eadir",
+    "#recycle",
+    "$recycle.bin",
+    "__macosx",
+    "lost+found",
+    "recycler",
+    "system volume information",
+}
+SYSTEM_FILES = {"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"}
 
 
 class FolderSource:
@@ -33,6 +47,15 @@ class FolderSource:
                 f"file names must end in {', '.join(EXTENSIONS)} (lower or upper case)"
             )
         self.class_names, self.labels = _classes(self._paths)
+
+    @property
+    def root(self) -> str:
+        return os.fsdecode(self._root)
+
+    @property
+    def folders(self) -> tuple["FolderSource", ...]:
+        """The folders that were searched for images."""
+        return (self,)
 
     def __len__(self) -> int:
         return len(self._paths)
@@ -69,12 +92,48 @@ def open_folder(location: str, split: str | None) -> FolderSource:
     return FolderSource(root, spec)
 
 
+def check_apart(source: Source, folder: Path, argument: str) -> None:
+    """Rejects an output folder that holds images of a source: the outputs would become images.
+
+    Other folders inside a data folder are fine: those with results are not searched for images.
+
+    Args:
+      source: any source; only folders that were searched for images can conflict.
+      folder: the output folder; may be missing.
+      argument: its name in the message.
+    Raises:
+      UsageError: the folder is the root of the source, or images of the source are below it.
+    """
+    target = os.path.realpath(folder)
+    for searched in getattr(source, "folders", ()):
+        root = os.path.realpath(searched.root)
+        paths = {os.path.dirname(searched.name(i)) for i in range(len(searched))}
+        if target == root or (
+            not _is_inside(root, target)
+            and any(_is_inside(os.path.realpath(path), target) for path in paths)
+        ):
+            raise UsageError(
+                f"{argument}={printable(str(folder))} contains images of {searched.spec}: choose "
+                "a folder without images"
+            )
+
+
+def _is_inside(path: str, folder: str) -> bool:
+    return os.path.commonpath([path, folder]) == folder
+
+
 def image_paths(root: str) -> Iterator[str]:
     """Yields paths relative to `root`: a folder's files in sorted order, then its sub-folders.
 
     Only directory entries are read, not the files. Links to folders are followed, except into a
-    folder that contains the link.
+    folder that contains the link. Hidden and system folders are skipped, and so are folders with
+    the results of a run or job. What else is skipped is logged in one line.
+
+    Raises:
+      UsageError: the root cannot be listed.
     """
+    skipped: Counter[str] = Counter()
+    unreadable, written = [], []
     pending = [("", frozenset())]
     while pending:
         folder, ancestors = pending.pop()
@@ -82,39 +141,91 @@ def image_paths(root: str) -> Iterator[str]:
         try:
             status = os.stat(path)
             with os.scandir(path) as scan:
-                folders, files = _sorted_names(scan)
+                listing = _Listing(scan)
         except OSError as error:
-            raise UsageError(f"cannot list the folder {path}: {error.strerror}") from error
+            if not folder:
+                raise UsageError(f"cannot list the folder {path}: {error.strerror}") from error
+            unreadable.append(f"{printable(path)} ({error.strerror})")
+            continue
         identity = (status.st_dev, status.st_ino)
         if identity in ancestors:
             continue
-        for name in files:
+        if folder and listing.is_output(path):
+            written.append(printable(path))
+            continue
+        skipped += listing.skipped
+        for name in listing.images:
             yield os.path.join(folder, name)
         inside = ancestors | {identity}
-        pending.extend((os.path.join(folder, name), inside) for name in reversed(folders))
+        pending.extend((os.path.join(folder, name), inside) for name in reversed(listing.folders))
+    if skipped:
+        most = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
+        counts = listed((f"{count} {extension}" for extension, count in most), limit=10)
+        logging.warning(
+            "%s: skipped %d files that are not images: %s", root, skipped.total(), counts
+        )
+    if unreadable:
+        logging.warning(
+            "%s: skipped %d folders that cannot be listed: %s",
+            root,
+            len(unreadable),
+            listed(unreadable),
+        )
+    if written:
+        logging.warning("%s: skipped the results of a run or job in %s", root, listed(written))
 
 
-def _sorted_names(entries: Iterable[os.DirEntry]) -> tuple[list[str], list[str]]:
-    """Names of sub-folders and of image files; a million `DirEntry` would take more memory."""
-    folders, files = [], []
-    for entry in entries:
-        if entry.name.startswith("."):
-            continue
-        # For a link to itself `is_dir` raises, while `isdir` returns False.
-        if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
-            folders.append(entry.name)
-        elif entry.name.lower().endswith(EXTENSIONS):
-            files.append(entry.name)
-    return sorted(folders), sorted(files)
+class _Listing:
+    """The sorted names in a folder; a million `DirEntry` would take more memory."""
+
+    def __init__(self, entries: Iterator[os.DirEntry]) -> None:
+        self.folders: list[str] = []
+        self.images: list[str] = []
+        self.skipped: Counter[str] = Counter()  # other files, by extension
+        self._marks: set[str] = set()
+        for entry in entries:
+            name, lower = entry.name, entry.name.lower()
+            if name in _MARKS:
+                self._marks.add(name)
+            if name.startswith(".") or lower in SYSTEM_FOLDERS | SYSTEM_FILES:
+                continue
+            # For a link to itself `is_dir` raises, while `isdir` returns False.
+            if os.path.isdir(entry) if entry.is_symlink() else entry.is_dir():
+                self.folders.append(name)
+            elif lower.endswith(EXTENSIONS):
+                self.images.append(name)
+            else:
+                self.skipped[printable(os.path.splitext(lower)[1]) or "without extension"] += 1
+        self.folders.sort()
+        self.images.sort()
+
+    def is_output(self, path: str) -> bool:
+        """Whether the folder contains a run, or the results of a job."""
+        logs = self._marks & {"log.txt", "metrics.jsonl"}
+        if ".lock" in self._marks or ("checkpoints" in self._marks and logs):
+            return True
+        if "results.json" not in self._marks:
+            return False
+        try:
+            with open(os.path.join(path, "results.json"), "rb") as file:
+                return b'"job":' in file.read(100)
+        except OSError:
+            return False
+
+
+_MARKS = {".lock", "checkpoints", "log.txt", "metrics.jsonl", "results.json"}
 
 
 def _classes(paths: Names) -> tuple[tuple[str, ...] | None, np.ndarray | None]:
     """Class names and [len] int32 classes by first-level sub-folder, or (None, None)."""
+    folders: dict[bytes, bytes] = {}  # a class name in NFC for each folder name
     number: dict[bytes, int] = {}
     classes = array("i")
     for path in paths:
         top, _, rest = path.partition(os.fsencode(os.sep))
-        classes.append(number.setdefault(top, len(number)) if rest else -1)
+        if top not in folders:
+            folders[top] = os.fsencode(same_class(os.fsdecode(top)))
+        classes.append(number.setdefault(folders[top], len(number)) if rest else -1)
     if min(classes) < 0:
         return None, None
     names = sorted(number)

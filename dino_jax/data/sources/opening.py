@@ -1,5 +1,6 @@
 """Opens the image source that a text `KIND:LOCATION[@SPLIT]` names."""
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -44,9 +45,17 @@ def open_source(spec: str) -> EncodedSource:
         raise UsageError(f"source {spec!r} cannot be read: {error.strerror or error}") from error
 
 
+def _is_path(spec: str) -> bool:
+    """Whether a text that ends like a slice is the path of an existing folder, or of a split."""
+    location = os.path.expanduser(spec.removeprefix("folder:"))
+    base, _, split = location.rpartition("@")
+    return os.path.exists(location) or (bool(base) and os.path.exists(os.path.join(base, split)))
+
+
 def _open(spec: str) -> EncodedSource:
     # tfds has slices of its own, which can do more.
-    if (part := _SLICE.fullmatch(spec)) and not spec.startswith("tfds:"):
+    part = None if spec.startswith("tfds:") or _is_path(spec) else _SLICE.fullmatch(spec)
+    if part:
         source = _open(part["spec"])
         records = range(len(source))[slice(*(int(n) if n else None for n in part.group(2, 3)))]
         if not records:

@@ -32,6 +32,11 @@ class Subset:
         labels = self._source.labels
         return None if labels is None else labels[np.asarray(self._records)]
 
+    @property
+    def folders(self) -> tuple[Source, ...]:
+        """The folders that were searched for images."""
+        return getattr(self._source, "folders", ())
+
     def image(self, index: int) -> Image.Image:
         return self._source.image(self._records[index])
 

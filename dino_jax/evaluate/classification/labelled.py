@@ -9,6 +9,7 @@ from dino_jax.data.sources import Source, open_source
 from dino_jax.errors import UsageError, listed
 from dino_jax.evaluate.classification.knn import knn_accuracy
 from dino_jax.evaluate.features.square_pass import Features
+from dino_jax.text import same_class
 
 
 def open_labelled(train: str, test: str) -> tuple[Source, Source]:
@@ -48,9 +49,11 @@ def open_labelled(train: str, test: str) -> tuple[Source, Source]:
 def classes_of(source: Source) -> set[str] | set[int]:
     """The classes that occur: their names, or their numbers if they have no names."""
     if source.labels is None:  # labels are only in the records
-        return set(source.class_names)
+        return set(map(same_class, source.class_names))
     numbers = np.unique(source.labels).tolist()
-    return {source.class_names[i] for i in numbers} if source.class_names else set(numbers)
+    return (
+        {same_class(source.class_names[i]) for i in numbers} if source.class_names else set(numbers)
+    )
 
 
 def untested_classes(bank: Source, queries: Source) -> list[str] | list[int]:
@@ -92,8 +95,10 @@ def renumbered(
     """
     if class_names is None:
         return labels
-    number = {name: i for i, name in enumerate(class_names)}
-    return np.array([number.get(name, -1) for name in queries.class_names], np.int32)[labels]
+    number = {same_class(name): i for i, name in enumerate(class_names)}
+    return np.array([number.get(same_class(name), -1) for name in queries.class_names], np.int32)[
+        labels
+    ]
 
 
 def knn_of_sources(

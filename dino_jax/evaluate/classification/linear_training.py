@@ -153,7 +153,10 @@ def train_heads(
     progress = dataclasses.replace(progress, probe=probe)
     done, steps = len(progress.history), len(source) // protocol.batch_size
     records = Records(
-        source, max_unreadable=options.max_unreadable, channels=len(extractor.info.mean)
+        source,
+        max_unreadable=options.max_unreadable,
+        max_pixels=options.max_pixels,
+        channels=len(extractor.info.mean),
     )
     batches = train_batches(
         records,

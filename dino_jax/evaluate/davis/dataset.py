@@ -6,6 +6,7 @@ the first one is required, all of them are needed for a score (https://davischal
 """
 
 import dataclasses
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ class Video:
     frame_names: tuple[str, ...]  # without extension
     first: np.ndarray  # [H, W] uint8 labels, 0 for the background
     masks: dict[int, Path]  # true masks of the scored frames, by number; may be empty
+    is_binary: bool = False  # whether the masks mark a single object with 255
 
     @property
     def num_objects(self) -> int:
@@ -67,10 +69,20 @@ def _open_sequence(folder: Path, name: str) -> Video:
     try:
         height, width, _ = decode(open_image(frames[0])).shape
         first = read_mask(first_path, (height, width))
+        if is_binary := not first.any():
+            first = read_mask(first_path, (height, width), is_binary=True)
     except UnreadableImage as error:
         raise UsageError(f"the first frame or mask of sequence {name}: {error}") from error
     if not first.any():
         raise UsageError(f"{first_path} contains no object: at least one is required")
+    if is_binary:
+        logging.warning(
+            "%s has no label but %d, which is void in DAVIS: it is taken as the only object of "
+            "sequence %s",
+            first_path,
+            VOID,
+            name,
+        )
     # The official score excludes the first and the last frame.
     scored = {i: masks / f"{stem}.png" for i, stem in enumerate(stems[1:-1], 1)}
     missing = [path for path in scored.values() if not path.is_file()]
@@ -79,15 +91,18 @@ def _open_sequence(folder: Path, name: str) -> Video:
             f"sequence {name} lacks {len(missing)} of the {len(scored)} masks of the scored "
             f"frames, such as {missing[0].name}: add them, or keep only the first mask for no score"
         )
-    return Video(name, Files(f"sequence {name}", frames), stems, first, {} if missing else scored)
+    return Video(
+        name, Files(f"sequence {name}", frames), stems, first, {} if missing else scored, is_binary
+    )
 
 
-def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
+def read_mask(path: Path, shape: tuple[int, int], *, is_binary: bool = False) -> np.ndarray:
     """Reads an indexed PNG.
 
     Args:
       path: of the file.
       shape: required height and width.
+      is_binary: 255 marks a single object, instead of void.
     Returns: [H, W] uint8 labels; void counts as background.
     Raises:
       UnreadableImage: it is damaged, has another size, or contains colours instead of labels.
@@ -104,7 +119,7 @@ def read_mask(path: Path, shape: tuple[int, int]) -> np.ndarray:
             labels = np.array(image, np.uint8)
         except (OSError, SyntaxError, ValueError) as error:
             raise UnreadableImage(f"{path} is damaged: {error}") from error
-    labels[labels == VOID] = 0
+    labels[labels == VOID] = int(is_binary)
     return labels
 
 

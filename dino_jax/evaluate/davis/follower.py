@@ -60,8 +60,13 @@ class Follower:
         """Yields (frame, label map) of every readable frame after the first."""
         shape, propagation = video.first.shape, self._propagation
         channels = len(self._backbone.info.mean)
-        max_unreadable = self._backbone.options.max_unreadable
-        records = Records(video.frames, max_unreadable=max_unreadable, channels=channels)
+        options = self._backbone.options
+        records = Records(
+            video.frames,
+            max_unreadable=options.max_unreadable,
+            max_pixels=options.max_pixels,
+            channels=channels,
+        )
         load = partial(_load, shape=shape, channels=channels)
         group = Group(range(len(video.frames)), shape)
         memory, followed = None, 0

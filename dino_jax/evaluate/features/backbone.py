@@ -9,6 +9,7 @@ import jax
 
 from dino_jax import sharding
 from dino_jax.config.spec import DTYPES
+from dino_jax.data.decode import MAX_PIXELS
 from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError
 from dino_jax.evaluate.features.cache import About, describe_data
@@ -30,6 +31,7 @@ class PassOptions:
     batch_size: int = 64  # Images per batch, over all devices.
     num_threads: int = 8  # Threads that decode images.
     max_unreadable: float = 0.05  # Share of images that may be unreadable; they are skipped.
+    max_pixels: int = MAX_PIXELS  # Images with more pixels are unreadable.
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -40,6 +42,11 @@ class PassOptions:
                 raise UsageError(f"{field.name}={value} must be at least 1")
         if not 0 <= self.max_unreadable <= 1:
             raise UsageError(f"max_unreadable={self.max_unreadable} must be between 0 and 1")
+        if self.max_pixels > MAX_PIXELS:
+            raise UsageError(
+                f"max_pixels={self.max_pixels} must be at most {MAX_PIXELS}, Pillow's limit: "
+                "shrink larger images"
+            )
 
 
 class PlacedBackbone:

@@ -96,7 +96,10 @@ class Extractor(PlacedBackbone):
             for part in stream(
                 lambda batch: feature_fn(*self.weights, batch),
                 Records(
-                    source, max_unreadable=options.max_unreadable, channels=len(self.info.mean)
+                    source,
+                    max_unreadable=options.max_unreadable,
+                    max_pixels=options.max_pixels,
+                    channels=len(self.info.mean),
                 ),
                 self.transform,
                 batch_size=options.batch_size,

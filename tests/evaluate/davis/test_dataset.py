@@ -127,3 +127,22 @@ def test_labels_of_patches() -> None:
     assert shares.shape == (2, 4, 4)
     np.testing.assert_array_equal(shares.argmax(-1), [[0, 0, 2, 2], [0, 0, 0, 0]])
     np.testing.assert_array_equal(shares.sum(-1), 1)
+
+
+def test_masks_of_one_object_marked_with_255(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    mask = np.zeros((8, 8), np.uint8)
+    mask[2:4] = 255
+    for kind, extension, name in (("JPEGImages", "jpg", "a"), ("Annotations", "png", "a")):
+        folder = tmp_path / kind / "480p" / name
+        folder.mkdir(parents=True)
+        for i in range(3):
+            Image.fromarray(mask).save(folder / f"{i:05}.{extension}")
+    (tmp_path / "ImageSets" / "2017").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "2017" / "val.txt").write_text("a\n")
+    (video,) = open_davis(tmp_path)
+    np.testing.assert_array_equal(video.first, mask > 0)
+    truth = read_mask(video.masks[1], (8, 8), is_binary=video.is_binary)
+    np.testing.assert_array_equal(truth, mask > 0)
+    assert "no label but 255" in caplog.text
