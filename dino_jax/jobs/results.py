@@ -12,6 +12,7 @@ import jax
 
 from dino_jax import __version__
 from dino_jax.output import whole_or_nothing
+from dino_jax.text import printable
 from dino_jax.weights.info import WeightsInfo
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "pillow")
@@ -92,7 +93,7 @@ def versions() -> dict[str, str]:
 
 def table(header: Sequence[str], rows: Sequence[Sequence[object]], align: str = ">") -> str:
     """Formats columns for the console, aligned to the right (">") or the left ("<")."""
-    cells = [[str(cell) for cell in row] for row in [header, *rows]]
+    cells = [[printable(str(cell)) for cell in row] for row in [header, *rows]]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = ["  ".join(f"{c:{align}{w}}" for c, w in zip(r, widths, strict=True)) for r in cells]
     return "\n".join(line.rstrip() for line in lines)

@@ -179,5 +179,5 @@ def _rounded(values: Iterable[float]) -> list[str]:
 
 
 def _write_csv(path: Path, header: list[str], rows: Iterable[Sequence[object]]) -> None:
-    with path.open("w", newline="") as file:
+    with path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file:
         csv.writer(file).writerows([[*header, *MEASURES], *rows])

@@ -17,6 +17,7 @@ from dino_jax.data.pipeline import Records
 from dino_jax.data.sources import Source, open_source
 from dino_jax.data.sources.files import Files
 from dino_jax.errors import UsageError
+from dino_jax.text import cut
 
 SIZE = (480, 480)  # height and width in pixels, as in the reference
 
@@ -84,7 +85,7 @@ def open_pictures(names: Sequence[str]) -> PictureList:
 def file_stem(source: Source, index: int) -> str:
     """The name of a picture as a file stem: without folder, extension and unusual characters."""
     name = source.name(index).removeprefix(f"{source.spec} ")
-    return re.sub(r"[^\w.-]+", "_", Path(name).stem) or "picture"
+    return cut(re.sub(r"[^\w.-]+", "_", Path(name).stem)) or "picture"
 
 
 def read_pixels(records: Records, index: int) -> np.ndarray | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 import pytest
 
-from dino_jax.jobs.results import report, write_results
+from dino_jax.jobs.results import report, table, write_results
 
 
 def test_a_full_disk_leaves_the_earlier_result(
@@ -55,3 +55,7 @@ def test_report_prints_in_order_and_writes(
     report(path, "knn", {"top1": 1.5}, {"k": 10}, None, **arguments)
     assert capsys.readouterr().out == ""
     assert not path.exists()
+
+
+def test_names_with_control_characters_stay_on_their_line() -> None:
+    assert table(["class"], [["two\nlines"], ["caf\udce9"]]) == "class\ntwo\\nlines\n   caf\\xe9"

@@ -86,3 +86,12 @@ def test_resizes_with_antialiasing_and_crops_right_and_bottom() -> None:
     np.testing.assert_array_equal(fit_to_patches(pixels, (27, 29), 8), np.asarray(whole)[:24, :24])
     mask = (pixels[..., :1] > 128).astype(np.uint8)
     assert set(np.unique(fit_to_patches(mask, (27, 29), 8, Image.Resampling.NEAREST))) == {0, 1}
+
+
+def test_long_names_give_different_file_stems(tmp_path: Path) -> None:
+    paths = [tmp_path / f"{'x' * 240}{end}.png" for end in "ab"]
+    for path in paths:
+        Image.new("RGB", (4, 4)).save(path)
+    stems = open_pictures([str(path) for path in paths]).stems()
+    assert len(set(stems)) == 2
+    assert max(map(len, stems)) <= 200

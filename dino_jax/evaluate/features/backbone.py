@@ -110,6 +110,6 @@ class PlacedBackbone:
             "feature": feature,
             "dtype": self.info.dtype,
             "transform": transform,
-            "data": describe_data(source),
+            "data": describe_data(source) | {"max_pixels": self.options.max_pixels},
         }
         return json.loads(json.dumps(about))  # as it is read back: tuples become lists
