@@ -8,6 +8,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from dino_jax.errors import UsageError
+from dino_jax.peers import watch_peers
 
 EXPLICIT = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")  # the number of processes
@@ -21,8 +22,8 @@ def initialize_if_launched() -> None:
     single process this does nothing. Call it before any other JAX function.
 
     Raises:
-      UsageError: only some of the three variables are set, their values are invalid, or JAX cannot
-        find the launcher's processes.
+      UsageError: only some of the three variables are set, their values are invalid, JAX cannot
+        find the launcher's processes, or the launcher is PyTorch's.
     """
     given = [name for name in EXPLICIT if name in os.environ]
     if given and len(given) < len(EXPLICIT):
@@ -37,10 +38,11 @@ def initialize_if_launched() -> None:
             )
         if not re.fullmatch(r".+:\d+", address):
             raise UsageError(f"JAX_COORDINATOR_ADDRESS={address} must be host:port of process 0")
-        # Detection is off, because a surrounding launcher would limit each process to one device.
+        # Without detection, because a surrounding launcher would limit each process to one device.
         jax.distributed.initialize(
             address, int(number), int(index), cluster_detection_method="deactivate"
         )
+        watch_peers()
     elif launchers := [name for name in LAUNCHERS if os.environ.get(name, "1") != "1"]:
         try:
             jax.distributed.initialize()
@@ -51,6 +53,14 @@ def initialize_if_launched() -> None:
                 f"find them ({error}): start them with srun or Open MPI 4's mpirun, set "
                 f"{', '.join(EXPLICIT)} for each process, or unset {variable} to run a single one"
             ) from error
+        watch_peers()
+    elif os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ:
+        raise UsageError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} and RANK={os.environ['RANK']} come from a "
+            "launcher of PyTorch, such as torchrun, which JAX does not read: run the command "
+            "without it, as one process uses all GPUs of a host. For several hosts use srun, or "
+            f"set {', '.join(EXPLICIT)} for each"
+        )
 
 
 def least_of_hosts(value: int) -> int:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from dino_jax import distributed
 from dino_jax.distributed import EXPLICIT, LAUNCHERS, initialize_if_launched
 from dino_jax.errors import UsageError
 from tests.support import runs
@@ -19,10 +20,11 @@ from tests.support import runs
 @pytest.fixture
 def initialize(monkeypatch: pytest.MonkeyPatch) -> mock.Mock:
     """Replaces `jax.distributed.initialize`, in an environment without a launcher."""
-    for name in EXPLICIT + LAUNCHERS:
+    for name in (*EXPLICIT, *LAUNCHERS, "RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     initialize = mock.Mock()
     monkeypatch.setattr(jax.distributed, "initialize", initialize)
+    monkeypatch.setattr(distributed, "watch_peers", lambda: None)
     return initialize
 
 
@@ -40,6 +42,18 @@ def test_jax_detects_known_launchers(
     monkeypatch.setenv(name, "2")
     initialize_if_launched()
     initialize.assert_called_once_with()
+
+
+def test_rejects_launchers_of_pytorch(
+    initialize: mock.Mock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    initialize_if_launched()
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(UsageError, match=r"^WORLD_SIZE=4 and RANK=0 come .* torchrun.* use srun"):
+        initialize_if_launched()
+    initialize.assert_not_called()
 
 
 def test_rejects_a_launcher_that_jax_cannot_detect(

@@ -20,7 +20,7 @@ training configs
 data models
 memory
 sharding cache output distributed
-errors text
+errors text streams peers
 """
 LEVELS = {room: i for i, line in enumerate(ROOMS.strip().splitlines()) for room in line.split()}
 RULE = "a module imports only its own room and rooms below it (tests/test_layout.py)"

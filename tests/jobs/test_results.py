@@ -58,4 +58,6 @@ def test_report_prints_in_order_and_writes(
 
 
 def test_names_with_control_characters_stay_on_their_line() -> None:
-    assert table(["class"], [["two\nlines"], ["caf\udce9"]]) == "class\ntwo\\nlines\n   caf\\xe9"
+    assert table(["class"], [["two\nlines"], ["caf\udce9"]]) == (
+        "     class\ntwo\\nlines\n   caf\\xe9"
+    )
