@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import sys
 from contextlib import suppress
 from functools import partial
@@ -20,6 +19,7 @@ from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.sources import open_source
 from dino_jax.errors import UsageError
+from dino_jax.paths import local_path
 from dino_jax.run.interrupt import StopRequest
 from dino_jax.run.learning_curve import plot_learning_curve
 from dino_jax.run.log import RunLog
@@ -49,7 +49,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         or the devices have too little memory.
       TrainingDiverged: loss or gradients were not finite in three consecutive steps.
     """
-    workdir = Path(os.path.expanduser(workdir))
+    workdir = local_path(workdir, "workdir")
     mesh = sharding.make_mesh()
 
     # Fail early: problems with settings, data or folder are reported within seconds.

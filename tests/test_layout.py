@@ -20,6 +20,7 @@ training configs
 data models
 memory
 sharding cache output distributed
+paths
 errors
 """
 LEVELS = {room: i for i, line in enumerate(ROOMS.strip().splitlines()) for room in line.split()}

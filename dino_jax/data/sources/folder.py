@@ -12,6 +12,7 @@ from dino_jax.data.decode import open_image, read_file
 from dino_jax.data.sources.files import file_stamp
 from dino_jax.data.sources.names import Names
 from dino_jax.errors import UsageError
+from dino_jax.paths import local_path
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
@@ -55,7 +56,7 @@ class FolderSource:
 
 def open_folder(location: str, split: str | None) -> FolderSource:
     """Opens `folder:location[@split]`, where the split is a sub-folder; see `open_source`."""
-    root = Path(os.path.expanduser(location))
+    root = local_path(location, "source")
     spec = f"folder:{location}" + (f"@{split}" if split else "")
     if not root.is_dir():
         raise UsageError(f"source {spec!r}: {root} is not a folder; check the path")
