@@ -12,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dino_jax import sharding
+from dino_jax.backend import check_devices, check_jax_settings, describe_devices
 from dino_jax.checkpoints.checkpoint import RunCheckpoints
 from dino_jax.config import build, checks
 from dino_jax.data.decode import decode
@@ -45,10 +46,12 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     Returns: {step, total_steps, finished, metrics, health, knn}; the last three are the latest
       ones, and missing if there are none.
     Raises:
-      UsageError: config, data or folder cannot be used, which is detected before the step compiles;
-        or the devices have too little memory.
+      UsageError: config, data, folder or JAX's settings cannot be used, which is detected before
+        the step compiles; or the devices have too little memory.
       TrainingDiverged: loss or gradients were not finite in three consecutive steps.
     """
+    check_jax_settings()
+    check_devices()
     workdir = local_path(workdir, "workdir")
     mesh = sharding.make_mesh()
 
@@ -191,7 +194,7 @@ def size_line(shapes: TrainState, need: Need) -> str:
     """Number of processes, devices and parameters, and memory, in one line."""
     parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
     return (
-        f"processes: {jax.process_count()}, devices: {jax.device_count()}; "
+        f"processes: {jax.process_count()}, devices: {describe_devices()}; "
         f"{parameters / 1e6:.1f} M parameters; {need}"
     )
 

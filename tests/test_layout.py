@@ -17,6 +17,7 @@ evaluate visualize
 weights
 checkpoints config
 training configs
+backend
 data models
 memory
 sharding cache output distributed

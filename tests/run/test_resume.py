@@ -51,15 +51,19 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
         process.kill()
         assert process.wait() == -signal.SIGKILL
 
-    # The same command resumes the run, and saves when interrupted.
+    # The same command resumes the run, and saves when interrupted. JAX's settings are reset.
     before = runs.steps(workdir)[-1]
-    with runs.started(workdir, *command) as process:
+    settings = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
+    settings |= {"JAX_DISABLE_JIT": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg"}
+    with runs.started(workdir, *command, **settings) as process:
         runs.wait_until(lambda: runs.steps(workdir)[-1] > before, process)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     stopped = runs.steps(workdir)[-1]
     assert before < stopped < runs.TOTAL_STEPS
+    assert "JAX_ENABLE_X64=True is ignored: dino_jax needs False" in output
+    assert "devices: 1 x cpu" in output
     assert f"SIGINT: saved after step {stopped} of {runs.TOTAL_STEPS}" in output
     assert "run the same command to resume" in output
 
