@@ -4,8 +4,11 @@ The same as `dino-jax train`; --help lists the options.
 """
 
 import sys
-
-from dino_jax.cli import main
+from pathlib import Path
 
 if __name__ == "__main__":
+    # Python leaves out the script's folder with -P, -I and PYTHONSAFEPATH.
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from dino_jax.cli import main
+
     main(["train", *sys.argv[1:]])

@@ -6,6 +6,7 @@ import stat
 from pathlib import Path
 
 from dino_jax.errors import UsageError
+from dino_jax.paths import local_path
 
 
 def cache_folder() -> Path:
@@ -15,7 +16,7 @@ def cache_folder() -> Path:
       UsageError: neither variable is set, and the user has no home directory.
     """
     if named := os.environ.get("DINO_JAX_CACHE"):
-        return Path(os.path.expanduser(named)).absolute()
+        return local_path(named, "DINO_JAX_CACHE").absolute()
     base = Path(os.environ.get("XDG_CACHE_HOME", ""))
     # The XDG base directory specification requires relative paths to be ignored.
     if not base.is_absolute():

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from dino_jax.cache import enable_compilation_cache
+from dino_jax.backend import reset_jax_settings, start
 from dino_jax.errors import UsageError
 from dino_jax.streams import unfailing_output
 
@@ -21,17 +21,13 @@ class Job(NamedTuple):
     computes: bool = True  # uses the devices
 
     def load(self, name: str) -> Callable[..., Any]:
-        """The function, wrapped to first set up processes and the compilation cache."""
+        """The function, wrapped to first set up processes and devices."""
         name = name.replace("-", "_")
         function = getattr(importlib.import_module(f"dino_jax.jobs.{name}"), name)
 
         @functools.wraps(function)
         def run(*args: Any, **kwargs: Any) -> Any:
-            from dino_jax.distributed import initialize_if_launched
-
-            initialize_if_launched()
-            if self.computes:
-                enable_compilation_cache()
+            start(computes=self.computes)
             return function(*args, **kwargs)
 
         return run
@@ -133,6 +129,7 @@ def _run(name: str, words: Sequence[str]) -> None:
         train.main(words)
         return
     logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax is verbose
+    reset_jax_settings()
     import tyro  # here, because the list of commands does not need it
 
     tyro.cli(JOBS[name].load(name), prog=f"dino-jax {name}", args=words)

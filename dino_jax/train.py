@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import os
 import sys
 from contextlib import suppress
 from functools import partial
@@ -13,6 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from dino_jax import sharding
+from dino_jax.backend import check_devices, check_jax_settings, describe_devices
 from dino_jax.checkpoints.checkpoint import RunCheckpoints
 from dino_jax.config import build, checks
 from dino_jax.data.decode import decode
@@ -21,6 +21,7 @@ from dino_jax.data.prefetch import DevicePrefetch
 from dino_jax.data.sources import open_source
 from dino_jax.data.sources.folder import check_apart
 from dino_jax.errors import UsageError
+from dino_jax.paths import local_path
 from dino_jax.run.interrupt import StopRequest
 from dino_jax.run.learning_curve import plot_learning_curve
 from dino_jax.run.log import RunLog
@@ -49,11 +50,13 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     Returns: {step, total_steps, finished, metrics, health, knn}; the last three are the latest
       ones, and missing if there are none.
     Raises:
-      UsageError: config, data or folder cannot be used, which is detected before the step compiles;
-        or the devices have too little memory.
+      UsageError: config, data, folder or JAX's settings cannot be used, which is detected before
+        the step compiles; or the devices have too little memory.
       TrainingDiverged: loss or gradients were not finite in three consecutive steps.
     """
-    workdir = Path(os.path.expanduser(workdir))
+    check_jax_settings()
+    check_devices()
+    workdir = local_path(workdir, "workdir")
     mesh = sharding.make_mesh()
 
     # Fail early: problems with settings, data or folder are reported within seconds.
@@ -199,7 +202,7 @@ def size_line(shapes: TrainState, need: Need) -> str:
     """Number of processes, devices and parameters, and memory, in one line."""
     parameters = sum(x.size for x in jax.tree.leaves(shapes.params))
     return (
-        f"processes: {jax.process_count()}, devices: {jax.device_count()}; "
+        f"processes: {jax.process_count()}, devices: {describe_devices()}; "
         f"{parameters / 1e6:.1f} M parameters; {need}"
     )
 

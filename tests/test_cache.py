@@ -51,9 +51,7 @@ def test_cache_folder_belongs_to_the_user(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_without_a_home_directory(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setenv("DINO_JAX_CACHE", "~nobodyx/c")  # no such user, so an ordinary name
-    assert cache_folder() == Path.cwd() / "~nobodyx/c"
-    monkeypatch.delenv("DINO_JAX_CACHE")
+    monkeypatch.delenv("DINO_JAX_CACHE", raising=False)
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
     monkeypatch.setattr(os.path, "expanduser", lambda path: path)
     with pytest.raises(UsageError, match=r"^~/\.cache cannot be resolved.*set DINO_JAX_CACHE"):

@@ -17,10 +17,12 @@ evaluate visualize
 weights
 checkpoints config
 training configs
+backend
 data models
 memory
 sharding cache output distributed
-errors text streams peers
+paths peers
+errors text streams
 """
 LEVELS = {room: i for i, line in enumerate(ROOMS.strip().splitlines()) for room in line.split()}
 RULE = "a module imports only its own room and rooms below it (tests/test_layout.py)"

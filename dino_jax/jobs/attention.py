@@ -14,12 +14,14 @@ from dino_jax.evaluate.features.picture_features import AttentionMaps, check_att
 from dino_jax.jobs.drawing import OPTIONS, over_pictures, records_of, unread
 from dino_jax.jobs.results import report
 from dino_jax.output import check_writable, remove_earlier
+from dino_jax.paths import local_paths
 from dino_jax.visualize.attention_masks import THRESHOLD, check_threshold, mass_mask, to_pixels
 from dino_jax.visualize.attention_sheet import Attended, named_maps, picture_sheet
 from dino_jax.visualize.pictures import SIZE, fit_to_patches, open_pictures, read_pixels
 from dino_jax.visualize.sheet import PAPER, as_rgb, color_map, draw_masks, hues
 
 
+@local_paths
 def attention(
     weights: str,
     image: tuple[str, ...],

@@ -16,11 +16,13 @@ from dino_jax.evaluate.features.picture_features import AttentionMaps, check_att
 from dino_jax.jobs.drawing import OPTIONS, over_pictures, records_of
 from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
+from dino_jax.paths import local_paths
 from dino_jax.visualize.attention_masks import THRESHOLD, check_threshold, mass_mask, to_pixels
 from dino_jax.visualize.attention_sheet import named_maps
 from dino_jax.visualize.pictures import SIZE, fit_to_patches
 
 
+@local_paths
 def attention_score(
     weights: str,
     data: str,

@@ -24,6 +24,7 @@ from dino_jax.evaluate.features.picture_pass import PicturePass
 from dino_jax.jobs.drawing import OPTIONS
 from dino_jax.jobs.results import report
 from dino_jax.output import check_folder, check_writable, remove_earlier
+from dino_jax.paths import local_paths
 from dino_jax.visualize.attention_masks import check_threshold, mass_mask, to_pixels
 from dino_jax.visualize.pictures import check_input_size, fit_to_patches, resized_shape
 from dino_jax.visualize.sheet import as_rgb, color_map, draw_masks
@@ -38,6 +39,7 @@ from dino_jax.visualize.video import (
 COLOR = (255, 150, 40)  # of the mask
 
 
+@local_paths
 def attention_video(
     weights: str,
     video: Path,

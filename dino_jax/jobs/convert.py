@@ -13,6 +13,7 @@ from tyro.conf import Positional
 from dino_jax.checkpoints import lock
 from dino_jax.config.build import spec_settings
 from dino_jax.errors import UsageError, about
+from dino_jax.paths import local_paths
 from dino_jax.weights.hub import sha256_of
 from dino_jax.weights.layouts.torch_checkpoint import read_torch_checkpoint
 from dino_jax.weights.load import from_torch, without_head
@@ -24,6 +25,7 @@ PyTree = Any
 STEP = 0  # a run that resumes a converted checkpoint counts its steps from the epoch
 
 
+@local_paths
 def convert(
     file: Positional[str],
     out: Positional[Path],

@@ -21,8 +21,10 @@ from dino_jax.evaluate.retrieval.copydays import open_copydays
 from dino_jax.evaluate.retrieval.whitening import learn_whitening
 from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
+from dino_jax.paths import local_paths
 
 
+@local_paths
 def copy_detection(
     weights: str,
     data: Path,

@@ -27,11 +27,13 @@ from dino_jax.evaluate.features.square_pass import Features
 from dino_jax.evaluate.features.tokens import ClassToken
 from dino_jax.jobs import results
 from dino_jax.output import check_writable
+from dino_jax.paths import local_paths
 from dino_jax.visualize.neighbours_sheet import neighbours_sheet
 
 QUERIES, NEIGHBOURS = 10, 10  # rows and columns of the picture of neighbours
 
 
+@local_paths
 def knn(
     weights: str,
     train: str,

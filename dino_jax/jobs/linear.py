@@ -35,11 +35,13 @@ from dino_jax.evaluate.features.extractor import Extraction, Extractor
 from dino_jax.evaluate.features.tokens import Feature, probed_feature
 from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
+from dino_jax.paths import local_paths
 from dino_jax.weights.linear import read_head
 
 RATES = (0.0001, 0.0003, 0.001, 0.003, 0.01, 0.03, 0.1)  # the reference only has 0.001
 
 
+@local_paths
 def linear(
     weights: str,
     test: str,

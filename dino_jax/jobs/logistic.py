@@ -22,8 +22,10 @@ from dino_jax.evaluate.features.extractor import Extraction, Extractor
 from dino_jax.evaluate.features.tokens import ClassToken
 from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
+from dino_jax.paths import local_paths
 
 
+@local_paths
 def logistic(
     weights: str,
     train: str,

@@ -18,11 +18,13 @@ from dino_jax.data.decode import UnreadableImage
 from dino_jax.data.sources import EncodedSource, open_source, records
 from dino_jax.data.sources.names import Names
 from dino_jax.errors import UsageError
+from dino_jax.paths import local_paths
 
 # One record per chunk, so that each can be read alone. Compression would not shrink a JPEG file.
 _WRITER_OPTIONS = "group_size:1,uncompressed"
 
 
+@local_paths
 def pack(
     source: Positional[str],
     out: Positional[Path],

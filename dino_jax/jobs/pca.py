@@ -16,6 +16,7 @@ from dino_jax.evaluate.features.picture_pass import PicturePass
 from dino_jax.jobs.drawing import OPTIONS, over_pictures, records_of, unread
 from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
+from dino_jax.paths import local_paths
 from dino_jax.visualize.pca import is_foreground, principal_components, to_colors
 from dino_jax.visualize.pictures import SIZE, fit_to_patches, open_pictures, read_pixels
 from dino_jax.visualize.sheet import Tile, contact_sheet, tile_of
@@ -23,6 +24,7 @@ from dino_jax.visualize.sheet import Tile, contact_sheet, tile_of
 ROWS = 16  # pictures on the contact sheet
 
 
+@local_paths
 def pca(
     weights: str,
     image: tuple[str, ...],

@@ -20,6 +20,7 @@ from dino_jax.evaluate.retrieval.revisited import open_revisited
 from dino_jax.evaluate.retrieval.scales import SCALES, group_by_shape
 from dino_jax.jobs.results import report
 from dino_jax.output import check_writable
+from dino_jax.paths import local_paths
 
 PRESETS: dict[str, dict[str, Any]] = {  # paper, table 3
     "paper-oxford": {"image_size": 224, "multiscale": False},
@@ -27,6 +28,7 @@ PRESETS: dict[str, dict[str, Any]] = {  # paper, table 3
 }
 
 
+@local_paths
 def retrieval(
     weights: str,
     data: Path,

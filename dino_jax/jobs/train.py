@@ -10,6 +10,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from dino_jax.backend import reset_jax_settings, start
+
 
 class _ListConfigs(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
@@ -46,14 +48,12 @@ def main(arguments: Sequence[str]) -> None:
 
     logging.getLogger("absl").setLevel(logging.CRITICAL)  # Orbax logs the errors that it raises
     # Imported here, because --help does not need JAX.
-    from dino_jax.cache import enable_compilation_cache
+    reset_jax_settings()
     from dino_jax.config.file import override, read_config
-    from dino_jax.distributed import initialize_if_launched
 
     config = read_config(parsed.config)
     override(config, settings)
-    initialize_if_launched()
-    enable_compilation_cache()
+    start()
     from dino_jax.run.loop import TrainingDiverged
     from dino_jax.train import run
 

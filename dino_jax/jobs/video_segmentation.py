@@ -31,8 +31,10 @@ from dino_jax.evaluate.davis.score import object_scores
 from dino_jax.evaluate.features.backbone import PassOptions, PlacedBackbone
 from dino_jax.jobs.results import report
 from dino_jax.output import check_writable, remove_earlier
+from dino_jax.paths import local_paths
 
 
+@local_paths
 def video_segmentation(
     weights: str,
     data: Path,

@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from dino_jax.config.build import flatten, model_spec
+from dino_jax.config.file import default_config
 from dino_jax.errors import UsageError
 from dino_jax.models import default_settings
 from dino_jax.models.network import abstract
@@ -45,15 +46,21 @@ def check_same_run(
         compared = {key for key, value in before.items() if value is not None}
         # A converted checkpoint stores model.dtype=float32, which is only meant for evaluation.
         compared = compared - {"model.dtype"} | {"init_from"}
+    else:  # an older version wrote fewer keys, whose defaults keep its behaviour
+        before = flatten(default_config()) | before
+    if before.get("init_from") is not None:
+        compared -= {"init_from"}  # not read when a run resumes, so its spelling may change
     differing = [
         f"{key}: {before.get(key)!r} before, {after.get(key)!r} now"
         for key in sorted(compared)
         if before.get(key) != after.get(key) and not _may_change(key, config)
     ]
     if differing:
+        more_epochs = "train.epochs" in compared and before["train.epochs"] != after["train.epochs"]
+        longer = f"; to train longer, add --config.init_from={workdir} there" if more_epochs else ""
         raise UsageError(
             f"{workdir} contains a run with other settings ({'; '.join(differing)}): "
-            "use the same settings to resume it, or another workdir for a new run"
+            f"use the same settings to resume it, or another workdir for a new run{longer}"
         )
 
 
@@ -64,13 +71,18 @@ def advice(previous: dict[str, Any], config: ConfigDict) -> list[str]:
       previous: facts stored in the run's checkpoint, as in `check_same_run`.
       config: the current config.
     """
-    before, now = flatten(previous["config"]).get("data.train"), config.data.train
-    if before in (None, now):
-        return []
-    return [
-        f"data.train changed from {before} to {now}: it must contain the same images in the same "
-        "order, but only their number was checked"
-    ]
+    before, notes = flatten(previous["config"]), []
+    if before.get("data.train") not in (None, config.data.train):
+        notes.append(
+            f"data.train changed from {before['data.train']} to {config.data.train}: it must "
+            "contain the same images in the same order, but only their number was checked"
+        )
+    if before.get("init_from") not in (None, config.init_from):
+        notes.append(
+            f"init_from changed from {before['init_from']} to {config.init_from}: it is not read, "
+            "because the run resumes from its own checkpoint"
+        )
+    return notes
 
 
 def _may_change(key: str, config: ConfigDict) -> bool:

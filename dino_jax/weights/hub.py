@@ -14,6 +14,7 @@ from dino_jax.cache import cache_folder, make_private
 from dino_jax.checkpoints import lock
 from dino_jax.errors import UsageError
 from dino_jax.output import whole_or_nothing
+from dino_jax.paths import local_path
 from dino_jax.weights.download import DownloadError, download, is_safe
 
 Kind = Literal["backbone", "full", "linear"]
@@ -146,7 +147,7 @@ def _mirror() -> str | Path:
     """The source of the files: an address without a trailing slash, or a folder."""
     value = os.environ.get("DINO_JAX_HUB") or ADDRESS
     if "://" not in value:
-        folder = Path(os.path.expanduser(value))
+        folder = local_path(value, "DINO_JAX_HUB")
     elif value.startswith("file:///"):
         folder = Path(urllib.request.url2pathname(value.removeprefix("file://")))
     else:

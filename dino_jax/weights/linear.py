@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import zipfile
 from pathlib import Path
 from tokenize import TokenError
@@ -15,6 +14,7 @@ from flax import nnx
 from dino_jax.errors import UsageError
 from dino_jax.models.network import abstract
 from dino_jax.output import whole_or_nothing
+from dino_jax.paths import local_path
 from dino_jax.weights.layouts.torch_checkpoint import read_torch_checkpoint
 from dino_jax.weights.locate import find_file
 
@@ -67,7 +67,7 @@ def load_linear(weights: str | Path) -> tuple[nnx.Linear, LinearInfo]:
 
 def read_head(weights: str | Path) -> LinearHead:
     """Reads the arrays of a linear classifier; arguments and errors as for `load_linear`."""
-    path = Path(os.path.expanduser(weights))
+    path = local_path(weights, "weights")
     if path.is_dir():
         path = path / "head.npz"
     if path.suffix == ".npz":

@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from dino_jax.errors import UsageError
+from dino_jax.paths import local_path
 from dino_jax.weights import hub
 
 
@@ -16,7 +17,7 @@ def find_file(weights: str | Path, kind: hub.Kind) -> Path | None:
     """
     if str(weights) in hub.RELEASED:
         return hub.fetch(str(weights), kind)
-    path = Path(os.path.expanduser(weights))
+    path = local_path(weights, "weights")
     return path if os.path.isfile(path) else None
 
 
@@ -36,11 +37,11 @@ def folder_and_step(weights: str) -> tuple[Path, int | None]:
       UsageError: the folder does not exist, or the step is not a number.
     """
     folder, at, step = weights.rpartition("@")
-    if not at or os.path.exists(os.path.expanduser(weights)):
+    if not at or local_path(weights, "weights").exists():
         folder, step = weights, ""
     if step and not step.isdecimal():
         raise UsageError(f"{weights!r}: the step after @ must be a whole number")
-    path = Path(os.path.expanduser(folder))
+    path = local_path(folder, "weights")
     if not os.path.isdir(path):
         raise UsageError(
             f"{folder!r} is neither a hub name ({', '.join(hub.RELEASED)}) nor an existing file or "

@@ -1,8 +1,11 @@
 """Reading config files and overriding their keys."""
 
+import json
+import sys
 from pathlib import Path
 
 import pytest
+from ml_collections import ConfigDict
 
 from dino_jax.config.file import override, read_config
 from dino_jax.errors import UsageError
@@ -17,7 +20,7 @@ from tests.support import runs
             "config=.*config.py is neither a Python file nor one of the package's configs: choose",
         ),
         ("def get_config(:", r"raises SyntaxError: .*line 1\); fix the file"),
-        ("\nimport not_there", "config.py, line 2 raises ModuleNotFoundError: No module named"),
+        ("\nimport not_there", "config.py: line 2 raises ModuleNotFoundError: No module named"),
         ("def get_config():\n    return 3", "get_config returns 3, not a ConfigDict"),
     ],
 )
@@ -80,3 +83,155 @@ def test_sets_values_of_every_type() -> None:
 def test_reads_a_config_by_name() -> None:
     by_path = read_config(f"{runs.ROOT}/configs/vit_small.py:debug")
     assert read_config("vit_small:debug").to_json() == by_path.to_json()
+
+
+# Files of users, which start from `configs.default` unless they define everything themselves
+
+START = """
+from configs import default, quickstart
+from ml_collections import ConfigDict, FrozenConfigDict
+from pathlib import Path
+import numpy as np
+def get_config(arg=""):
+    config = default.get_config("debug")
+    {}
+    return config
+"""
+
+
+def read_file(folder: Path, change: str) -> ConfigDict:
+    """Reads a file that applies a change, a line of Python, to the small default config."""
+    (folder / "mine.py").write_text(START.replace("{}", change))
+    return read_config(str(folder / "mine.py"))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("config.optim.learning_rate = 1.0", "unknown setting 'optim.learning_rate': the keys of"),
+        ("config.crops.global_sise = 48", r"'crops.global_sise': did you mean crops.global_size"),
+        ("config.train.update(epoch=77)", r"'train.epoch': did you mean train.epochs\?"),
+        ("config.model.overrides.embed_dims = 3", "did you mean model.overrides.embed_dim"),
+        ("config.lr = 1.0", r"unknown setting 'lr': did you mean optim.lr\?"),
+        ("config.otpim = ConfigDict()", "unknown setting 'otpim': "),
+        ("config.optim.adam = ConfigDict({'b1': 0.9})", "unknown setting 'optim.adam'"),
+        ("config.sed = 1; config.optim.rl = 1", "'optim.rl'.*; unknown setting 'sed'"),
+        ("del config.optim.lr", "missing settings optim.lr: start from default.get_config"),
+        ("del config.loss", "missing settings loss: start from default.get_config"),
+        ("config.model.overrides = ConfigDict()", "missing settings model.overrides.depth, "),
+        ("del config.loss; config.loss = 3", "loss=3 must be a section: .* its keys are loss.cent"),
+        ("del config.head; config.head = None", "head=None must be a section: "),
+        (
+            "del config.seed; config.seed = ConfigDict()",
+            "seed is a section, but must be a",
+        ),
+        (
+            "del config.optim.lr; config.optim.lr = 'x'",
+            "optim.lr is .x., but must be",
+        ),
+        ("config.optim.lr = 'x'", "line 8 raises TypeError: .*; fix the file"),
+        (
+            "del config.seed; config.seed = 1.5",
+            "seed is 1.5, but must be a whole number",
+        ),
+        ("del config.seed; config.seed = True", "seed is True, but must be a whole number"),
+        ("del config.seed; config.seed = None", "seed is None, but must be a whole number"),
+        ("del config.data.train; config.data.train = 3", "data.train is 3, but must be text"),
+        (
+            "del config.head.use_bn; config.head.use_bn = 1",
+            "use_bn is 1, but must be true",
+        ),
+        (
+            "config.eval.knn_ks = ('a',)",
+            "eval.knn_ks is .'a',., but must be numbers sep",
+        ),
+        ("config = 3", "get_config returns 3, not a ConfigDict"),
+        ("config = {'optim.lr': 1}", "get_config returns an invalid ConfigDict: "),
+        ("config = {}", "missing settings checkpoint, .* and 7 more: "),
+        (
+            "from configs import mine",
+            "`configs` is the package of dino_jax, which contains default",
+        ),
+        ("import configs.mine", "`configs` is the package of dino_jax, .* rename your own package"),
+    ],
+)
+def test_rejects_configs_of_users(change: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"config={tmp_path}/mine.py: .*{message}"):
+        read_file(tmp_path, change)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "config = config.to_dict()",
+        "config = FrozenConfigDict(config)",
+        "config.lock()",
+        "config.eval.knn_ks = [10, 20]",
+        "config = config.to_dict(); config['data']['train'] = Path('shapes:256@train')",
+        "del config.optim.lr; config.optim.lr = 1",
+        "del config.optim.lr; config.optim.lr = np.float32(1)",
+        "del config.seed; config.seed = np.int64(0)",
+        "config.crops.update(blur_radius=(np.float64(0.1), np.float32(2)))",
+    ],
+)
+def test_accepts_equal_values_of_other_types(change: str, tmp_path: Path) -> None:
+    config, expected = read_file(tmp_path, change), read_config(runs.CONFIG)
+    if "optim.lr" in change:
+        expected.optim.lr = 1.0
+    assert config.to_dict() == expected.to_dict()
+    assert json.loads(config.to_json()) == json.loads(expected.to_json())
+    override(config, ["--config.optim.lr=0.5", "--config.model.patch_size=none"])
+    assert (config.optim.lr, config.model.patch_size) == (0.5, None)
+
+
+def test_keeps_references_between_keys(tmp_path: Path) -> None:
+    config = read_file(tmp_path, "config.eval.crop = config.crops.get_ref('global_size')")
+    override(config, ["--config.crops.global_size=48"])
+    assert config.eval.crop == 48
+
+
+@pytest.mark.parametrize(
+    ("definition", "argument", "message"),
+    [
+        ("get_config():", ":debug", r"get_config takes no argument, but :debug was given: remove"),
+        ("get_config(a, b):", "", r"get_config needs more than one argument: define get_config"),
+        ("config():", "", r"it does not define a function get_config\(arg\): add one"),
+    ],
+)
+def test_rejects_signatures(definition: str, argument: str, message: str, tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(f"def {definition}\n    return 1\n")
+    with pytest.raises(UsageError, match=message):
+        read_config(f"{tmp_path}/mine.py{argument}")
+
+
+@pytest.mark.parametrize("definition", ["get_config():", "get_config(arg):", "get_config(*x):"])
+def test_accepts_signatures(definition: str, tmp_path: Path) -> None:
+    text = f"from configs import quickstart\ndef {definition}\n    return quickstart.get_config()"
+    (tmp_path / "mine.py").write_text(text)
+    assert read_config(f"{tmp_path}/mine.py").to_json() == read_config("quickstart").to_json()
+
+
+def test_paths_may_contain_colons(tmp_path: Path) -> None:
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    read_file(folder, "config.seed = 5")
+    for argument in ("", ":debug"):
+        assert read_config(f"{folder}/mine.py{argument}").seed == 5
+
+
+def test_configs_is_our_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another package named `configs` first on the path, or already imported, is not used."""
+    other = tmp_path / "configs"
+    other.mkdir()
+    for name in ("__init__", "default", "quickstart"):
+        (other / f"{name}.py").write_text("def get_config(arg=''): return {}")
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "configs"]:
+        monkeypatch.delitem(sys.modules, name)
+    import configs.default
+
+    theirs = dict(sys.modules)
+    assert configs.__path__ == [str(other)]
+    assert read_file(tmp_path, "import configs.default; config.seed = 5").seed == 5
+    assert {name: sys.modules[name] for name in theirs} == theirs
+    assert sys.modules["configs"] is configs

@@ -13,6 +13,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from dino_jax import sharding
+from dino_jax.config.file import default_config
 from dino_jax.errors import UsageError
 from dino_jax.run.log import RunLog
 from dino_jax.run.resume import advice, check_same_run
@@ -51,15 +52,19 @@ def test_killed_at_any_moment_and_resumed(tmp_path: Path) -> None:
         process.kill()
         assert process.wait() == -signal.SIGKILL
 
-    # The same command resumes the run, and saves when interrupted.
+    # The same command resumes the run, and saves when interrupted. JAX's settings are reset.
     before = runs.steps(workdir)[-1]
-    with runs.started(workdir, *command) as process:
+    settings = {"JAX_ENABLE_X64": "1", "JAX_NUMPY_DTYPE_PROMOTION": "strict"}
+    settings |= {"JAX_DISABLE_JIT": "1", "JAX_DEFAULT_PRNG_IMPL": "rbg"}
+    with runs.started(workdir, *command, **settings) as process:
         runs.wait_until(lambda: runs.steps(workdir)[-1] > before, process)
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     stopped = runs.steps(workdir)[-1]
     assert before < stopped < runs.TOTAL_STEPS
+    assert "JAX_ENABLE_X64=True is ignored: dino_jax needs False" in output
+    assert "devices: 1 x cpu" in output
     assert f"SIGINT: saved after step {stopped} of {runs.TOTAL_STEPS}" in output
     assert "run the same command to resume" in output
 
@@ -215,6 +220,47 @@ def test_rejects_settings_that_affect_results(changes: dict[str, Any]) -> None:
         check_same_run(
             stored(config_with()), config_with(**changes), num_images=256, workdir=WORKDIR
         )
+
+
+@pytest.mark.parametrize("now", ["elsewhere/a.pth", "./a.pth", None])
+def test_init_from_is_not_compared(now: str | None) -> None:
+    """A run that resumes does not read it, so its file may have moved or been deleted."""
+    before, after = stored(config_with(init_from="a.pth")), config_with(init_from=now)
+    check_same_run(before, after, num_images=256, workdir=WORKDIR)
+    assert advice(before, after) == [
+        f"init_from changed from a.pth to {now}: it is not read, because the run resumes from its "
+        "own checkpoint"
+    ]
+
+
+def test_init_from_cannot_be_added() -> None:
+    now = config_with(init_from="a.pth")
+    with pytest.raises(UsageError, match=r"init_from: None before, 'a.pth' now"):
+        check_same_run(stored(config_with()), now, num_images=256, workdir=WORKDIR)
+
+
+def test_more_epochs_need_a_new_run() -> None:
+    now = config_with(train__epochs=3)
+    with pytest.raises(UsageError) as error:
+        check_same_run(stored(config_with()), now, num_images=256, workdir=WORKDIR)
+    assert str(error.value).endswith(
+        "(train.epochs: 2 before, 3 now): use the same settings to resume it, or another workdir "
+        "for a new run; to train longer, add --config.init_from=runs/here there"
+    )
+
+
+@pytest.mark.parametrize("key", ["optim.clip_grad", "data.canvas_size", "model.remat"])
+def test_runs_of_older_versions_lack_keys(key: str) -> None:
+    section, name = key.split(".")
+    default = default_config()[section][name]
+    now = config_with(**{f"{section}__{name}": default})
+    before = stored(now)
+    del before["config"][section][name]
+    check_same_run(before, now, num_images=256, workdir=WORKDIR)
+    if key != "model.remat":
+        now[section][name] = type(default)(7)
+        with pytest.raises(UsageError, match=rf"{key}: {default} before, 7"):
+            check_same_run(before, now, num_images=256, workdir=WORKDIR)
 
 
 def test_advice_on_another_source() -> None:

@@ -15,6 +15,7 @@ from dino_jax.data.sources.files import file_stamp
 from dino_jax.data.sources.names import Names
 from dino_jax.data.sources.source import Source
 from dino_jax.errors import UsageError, listed
+from dino_jax.paths import local_path
 from dino_jax.text import printable, same_class
 
 # Folders that operating systems and NAS devices create; hidden ones start with a dot.
@@ -78,7 +79,7 @@ class FolderSource:
 
 def open_folder(location: str, split: str | None) -> FolderSource:
     """Opens `folder:location[@split]`, where the split is a sub-folder; see `open_source`."""
-    root = Path(os.path.expanduser(location))
+    root = local_path(location, "source")
     spec = f"folder:{location}" + (f"@{split}" if split else "")
     if not root.is_dir():
         raise UsageError(f"source {spec!r}: {root} is not a folder; check the path")

@@ -6,7 +6,6 @@ per axis, then the bytes.
 
 import gzip
 import math
-import os
 import zlib
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from PIL import Image
 
 from dino_jax.data.decode import to_png
 from dino_jax.errors import UsageError
+from dino_jax.paths import local_path
 
 _PREFIX = {"train": "train", "test": "t10k"}  # split: prefix of its file names
 
@@ -53,7 +53,7 @@ def open_idx(location: str, split: str | None) -> IdxSource:
     spec = f"idx:{location}" + (f"@{split}" if split else "")
     if split not in _PREFIX:
         raise UsageError(f"source {spec!r}: an idx source needs the split @train or @test")
-    root = Path(os.path.expanduser(location))
+    root = local_path(location, "source")
     if not root.is_dir():
         raise UsageError(f"source {spec!r}: {root} is not a folder; check the path")
     images = _read_idx(root, f"{_PREFIX[split]}-images-idx3-ubyte", dims=3)

@@ -3,7 +3,6 @@
 import os
 import re
 from collections.abc import Callable
-from pathlib import Path
 
 from dino_jax.data.sources.folder import open_folder
 from dino_jax.data.sources.idx import open_idx
@@ -13,6 +12,7 @@ from dino_jax.data.sources.source import EncodedSource
 from dino_jax.data.sources.subset import Subset
 from dino_jax.data.sources.tfds import open_tfds
 from dino_jax.errors import UsageError
+from dino_jax.paths import local_path
 
 _SLICE = re.compile(r"(?P<spec>.+)\[(\d*):(\d*)\]")
 _KINDS: dict[str, Callable[[str, str | None], EncodedSource]] = {
@@ -65,16 +65,22 @@ def _open(spec: str) -> EncodedSource:
             )
         return Subset(source, records, f"{records.start}:{records.stop}")
     kind, colon, location = spec.partition(":")
-    if not colon or not re.fullmatch(r"\w+", kind) or Path(spec).exists():
+    if not colon or not re.fullmatch(r"\w+", kind) or _exists(spec):
         kind, location = "folder", spec
     if kind not in _KINDS:
+        if location.startswith("//"):
+            local_path(spec, "source")  # raises, as it is an address
         raise UsageError(
             f"source {spec!r}: unknown kind {kind!r}; choose one of {', '.join(_KINDS)} "
             "(write a path that contains a colon as folder:PATH)"
         )
     split = None
-    if "@" in location and not Path(location).exists():
+    if "@" in location and not _exists(location):
         location, _, split = location.rpartition("@")
     if not location:
         raise UsageError(f"source {spec!r} has no location; write KIND:LOCATION[@SPLIT]")
     return _KINDS[kind](location, split)
+
+
+def _exists(path: str) -> bool:
+    return os.path.exists(os.path.expanduser(path))

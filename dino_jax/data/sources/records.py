@@ -20,6 +20,7 @@ from dino_jax.data.decode import open_image
 from dino_jax.data.sources.files import file_stamp
 from dino_jax.data.sources.names import Names
 from dino_jax.errors import UsageError, about
+from dino_jax.paths import local_path
 
 LISTING = "records.json"
 INDEX = "index.npz"
@@ -75,7 +76,7 @@ class RecordsSource:
 
 def open_records(location: str, split: str | None) -> RecordsSource:
     """Opens `records:location[@split]`, where the split is a sub-folder; see `open_source`."""
-    root = Path(os.path.expanduser(location)) / (split or "")
+    root = local_path(location, "source") / (split or "")
     spec = f"records:{location}" + (f"@{split}" if split else "")
     with about(f"source {spec!r}"):
         return RecordsSource(root, spec)

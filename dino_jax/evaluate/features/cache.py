@@ -22,6 +22,7 @@ from dino_jax.data.sources import Source
 from dino_jax.errors import UsageError, listed
 from dino_jax.evaluate.features.square_pass import Features
 from dino_jax.output import check_folder
+from dino_jax.paths import local_path
 from dino_jax.weights.linear import BROKEN_ARRAY
 
 About = dict[str, Any]
@@ -38,6 +39,11 @@ class FeatureCache:
     # Folder to read features from: nothing is computed, and features of other weights, images or
     # settings are rejected.
     load_features: Path | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("save_features", "load_features"):
+            if (folder := getattr(self, name)) is not None:
+                object.__setattr__(self, name, local_path(folder, name))
 
     def features(
         self,

@@ -19,7 +19,10 @@ from dino_jax.errors import UsageError
         ("folder:/no/such/place", "/no/such/place is not a folder"),
         ("/no/such/place", "/no/such/place is not a folder"),
         ("folder:/no/such/place@train", "/no/such/place is not a folder"),
-        ("folder:~nobody_of_that_name/x", "~nobody_of_that_name/x is not a folder; check"),
+        (
+            "folder:~nobody_of_that_name/x",
+            "the home folder of ~nobody_of_that_name is unknown; give",
+        ),
         ("idx:/no/such/place@train", "/no/such/place is not a folder"),
         ("records:/no/such/place", "/no/such/place/records.json does not exist: give a folder"),
         ("records:/no/such/place@val", "/no/such/place/val/records.json does not"),

@@ -1,11 +1,11 @@
 """Reads `.pth` files without torch, as plain data, without running any code from them."""
 
 import mmap
-import os
 from pathlib import Path
 from typing import Any
 
 from dino_jax.errors import TorchFileError
+from dino_jax.paths import local_path
 from dino_jax.weights.formats.pth.legacy import LEGACY_MAGIC, read_legacy
 from dino_jax.weights.formats.pth.zip import ZIP_MAGIC, read_zip
 
@@ -33,7 +33,7 @@ def read_torch_file(path: str | Path) -> Any:
       state_dict["cls_token"].shape  # (1, 1, 384)
     """
     try:
-        return _read(_mapped(Path(os.path.expanduser(path))))
+        return _read(_mapped(local_path(path, "weights")))
     except TorchFileError as error:
         raise TorchFileError(f"{path}: {error}") from error
 
