@@ -186,7 +186,7 @@ def test_mirror_folder_is_used_in_place(
         ("https://example.com:port/", "must be an https address"),
         ("https://me:hunter2@example.com/", r"(?s)^(?!.*hunter2).*password for example\.com"),
         ("/no/such/folder", "'/no/such/folder' is not a folder: set it"),
-        ("~nobodyx/h", "'~nobodyx/h' is not a folder: set it"),
+        ("~nobodyx/h", "=~nobodyx/h: the home folder of ~nobodyx is unknown"),
     ],
 )
 def test_rejects_unsafe_mirrors(monkeypatch: pytest.MonkeyPatch, value: str, message: str) -> None:

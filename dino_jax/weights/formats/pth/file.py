@@ -25,6 +25,7 @@ def read_torch_file(path: str | Path) -> Any:
       and for each tensor or parameter a NumPy array of its shape and dtype (ml_dtypes.bfloat16 for
       bfloat16).
     Raises:
+      UsageError: the path is an address, or names an unknown user.
       TorchFileError: the file is missing, damaged or not written by `torch.save`, or contains more
         than plain data and dense tensors.
 
@@ -32,8 +33,9 @@ def read_torch_file(path: str | Path) -> Any:
       state_dict = read_torch_file("dino_deitsmall16_pretrain.pth")
       state_dict["cls_token"].shape  # (1, 1, 384)
     """
+    located = local_path(path, "weights")
     try:
-        return _read(_mapped(local_path(path, "weights")))
+        return _read(_mapped(located))
     except TorchFileError as error:
         raise TorchFileError(f"{path}: {error}") from error
 

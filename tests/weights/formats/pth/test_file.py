@@ -269,8 +269,6 @@ def test_rejects_paths(tmp_path: Path) -> None:
         (str(tmp_path), "a folder or a device"),
         (tmp_path / "pipe", "a folder or a device"),
         ("x" * 5000, "it cannot be read: .*too long"),
-        ("~no_such_user/x.pth", "no such file; check the path"),
-        ("x\0y", "no such file"),
     ):
         with pytest.raises(TorchFileError, match=message):
             read_torch_file(path)
