@@ -16,7 +16,7 @@ from dino_jax.run.interrupt import StopRequest
 def test_first_signal_requests_a_stop(name: str, capfd: pytest.CaptureFixture[str]) -> None:
     with StopRequest() as stop:
         assert not stop.should_stop(1, every=(2,))
-        os.kill(os.getpid(), signal.Signals[name])
+        signal.raise_signal(signal.Signals[name])
         assert stop.should_stop(1, every=(2,))
     assert stop.signal_name == name
     repeat = "; repeat to stop immediately" if name in ("SIGINT", "SIGTERM") else ""
@@ -26,7 +26,7 @@ def test_first_signal_requests_a_stop(name: str, capfd: pytest.CaptureFixture[st
 def test_terminals_and_schedulers_may_send_several_signals() -> None:
     with StopRequest() as stop:
         for number in (signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
     assert stop.signal_name == "SIGHUP"
 
 
@@ -35,7 +35,7 @@ def test_ignored_signals_stay_ignored(number: signal.Signals) -> None:
     before = signal.signal(number, signal.SIG_IGN)
     try:
         with StopRequest() as stop:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         assert stop.signal_name is None
         assert signal.getsignal(number) is signal.SIG_IGN
     finally:
@@ -63,7 +63,7 @@ def test_a_terminal_that_is_gone(monkeypatch: pytest.MonkeyPatch) -> None:
 
     with StopRequest() as stop, monkeypatch.context() as patch:
         patch.setattr(os, "write", write)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
     assert stop.signal_name == "SIGTERM"
 
 
@@ -84,10 +84,10 @@ def test_several_hosts_communicate_only_at_some_steps(monkeypatch: pytest.Monkey
 
 def test_second_ctrl_c_raises() -> None:
     with StopRequest() as stop:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         assert stop.signal_name == "SIGINT"
         with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
+            signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.parametrize("signals", [[], [signal.SIGTERM]])
@@ -96,5 +96,5 @@ def test_restores_handlers(signals: list[signal.Signals]) -> None:
     with StopRequest():
         assert [signal.getsignal(number) for number in StopRequest.SIGNALS] != before
         for number in signals:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
     assert [signal.getsignal(number) for number in StopRequest.SIGNALS] == before
