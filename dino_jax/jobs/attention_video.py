@@ -149,12 +149,13 @@ def _maps(backbone: PlacedBackbone, frames: Iterator[np.ndarray]) -> list[np.nda
 
 
 def _check_apart(video: Path, output: Path, keep_frames: Path | None) -> None:
-    """Raises UsageError if the output would overwrite the input."""
+    """Raises UsageError if the output would overwrite the input, or become a frame of it."""
     if output.exists() and output.samefile(video):
         raise UsageError(f"output={output} is the input video: choose another name")
     folder = video.resolve()
-    if keep_frames and folder in (keep_frames.resolve(), *keep_frames.resolve().parents):
-        raise UsageError(
-            f"keep_frames={keep_frames} is inside the folder of input frames, {video}: choose "
-            "another folder"
-        )
+    for argument, path in (("output", output), ("keep_frames", keep_frames)):
+        if path and folder in (path.resolve(), *path.resolve().parents):
+            raise UsageError(
+                f"{argument}={path} is inside the folder of input frames, {video}: choose another "
+                "folder"
+            )

@@ -154,6 +154,7 @@ def test_job_never_writes_over_its_input(tmp_path: Path) -> None:
         (folder / "in.gif", tmp_path / "link.gif", None, "link.gif is the input video"),
         (folder, tmp_path / "a.gif", folder, r"keep_frames=.*frames is inside the folder of input"),
         (folder, tmp_path / "a.gif", folder / "kept", r"keep_frames=.*kept is inside the folder"),
+        (folder, folder / "a.gif", None, r"output=.*a\.gif is inside the folder of input frames"),
         (folder, tmp_path / "a.gif", tmp_path / "file", r"keep_frames: folder .*file cannot"),
     ):
         with pytest.raises(UsageError, match=message):
