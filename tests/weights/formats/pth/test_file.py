@@ -1,10 +1,15 @@
 """Whole files: fixtures written by torch, files that torch writes in the test, other files."""
 
 import argparse
+import bz2
 import collections
+import gzip
+import io
+import lzma
 import os
 import pickle
 import tracemalloc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +20,15 @@ import pytest
 from dino_jax.errors import TorchFileError
 from dino_jax.weights.formats.pth.file import read_torch_file
 from tests.conftest import parity_cases
-from tests.support.torch_files import expect_error, legacy_file, read, storage, tensor, zip_file
+from tests.support.torch_files import (
+    archive,
+    expect_error,
+    legacy_file,
+    read,
+    storage,
+    tensor,
+    zip_file,
+)
 
 FIXTURES = parity_cases("pth/*.pth")
 BAD_NAMES = ("evil", "truncated")
@@ -241,6 +254,12 @@ def test_rejects_a_flipped_bit(goldens: Path) -> None:
     expect_error(bytes(content), r"checksum of 'views/data/0' differs")
 
 
+def npz(save: Callable[..., None]) -> bytes:
+    stream = io.BytesIO()
+    save(stream, a=np.arange(100), b=np.zeros(100))
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -254,7 +273,18 @@ def test_rejects_a_flipped_bit(goldens: Path) -> None:
         (b"\x80\x02\x8a\x0al", "truncated after a few bytes"),
         (pickle.dumps({"w": 1}, protocol=2), "a pickle that torch.save did not write"),
         (pickle.dumps({"w": 1}), "a pickle that torch.save did not write"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(100), "not written by torch.save: it starts with"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file, not written by torch.save"),
+        (gzip.compress(bytes(100)), "a gzip archive, .*; unpack it first"),
+        (bz2.compress(bytes(100)), "a bzip2 archive, .*; unpack it first"),
+        (lzma.compress(bytes(100)), "an xz archive, .*; unpack it first"),
+        (b"\x93NUMPY\x01\x00" + bytes(100), "a NumPy array, .*; give the .pth file"),
+        (b"\x08\x07\x12\x07pytorch\x1a\x052.1.0" + bytes(100), "an ONNX file"),
+        (b'{"model_type": "dinov2"}', "a JSON file"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "an image"),
+        (npz(np.savez), r"a NumPy \.npz file; give the"),
+        (npz(np.savez_compressed), r"a NumPy \.npz file; give the"),
+        (archive({"weights.pth": b"x"}), r"a zip archive .*; unpack it if it contains the \.pth"),
+        (b"weights" + bytes(100), "not written by torch.save: it starts with"),
         (bytes(100), "not written by torch.save"),
     ],
 )
