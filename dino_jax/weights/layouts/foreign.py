@@ -38,6 +38,8 @@ PROJECTS = (
     Project("DINOv3", (r"(^|\.)(storage_tokens|rope_embed\.periods)$",)),
     Project("DINOv3", (r"\.attn\.qkv\.bias_mask$",)),
     Project("DINOv2", (r"(^|\.)(register_tokens|reg_token)$",)),
+    Project("DINOv2", (r"(^|\.)(dino_head|ibot_head)\.",)),
+    Project("a distilled DeiT", (r"(^|\.)dist_token$",)),
     Project("DINOv2", (r"blocks\.(\d+\.)+ls[12]\.gamma$", r"(^|\.)mask_token$")),
     Project("DINOv2 or another ViT with LayerScale", (r"blocks\.(\d+\.)+ls[12]\.gamma$",)),
     Project(

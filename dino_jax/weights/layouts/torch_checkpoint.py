@@ -37,10 +37,10 @@ _CONTAINERS = {
     "model_ema": "teacher",
     "ema": "teacher",
 }
-# A classifier on the features, or a loss, which are not part of the networks.
+# A classifier on the features, a loss, or a count of averages: not part of the networks.
 _UNUSED = re.compile(
     r"(?:head|head_dist|heads\.head|linear_head|fc|fc_norm|(?:\w+_)?classifier(?:\.\d+)?)\."
-    r"(?:weight|bias)|(?:criterion|dino_loss|loss|loss_fn)\..+"
+    r"(?:weight|bias)|(?:criterion|dino_loss|loss|loss_fn)\..+|n_averaged"
 )
 _PARTS = ("student", "teacher", "dino_loss", "epoch", "optimizer", "args")  # of a full checkpoint
 
@@ -274,7 +274,7 @@ def _network(tensors: Tensors) -> tuple[TorchNetwork, list[str]]:
         part[plain] = tensor
     if dropped:
         logging.warning(
-            "left out the tensors of a classifier or loss (%s)", listed(dropped, limit=10)
+            "left out tensors that are no part of the network (%s)", listed(dropped, limit=10)
         )
     for part in (network.backbone, network.head):
         for name in [name for name in part if name.endswith(".running_var")]:

@@ -29,6 +29,8 @@ HUGGING_FACE = "embeddings.cls_token embeddings.patch_embeddings.projection.weig
         (VIT + "decoder_blocks.0.norm1.weight", "MAE with its decoder"),
         ("base_encoder.cls_token momentum_encoder.cls_token predictor.0.weight", "MoCo-v3"),
         ("encoder_q.conv1.weight encoder_k.conv1.weight", "MoCo"),
+        (VIT + "dino_head.mlp.0.weight ibot_head.mlp.0.weight", "DINOv2"),
+        (VIT + "dist_token", "a distilled DeiT"),
         (VIT + "masked_embed", "iBOT"),
         (VIT + "head.mlp.0.weight head.last_layer2.weight_v", "iBOT"),
         (VIT + "blocks.0.gamma_1 blocks.0.attn.q_bias", "BEiT"),

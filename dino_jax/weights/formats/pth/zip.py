@@ -29,6 +29,10 @@ _ENTRY = struct.Struct("<4s6H3I5H2I")  # of the central directory
 _LOCAL = struct.Struct("<4s5H3I2H")  # before a member's bytes
 _UNKNOWN = 0xFFFFFFFF  # the number is in the zip64 field instead
 _ENCRYPTED = 0x1
+_TORCHSCRIPT = (
+    "a TorchScript archive, which contains a program; load it with torch.jit.load and save its "
+    "state_dict() with torch.save"
+)
 _NUMPY = "a NumPy .npz file; give the .pth file, or save its arrays as tensors with torch.save"
 
 
@@ -62,10 +66,7 @@ def read_zip(file: memoryview) -> Any:
         )
     root = roots[0]
     if any(name.startswith((f"{root}/code/", f"{root}/constants.pkl")) for name in members):
-        raise TorchFileError(
-            "a TorchScript archive, which contains a program; load it with torch.jit.load and "
-            "save its state_dict() with torch.save"
-        )
+        raise TorchFileError(_TORCHSCRIPT)
     byteorder = members.get(f"{root}/byteorder")  # absent before torch 2.1
     if byteorder and bytes(member_bytes(file, byteorder)) != b"little":
         raise TorchFileError("its tensors are big-endian; save it on a little-endian machine")
@@ -156,6 +157,8 @@ def _read_entry(file: memoryview, at: int, start: int) -> tuple[Member, int]:
     )
     if method != 0 and name.endswith(b".npy"):
         raise TorchFileError(_NUMPY)
+    if method != 0 and b"/code/" in name:
+        raise TorchFileError(_TORCHSCRIPT)
     if method != 0 or packed != size or flags & _ENCRYPTED:
         raise TorchFileError(
             "a compressed or encrypted zip archive, which torch.save does not write; unpack it if "

@@ -9,6 +9,7 @@ import lzma
 import os
 import pickle
 import tracemalloc
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -193,6 +194,8 @@ def test_rejects_unsupported_values(tmp_path: Path) -> None:
         (torch.ones(2, dtype=torch.complex64), "complex numbers"),
         (torch.ones(2, 2).to_sparse(), "sparse tensors"),
         (torch.ones(2, device="meta"), "without values"),
+        (torch.ones(2).to(torch.float8_e4m3fn), "8-bit floating-point numbers"),
+        (torch.nn.Linear(1, 1), r"torch\.save\(model\.state_dict\(\), FILE\)"),
         (torch.zeros(1).expand(5), "expanded"),
         (negated, "complex numbers|negation"),
         (torch.nn.Linear(2, 2), "asks for 'torch.nn.modules.linear.Linear'.*nothing in it was run"),
@@ -254,6 +257,13 @@ def test_rejects_a_flipped_bit(goldens: Path) -> None:
     expect_error(bytes(content), r"checksum of 'views/data/0' differs")
 
 
+def compressed(name: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(name, bytes(1000))
+    return stream.getvalue()
+
+
 def npz(save: Callable[..., None]) -> bytes:
     stream = io.BytesIO()
     save(stream, a=np.arange(100), b=np.zeros(100))
@@ -281,6 +291,7 @@ def npz(save: Callable[..., None]) -> bytes:
         (b"\x08\x07\x12\x07pytorch\x1a\x052.1.0" + bytes(100), "an ONNX file"),
         (b'{"model_type": "dinov2"}', "a JSON file"),
         (b"\x89PNG\r\n\x1a\n" + bytes(100), "an image"),
+        (compressed("m/code/x.py"), "a TorchScript archive"),
         (npz(np.savez), r"a NumPy \.npz file; give the"),
         (npz(np.savez_compressed), r"a NumPy \.npz file; give the"),
         (archive({"weights.pth": b"x"}), r"a zip archive .*; unpack it if it contains the \.pth"),
