@@ -31,10 +31,10 @@ def check_counts(**counts: int) -> None:
 
 
 def check_images(images: jax.Array, in_channels: int, least: int, reason: str) -> None:
-    """Raises UsageError for images of the wrong shape.
+    """Raises UsageError for images of the wrong shape or of integers.
 
     Args:
-      images: must be [B, H, W, C] with B of at least 1.
+      images: must be floating point, [B, H, W, C] with B of at least 1.
       in_channels: required C.
       least: smallest H and W, in pixels.
       reason: what `least` pixels are, for the message.
@@ -44,6 +44,12 @@ def check_images(images: jax.Array, in_channels: int, least: int, reason: str) -
         raise UsageError(
             f"images of shape {shape} do not fit this model: it takes [B, H, W, {in_channels}] "
             f"with B of at least 1, and H and W of at least {least} ({reason})"
+        )
+    if not jnp.issubdtype(images.dtype, jnp.floating):
+        raise UsageError(
+            f"images of dtype {images.dtype} do not fit this model: it takes normalized images in "
+            "floating point; prepare them with `info.preprocess`, where info comes from "
+            "`dino_jax.load`"
         )
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from dino_jax.checkpoints import checkpoint
 from dino_jax.config.build import model_spec
 from dino_jax.config.spec import ModelSpec
-from dino_jax.errors import UsageError, about
+from dino_jax.errors import UsageError, about, listed
 from dino_jax.models.network import abstract
 from dino_jax.training import optim
 from dino_jax.training.state import TrainState, initializer
@@ -69,7 +69,7 @@ def read_initial(config: ConfigDict, spec: ModelSpec, shapes: TrainState) -> Ini
             problems.append(f"num_heads is {found.num_heads}, not {heads}")
         if problems:
             raise UsageError(
-                f"its backbone differs from the config's ({'; '.join(problems[:5])}): set "
+                f"its backbone differs from the config's ({listed(problems, 10, '; ')}): set "
                 "model.name, model.patch_size and model.overrides to the values that `python -m "
                 "dino_jax inspect` prints"
             )

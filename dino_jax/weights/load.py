@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from ml_collections import ConfigDict
 from dino_jax.checkpoints.damage import DamagedCheckpoint
 from dino_jax.config.build import model_spec
 from dino_jax.config.spec import ModelSpec
-from dino_jax.errors import UsageError, about
+from dino_jax.errors import UsageError, about, listed
 from dino_jax.models.network import abstract, split
 from dino_jax.weights.info import WeightsInfo
 from dino_jax.weights.layouts.architecture import infer
@@ -131,11 +132,12 @@ def _read_file(
             "classifiers"
         )
     with about(name):
-        spec, arrays = from_torch(found.network(which), num_heads=num_heads)
+        network = found.network(which)
+        if not head:
+            network = TorchNetwork(network.backbone, {})
+        spec, arrays = from_torch(network, num_heads=num_heads)
         if head and spec.head is None:
             raise UsageError("it contains a backbone without a head: give a full checkpoint")
-    if not head:
-        spec, arrays = without_head(spec, arrays)
     return spec, jax.tree.map(jnp.array, arrays)  # copies, so that the file's memory is freed
 
 
@@ -156,7 +158,7 @@ def arrays_of(network: TorchNetwork, spec: ModelSpec) -> dict[str, PyTree]:
     Returns: {params, batch_stats}, each with backbone and head, as float32 NumPy arrays, mostly
       views of the tensors.
     Raises:
-      UsageError: tensors are unexpected, missing or have other shapes. The message lists them all.
+      UsageError: tensors are unexpected, missing or have other shapes.
     """
     parts = {"backbone": (network.backbone, spec.family)}
     if spec.head is not None:
@@ -170,7 +172,15 @@ def arrays_of(network: TorchNetwork, spec: ModelSpec) -> dict[str, PyTree]:
     }
     found = {part: tensors for part, (tensors, _) in parts.items()}
     if problems := shape_problems(found, expected):
-        raise UsageError(f"not the tensors of a {spec.arch}: {'; '.join(problems)}")
+        raise UsageError(f"not the tensors of a {spec.arch}: {listed(problems, 10, '; ')}")
+    unusable = [
+        f"{part}.{name}"
+        for part, tensors in found.items()
+        for name, x in tensors.items()
+        if not np.isfinite(x).all()
+    ]
+    if unusable:
+        logging.warning("NaN or infinity in the weights (%s)", listed(unusable, limit=10))
     params, batch_stats = {}, {}
     for part, (tensors, family) in parts.items():
         params[part], stats, _ = to_ours(tensors, family)

@@ -6,6 +6,7 @@ from pathlib import Path
 from dino_jax.errors import UsageError
 from dino_jax.paths import local_path
 from dino_jax.weights import hub
+from dino_jax.weights.folders import explain
 
 
 def find_file(weights: str | Path, kind: hub.Kind) -> Path | None:
@@ -34,7 +35,7 @@ def folder_and_step(weights: str) -> tuple[Path, int | None]:
     """Splits WORKDIR@STEP. An existing folder with an @ in its name is not split.
 
     Raises:
-      UsageError: the folder does not exist, or the step is not a number.
+      UsageError: the folder does not exist or is no run, or the step is not a number.
     """
     folder, at, step = weights.rpartition("@")
     if not at or local_path(weights, "weights").exists():
@@ -43,8 +44,12 @@ def folder_and_step(weights: str) -> tuple[Path, int | None]:
         raise UsageError(f"{weights!r}: the step after @ must be a whole number")
     path = local_path(folder, "weights")
     if not os.path.isdir(path):
+        if os.path.exists(path):
+            raise UsageError(f"{folder!r} is a pipe or a device: give a file or a folder")
         raise UsageError(
             f"{folder!r} is neither a hub name ({', '.join(hub.RELEASED)}) nor an existing file or "
             "folder: give a hub name, a .pth file, a run's workdir or WORKDIR@STEP"
         )
+    if explanation := explain(path):
+        raise UsageError(f"{folder!r} contains no checkpoints; it is {explanation}")
     return path, int(step) if step else None

@@ -42,20 +42,14 @@ def without(tensors: dict[str, Any], *names: str) -> dict[str, Any]:
             ],
         ),
         (
-            lambda t: (
-                t | {f"blocks.{i}.ls{j}.gamma": t["norm.bias"] for i in (0, 1) for j in (1, 2)}
-            ),
-            [rf"backbone.blocks.{i}.ls{j}.gamma is unexpected" for i in (0, 1) for j in (1, 2)],
-        ),
-        (
             lambda t: {n.replace("blocks.1", "blocks.7"): x for n, x in t.items()},
             [
-                "backbone.blocks.7.norm1.weight is unexpected",
-                "backbone.blocks.1.norm1.weight is mi",
+                "backbone.blocks.1.norm1.weight is missing",
+                "blocks.1.mlp.fc1.bias is missing and 14 more$",
             ],
         ),
     ],
-    ids=["missing", "several", "DINOv2", "block"],
+    ids=["missing", "several", "block"],
 )
 def test_reports_all_problems_together(
     change: Callable[[dict[str, Any]], dict[str, Any]], messages: list[str], tmp_path: Path
@@ -69,13 +63,26 @@ def test_reports_all_problems_together(
             dino_jax.load(path)
 
 
-def test_rejects_the_classifier_of_a_supervised_vit(tmp_path: Path) -> None:
+def test_classifier_and_foreign_heads_of_a_vit_are_left_out(tmp_path: Path) -> None:
     tensors = read_torch_checkpoint(FULL).network("teacher").backbone
-    classifier = {"head.weight": np.ones((9, 48), np.float32), "head.bias": np.ones(9, np.float32)}
-    path = save(tmp_path / "file.pth", {"model": tensors | classifier})
-    for rejected in (lambda: dino_jax.load(path), lambda: convert(str(path), tmp_path / "out")):
-        with pytest.raises(UsageError, match=r"file\.pth: .*last_layer\.weight is missing"):
-            rejected()
+    _, info = dino_jax.load(save(tmp_path / "plain.pth", tensors))
+    for name in ("head.weight", "head.layers.0.weight"):
+        others = {name: np.ones((9, 48), np.float32)}
+        path = save(tmp_path / "file.pth", {"model": tensors | others})
+        assert dino_jax.load(path)[1].sha256 == info.sha256
+        with pytest.raises(UsageError, match=r"file\.pth: .*(without a head|last_layer.*missing)"):
+            dino_jax.load_with_head(path)
+
+
+def test_notes_weights_that_are_not_finite(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    tensors = read_torch_checkpoint(FULL).network("teacher").backbone
+    broken = np.full(48, np.nan, np.float32), np.full(48, np.inf, np.float32)
+    broken = dict(zip(("norm.weight", "norm.bias"), broken, strict=True))
+    dino_jax.load(save(tmp_path / "file.pth", tensors | broken))
+    names = "backbone.norm.weight, backbone.norm.bias"
+    assert f"NaN or infinity in the weights ({names})" in caplog.text
 
 
 def test_rejects_a_file_without_the_requested_part() -> None:

@@ -8,12 +8,19 @@ import math
 import re
 from typing import Any
 
+import numpy as np
+
 from dino_jax.config.spec import HeadSpec, ModelSpec
 from dino_jax.errors import UsageError, listed
 from dino_jax.models import MODELS, default_settings
+from dino_jax.weights.layouts.foreign import project_of
 from dino_jax.weights.layouts.torch_checkpoint import Tensors, TorchNetwork
 
 HEAD_DIM = 64  # channels per attention head in most ViTs
+
+# Heads by width of ViTs with a fixed position table, where they differ from the registered ones:
+# MoCo-v3's ViT-S. MAE uses the same table with 768, 1024 and 1280 channels.
+_HEADS_WITH_SINES = {384: 12}
 
 _SIGNS = {  # a tensor that identifies the family; the first match wins
     "cls_attn_blocks.0.norm1.weight": "xcit",
@@ -33,8 +40,8 @@ def family_of(backbone: Tensors) -> str:
         if name in backbone:
             return family
     raise UsageError(
-        f"the tensors ({listed(backbone)}) are not from a ViT, XCiT or ResNet, which have one of "
-        f"{', '.join(_SIGNS)}: give a backbone of these families"
+        f"the tensors ({listed(backbone, limit=10)}) are not from a ViT, XCiT or ResNet, which "
+        f"have one of {', '.join(_SIGNS)}: give a backbone of these families"
     )
 
 
@@ -44,13 +51,18 @@ def infer(network: TorchNetwork, *, num_heads: int | None = None) -> ModelSpec:
     Args:
       network: its tensors.
       num_heads: attention heads of a ViT, which its tensors do not determine. By default, the
-        heads of the registered ViT of the same width, else width / 64. If the width is not
-        divisible by 64, 3 heads are assumed and a warning is logged.
+        heads of the registered ViT of the same width, or of MoCo-v3's. For other widths, width / 64
+        heads are assumed (3 if this is not a whole number) and a warning is logged.
     Returns: the spec. For colour images, mean and std are ImageNet's, as in every published model;
       otherwise they are 0 and 1.
     Raises:
       UsageError: no registered architecture matches the tensors.
     """
+    names = [*network.backbone, *(f"head.{name}" for name in network.head)]
+    if project := project_of(names):
+        raise UsageError(
+            f"these are the tensors of {project.name}, which is not supported: {project.way_out}"
+        )
     rule = {"vit": _vit, "xcit": _xcit, "resnet": _resnet}[family_of(network.backbone)]
     name, patch_size, overrides, channels = rule(network.backbone, num_heads)
     plain = {} if channels == 3 else {"mean": (0.0,) * channels, "std": (1.0,) * channels}
@@ -65,7 +77,7 @@ def _shapes(tensors: Tensors, axes: dict[str, int]) -> list[tuple[int, ...]]:
       tensors: all tensors.
       axes: the required names, each with its number of axes.
     Raises:
-      UsageError: tensors are missing or have another number of axes. The message lists them all.
+      UsageError: tensors are missing or have another number of axes. The message lists ten of them.
     """
     problems = [f"{name} is missing" for name in axes if name not in tensors] + [
         f"{name} is {list(tensors[name].shape)}, expected {number} axes of at least 1"
@@ -73,7 +85,7 @@ def _shapes(tensors: Tensors, axes: dict[str, int]) -> list[tuple[int, ...]]:
         if name in tensors and (tensors[name].ndim != number or 0 in tensors[name].shape)
     ]
     if problems:
-        raise UsageError(f"the network is unknown: {'; '.join(problems)}")
+        raise UsageError(f"the network is unknown: {listed(problems, 10, '; ')}")
     return [tensors[name].shape for name in axes]
 
 
@@ -96,7 +108,7 @@ def _vit(tensors: Tensors, num_heads: int | None) -> _Found:
         "image_size": side * patch_size,
         "embed_dim": dim,
         "depth": _count(tensors, r"blocks\.(\d+)\."),
-        "num_heads": num_heads or _vit_heads(dim),
+        "num_heads": num_heads or _vit_heads(dim, tensors["pos_embed"]),
         "mlp_ratio": hidden / dim,
     }
     differing = {
@@ -112,21 +124,35 @@ def _registered(family: str) -> dict[str, dict[str, Any]]:
     return {n: default_settings(n) for n, build in MODELS.items() if build.func.family == family}
 
 
-def _vit_heads(dim: int) -> int:
+def _vit_heads(dim: int, positions: np.ndarray) -> int:
+    if _are_sines(positions) and dim in _HEADS_WITH_SINES:
+        logging.warning(
+            "the fixed position table identifies MoCo-v3's ViT of width %d, with %d attention "
+            "heads. To change it, pass num_heads to `dino_jax.load`, or --num-heads to `convert`",
+            dim,
+            _HEADS_WITH_SINES[dim],
+        )
+        return _HEADS_WITH_SINES[dim]
     for sizes in _registered("vit").values():
         if sizes["embed_dim"] == dim:
             return sizes["num_heads"]
-    if dim % HEAD_DIM == 0:
-        return dim // HEAD_DIM
-    heads = default_settings("vit_tiny")["num_heads"]
+    heads = default_settings("vit_tiny")["num_heads"] if dim % HEAD_DIM else dim // HEAD_DIM
     logging.warning(
         "the tensors of a ViT of width %d do not determine its number of attention heads: assuming "
-        "%d, as in vit_tiny. To change it, pass num_heads to `dino_jax.load`, or --num-heads to "
-        "`convert`",
+        "%d. To change it, pass num_heads to `dino_jax.load`, or --num-heads to `convert`",
         dim,
         heads,
     )
     return heads
+
+
+def _are_sines(positions: np.ndarray) -> bool:
+    """Whether a position table [1, N, D] is the fixed one of MAE and MoCo-v3.
+
+    Its class token has zeros, and its first patch the sines and cosines of 0.
+    """
+    class_token, patch = positions[0, 0], positions[0, min(1, positions.shape[1] - 1)]
+    return not class_token.any() and 2 * np.sum(patch == 1) == 2 * np.sum(patch == 0) == patch.size
 
 
 def _xcit(tensors: Tensors, num_heads: int | None) -> _Found:

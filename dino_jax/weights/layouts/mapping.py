@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from dino_jax.errors import UsageError
+from dino_jax.errors import UsageError, listed
 from dino_jax.weights.layouts.dino import FAMILIES, Layout, Table
 
 PyTree = Any
@@ -27,7 +27,7 @@ def to_ours(
       `num_batches_tracked` of every BatchNorm, which is only needed to export.
     Raises:
       UsageError: a tensor does not match exactly one row of the table or has a wrong number of
-        axes, or a row has no tensor. The message lists all problems.
+        axes, or a row has no tensor. The message lists ten problems.
     """
     matches, problems = _assign(tensors, family, of_torch=True)
     for match in matches:
@@ -37,7 +37,7 @@ def to_ours(
                 f"{match.torch} has shape {list(shape)}, expected {match.layout.ndim} axes"
             )
     if problems:
-        raise UsageError(f"these are not the tensors of a {family}: {'; '.join(problems)}")
+        raise UsageError(f"these are not the tensors of a {family}: {listed(problems, 10, '; ')}")
     params, batch_stats, counts = {}, {}, {}
     for match in matches:
         path = tuple(int(part) if part.isdigit() else part for part in match.ours.split("."))
@@ -65,7 +65,7 @@ def to_torch(
     Returns: arrays by name, with unchanged dtypes, mostly views.
     Raises:
       UsageError: an array does not match exactly one row of the table, or a row has no array. The
-        message lists all problems.
+        message lists ten problems.
     """
     arrays = _dotted(params) | _dotted(batch_stats)
     if counts is None:
@@ -75,7 +75,7 @@ def to_torch(
         arrays |= _dotted(counts)
     matches, problems = _assign(arrays, family, of_torch=False)
     if problems:
-        raise UsageError(f"these are not the arrays of a {family}: {'; '.join(problems)}")
+        raise UsageError(f"these are not the arrays of a {family}: {listed(problems, 10, '; ')}")
     return {
         match.torch: match.layout.to_torch(np.asarray(arrays[match.ours]), in_channels)
         for match in sorted(matches, key=lambda match: match.place)

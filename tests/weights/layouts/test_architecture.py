@@ -1,7 +1,6 @@
 """Inferring the settings of every architecture from tensors."""
 
 import json
-import logging
 from typing import Any
 
 import numpy as np
@@ -124,13 +123,43 @@ def test_attention_heads_of_a_vit_of_unusual_width(caplog: pytest.LogCaptureFixt
     tensors = backbone("vit_tiny", embed_dim=48, depth=1)
     assert "num_heads" not in model_of(tensors).overrides  # vit_tiny's 3
     assert "the tensors of a ViT of width 48 do not determine" in caplog.text
-    assert "assuming 3, as in vit_tiny" in caplog.text
+    assert "assuming 3. To change it, pass num_heads" in caplog.text
     caplog.clear()
     assert model_of(tensors, num_heads=6).arch == "vit_small"  # which has 6 heads
     assert model_of(tensors, num_heads=4).overrides["num_heads"] == 4
+    assert not caplog.records
     wide = backbone("vit_tiny", embed_dim=896, num_heads=14, depth=1)
     assert model_of(wide).overrides["num_heads"] == 14
-    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    assert "of width 896 do not determine its number of attention heads: assuming 14" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"), [("vit_tiny", 3), ("vit_small", 6), ("vit_large", 16), ("vit_huge", 16)]
+)
+def test_heads_of_registered_widths_are_known(
+    name: str, heads: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert model_of(backbone(name, depth=1)).sizes["num_heads"] == heads
+    assert not caplog.records
+
+
+def sines(tensors: Tensors) -> Tensors:
+    """With the fixed position table of MAE and MoCo-v3, up to its second patch."""
+    table = np.zeros(tensors["pos_embed"].shape, np.float32)
+    side = table.shape[-1] // 4
+    table[0, 1, side : 2 * side] = table[0, 1, 3 * side :] = 1
+    table[0, 2:] = 0.5
+    return tensors | {"pos_embed": table}
+
+
+@pytest.mark.parametrize(
+    ("name", "heads"), [("vit_small", 12), ("vit_base", 12), ("vit_large", 16), ("vit_huge", 16)]
+)
+def test_heads_of_moco_v3_and_mae(name: str, heads: int, caplog: pytest.LogCaptureFixture) -> None:
+    tensors = sines(backbone(name, depth=1))
+    assert model_of(tensors).sizes["num_heads"] == heads
+    assert ("identifies MoCo-v3's ViT" in caplog.text) == (name == "vit_small")
+    assert model_of(tensors, num_heads=8).sizes["num_heads"] == 8
 
 
 def changed(name: str, **shapes: Any) -> Tensors:
@@ -173,6 +202,10 @@ def test_rejects(tensors: Tensors, message: str) -> None:
 
 
 def test_rejects_a_head_without_prototypes() -> None:
-    """The classifier of a supervised network is also named head."""
     with pytest.raises(UsageError, match=r"last_layer\.weight is missing; mlp\.0\.w"):
-        model_of(empty(MANIFESTS["dino_vits16"]), empty({"weight": [1000, 384], "bias": [1000]}))
+        model_of(empty(MANIFESTS["dino_vits16"]), empty({"layers.0.weight": [1000, 384]}))
+
+
+def test_long_lists_of_names_are_capped() -> None:
+    with pytest.raises(UsageError, match=r"\(t0, .*, t9 and 30 more\) are not from a ViT"):
+        model_of(empty({f"t{i}": [1] for i in range(40)}))

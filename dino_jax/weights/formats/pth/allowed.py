@@ -146,10 +146,15 @@ def refusal(name: str) -> TorchFileError:
                 f"it contains {kind} ({name[:200]!r}), which are not supported; save it again "
                 "with torch as plain dense tensors"
             )
+    if ".distributed." in name or "DTensor" in name:
+        return TorchFileError(
+            f"it contains tensors of several processes ({name[:200]!r}); save it again with torch "
+            "after `.full_tensor()`"
+        )
     return TorchFileError(
         f"it asks for {name[:200]!r}, but only plain data and tensors are allowed; nothing in it "
-        "was run. If you trust the source of the file, load it with torch and save the plain "
-        "part: torch.save({k: v for k, v in state_dict.items()}, FILE)"
+        "was run. If you trust the source of the file, load it with torch and save the tensors "
+        "alone: torch.save(model.state_dict(), FILE)"
     )
 
 
@@ -160,6 +165,8 @@ _KINDS_REFUSED = {
     "_rebuild_qtensor": "quantised tensors",
     "_rebuild_sparse": "sparse tensors",
     "_rebuild_meta_tensor": "tensors without values",
+    "loat8": "8-bit floating-point numbers",
+    "loat4": "4-bit floating-point numbers",
     "_load_from_bytes": "files within the file",
 }
 

@@ -79,6 +79,30 @@ def _what_it_is(start: bytes) -> str:
         )
     if LEGACY_MAGIC.startswith(start) or ZIP_MAGIC.startswith(start):
         return "truncated after a few bytes; download it again"
+    for magic, kind in _OTHERS.items():
+        if start.startswith(magic):
+            return f"{kind}, not written by torch.save; {_WAYS_OUT.get(kind, _DEFAULT)}"
+    if b"pytorch" in start or b"onnx" in start or b"ir_version" in start:
+        return f"an ONNX file, not written by torch.save; {_DEFAULT}"
     if start.startswith(b"\x80"):
         return "a pickle that torch.save did not write; save its tensors with torch.save"
     return f"not written by torch.save: it starts with {start[:8]!r}; check the path"
+
+
+_DEFAULT = "give the .pth file, or save its tensors with torch.save"
+_OTHERS = {  # by the first bytes
+    b"\x1f\x8b": "a gzip archive",
+    b"BZh": "a bzip2 archive",
+    b"\xfd7zXZ": "an xz archive",
+    b"\x28\xb5\x2f\xfd": "a Zstandard archive",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"Rar!": "a RAR archive",
+    b"\x93NUMPY": "a NumPy array",
+    b"\x89HDF": "an HDF5 file",
+    b"GGUF": "a GGUF file",
+    b"{": "a JSON file",
+    b"\x89PNG": "an image",
+    b"\xff\xd8\xff": "an image",
+    b"%PDF": "a PDF document",
+}
+_WAYS_OUT = {kind: "unpack it first" for kind in _OTHERS.values() if kind.endswith("archive")}

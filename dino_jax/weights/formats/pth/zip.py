@@ -29,6 +29,11 @@ _ENTRY = struct.Struct("<4s6H3I5H2I")  # of the central directory
 _LOCAL = struct.Struct("<4s5H3I2H")  # before a member's bytes
 _UNKNOWN = 0xFFFFFFFF  # the number is in the zip64 field instead
 _ENCRYPTED = 0x1
+_TORCHSCRIPT = (
+    "a TorchScript archive, which contains a program; load it with torch.jit.load and save its "
+    "state_dict() with torch.save"
+)
+_NUMPY = "a NumPy .npz file; give the .pth file, or save its arrays as tensors with torch.save"
 
 
 class Member(NamedTuple):
@@ -52,17 +57,16 @@ def read_zip(file: memoryview) -> Any:
     """
     members = read_directory(file)
     roots = [name[: -len("/data.pkl")] for name in members if name.endswith("/data.pkl")]
+    if members and all(name.endswith(".npy") for name in members):
+        raise TorchFileError(_NUMPY)
     if len(roots) != 1 or "/" in roots[0]:
         raise TorchFileError(
             "a zip archive that torch.save did not write, because it does not have exactly one "
-            "FOLDER/data.pkl; check the path"
+            "FOLDER/data.pkl; unpack it if it contains the .pth file"
         )
     root = roots[0]
     if any(name.startswith((f"{root}/code/", f"{root}/constants.pkl")) for name in members):
-        raise TorchFileError(
-            "a TorchScript archive, which contains a program; load it with torch.jit.load and "
-            "save its state_dict() with torch.save"
-        )
+        raise TorchFileError(_TORCHSCRIPT)
     byteorder = members.get(f"{root}/byteorder")  # absent before torch 2.1
     if byteorder and bytes(member_bytes(file, byteorder)) != b"little":
         raise TorchFileError("its tensors are big-endian; save it on a little-endian machine")
@@ -151,10 +155,14 @@ def _read_entry(file: memoryview, at: int, start: int) -> tuple[Member, int]:
     size, packed, header = (
         next(wide, _UNKNOWN) if n == _UNKNOWN else n for n in (size, packed, header)
     )
+    if method != 0 and name.endswith(b".npy"):
+        raise TorchFileError(_NUMPY)
+    if method != 0 and b"/code/" in name:
+        raise TorchFileError(_TORCHSCRIPT)
     if method != 0 or packed != size or flags & _ENCRYPTED:
         raise TorchFileError(
-            "a compressed or encrypted zip archive, which torch.save does not write; save it again "
-            "with torch"
+            "a compressed or encrypted zip archive, which torch.save does not write; unpack it if "
+            "it contains the .pth file, or save it again with torch"
         )
     return Member(name, size, crc, header, start), at + extra_length + comment_length
 

@@ -1,10 +1,16 @@
 """Whole files: fixtures written by torch, files that torch writes in the test, other files."""
 
 import argparse
+import bz2
 import collections
+import gzip
+import io
+import lzma
 import os
 import pickle
 import tracemalloc
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +21,15 @@ import pytest
 from dino_jax.errors import TorchFileError
 from dino_jax.weights.formats.pth.file import read_torch_file
 from tests.conftest import parity_cases
-from tests.support.torch_files import expect_error, legacy_file, read, storage, tensor, zip_file
+from tests.support.torch_files import (
+    archive,
+    expect_error,
+    legacy_file,
+    read,
+    storage,
+    tensor,
+    zip_file,
+)
 
 FIXTURES = parity_cases("pth/*.pth")
 BAD_NAMES = ("evil", "truncated")
@@ -180,6 +194,8 @@ def test_rejects_unsupported_values(tmp_path: Path) -> None:
         (torch.ones(2, dtype=torch.complex64), "complex numbers"),
         (torch.ones(2, 2).to_sparse(), "sparse tensors"),
         (torch.ones(2, device="meta"), "without values"),
+        (torch.ones(2).to(torch.float8_e4m3fn), "8-bit floating-point numbers"),
+        (torch.nn.Linear(1, 1), r"torch\.save\(model\.state_dict\(\), FILE\)"),
         (torch.zeros(1).expand(5), "expanded"),
         (negated, "complex numbers|negation"),
         (torch.nn.Linear(2, 2), "asks for 'torch.nn.modules.linear.Linear'.*nothing in it was run"),
@@ -241,6 +257,19 @@ def test_rejects_a_flipped_bit(goldens: Path) -> None:
     expect_error(bytes(content), r"checksum of 'views/data/0' differs")
 
 
+def compressed(name: str) -> bytes:
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr(name, bytes(1000))
+    return stream.getvalue()
+
+
+def npz(save: Callable[..., None]) -> bytes:
+    stream = io.BytesIO()
+    save(stream, a=np.arange(100), b=np.zeros(100))
+    return stream.getvalue()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -254,7 +283,19 @@ def test_rejects_a_flipped_bit(goldens: Path) -> None:
         (b"\x80\x02\x8a\x0al", "truncated after a few bytes"),
         (pickle.dumps({"w": 1}, protocol=2), "a pickle that torch.save did not write"),
         (pickle.dumps({"w": 1}), "a pickle that torch.save did not write"),
-        (b"\x89HDF\r\n\x1a\n" + bytes(100), "not written by torch.save: it starts with"),
+        (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file, not written by torch.save"),
+        (gzip.compress(bytes(100)), "a gzip archive, .*; unpack it first"),
+        (bz2.compress(bytes(100)), "a bzip2 archive, .*; unpack it first"),
+        (lzma.compress(bytes(100)), "an xz archive, .*; unpack it first"),
+        (b"\x93NUMPY\x01\x00" + bytes(100), "a NumPy array, .*; give the .pth file"),
+        (b"\x08\x07\x12\x07pytorch\x1a\x052.1.0" + bytes(100), "an ONNX file"),
+        (b'{"model_type": "dinov2"}', "a JSON file"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(100), "an image"),
+        (compressed("m/code/x.py"), "a TorchScript archive"),
+        (npz(np.savez), r"a NumPy \.npz file; give the"),
+        (npz(np.savez_compressed), r"a NumPy \.npz file; give the"),
+        (archive({"weights.pth": b"x"}), r"a zip archive .*; unpack it if it contains the \.pth"),
+        (b"weights" + bytes(100), "not written by torch.save: it starts with"),
         (bytes(100), "not written by torch.save"),
     ],
 )
