@@ -97,9 +97,11 @@ def test_job_from_a_folder_with_a_threshold(goldens: Path, tmp_path: Path) -> No
     ],
 )
 def test_job_refuses(changes: dict, message: str, goldens: Path, tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    video = tmp_path / "frames"
+    video.mkdir()
+    Image.new("RGB", (8, 8)).save(video / "0.png")
     weights = str(goldens / "pth" / "backbone.pth") if "size" in changes else "/nowhere"
-    arguments = {"weights": weights, "video": tmp_path}
+    arguments = {"weights": weights, "video": video}
     with pytest.raises(UsageError, match=message):
         attention_video(**arguments | {"output": tmp_path / "a.gif"} | changes)
 

@@ -172,4 +172,4 @@ def test_no_room_below_the_run_asks_for_the_platform() -> None:
         for path in sorted((runs.ROOT / "dino_jax").rglob("*.py"))
         if "default_backend" in path.read_text()
     ]
-    assert asking == ["cache.py"]  # called by the commands, before anything is computed
+    assert asking == ["backend.py", "cache.py"]  # called by commands, before anything is computed
