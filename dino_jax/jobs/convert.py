@@ -14,6 +14,7 @@ from dino_jax.checkpoints import lock
 from dino_jax.config.build import spec_settings
 from dino_jax.errors import UsageError, about
 from dino_jax.paths import local_paths
+from dino_jax.weights.folders import explain
 from dino_jax.weights.hub import sha256_of
 from dino_jax.weights.layouts.torch_checkpoint import read_torch_checkpoint
 from dino_jax.weights.load import from_torch, without_head
@@ -52,7 +53,8 @@ def convert(
     _check_free(out, force)
     path = find_file(file, "backbone" if backbone_only else full_or_backbone(file))
     if path is None:
-        raise UsageError(f"file={file!r} is neither a file nor a hub name: give a .pth file")
+        what = explain(Path(file)) or "neither a file nor a hub name: give a .pth file"
+        raise UsageError(f"file={file!r} is {what}")
     items, facts, ignored = _converted(file, path, backbone_only, num_heads)
     _write(out, items, facts, force)
     print(_summary(file, out, items, facts, ignored))

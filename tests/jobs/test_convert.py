@@ -108,7 +108,7 @@ def test_hub_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [
         (PTH / "linear.pth", "is a linear classifier: load it with `dino_jax.load_linear`"),
         ("nothing.pth", "file='nothing.pth' is neither a file nor a hub name"),
-        (PTH, "is neither a file nor a hub name"),
+        (PTH, "is a folder of weights: give one of its files, such as "),
     ],
 )
 def test_rejects_files(file: str | Path, message: str, tmp_path: Path) -> None:
