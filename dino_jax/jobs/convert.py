@@ -12,7 +12,7 @@ from tyro.conf import Positional
 
 from dino_jax.checkpoints import lock
 from dino_jax.config.build import spec_settings
-from dino_jax.errors import UsageError, about
+from dino_jax.errors import UsageError, about, listed
 from dino_jax.paths import local_paths
 from dino_jax.weights.folders import explain
 from dino_jax.weights.hub import sha256_of
@@ -148,7 +148,7 @@ def _summary(
     name, epoch = facts["config"]["model"]["name"], facts["converted"]["epoch"]
     lines = [f"{file}: {name}, {count / 1e6:.1f} M parameters, written to {out}"]
     if ignored:
-        lines.append(f"ignored: {', '.join(ignored)}")
+        lines.append(f"ignored: {listed(ignored, limit=10)}")
     if "training" in items:
         lines.append(
             f"full training state after {epoch} epochs: resume it with main.py --config FILE "

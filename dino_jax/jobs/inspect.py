@@ -11,7 +11,7 @@ from tyro.conf import Positional
 
 from dino_jax.checkpoints.damage import DamagedCheckpoint
 from dino_jax.config.build import flatten
-from dino_jax.errors import UsageError
+from dino_jax.errors import UsageError, listed
 from dino_jax.jobs.results import table
 from dino_jax.weights.layouts.architecture import infer
 from dino_jax.weights.layouts.torch_checkpoint import TorchCheckpoint, read_torch_checkpoint
@@ -46,8 +46,8 @@ def inspect(
     print(table(["what", "value"], [row for row in rows if row[1] is not None], align="<"))
     if tensors:
         print()
-        listed = [[name, "x".join(map(str, x.shape)) or "-", x.dtype] for name, x in arrays.items()]
-        print(table(["tensor", "shape", "dtype"], listed, align="<"))
+        lines = [[name, "x".join(map(str, x.shape)) or "-", x.dtype] for name, x in arrays.items()]
+        print(table(["tensor", "shape", "dtype"], lines, align="<"))
 
 
 def _torch(path: Path) -> tuple[Rows, dict[str, Any]]:
@@ -62,7 +62,7 @@ def _torch(path: Path) -> tuple[Rows, dict[str, Any]]:
     if found.optimizer is not None:
         rows.append(("optimizer", f"state of {len(found.optimizer.get('state') or {})} parameters"))
     if found.ignored:
-        rows.append(("ignored", ", ".join(found.ignored)))
+        rows.append(("ignored", listed(found.ignored, limit=10)))
     rows += _sizes(arrays.values())
     return rows + [(f"args.{name}", value) for name, value in found.args.items()], arrays
 

@@ -20,7 +20,7 @@ HEAD_DIM = 64  # channels per attention head in most ViTs
 
 # Heads by width of ViTs with a fixed position table, where they differ from the registered ones:
 # MoCo-v3's ViT-S. MAE uses the same table with 768, 1024 and 1280 channels.
-_HEADS_WITH_SINES = {384: 12}
+_HEADS_WITH_FIXED_POSITIONS = {384: 12}
 
 _SIGNS = {  # a tensor that identifies the family; the first match wins
     "cls_attn_blocks.0.norm1.weight": "xcit",
@@ -125,14 +125,14 @@ def _registered(family: str) -> dict[str, dict[str, Any]]:
 
 
 def _vit_heads(dim: int, positions: np.ndarray) -> int:
-    if _are_sines(positions) and dim in _HEADS_WITH_SINES:
+    if _are_fixed(positions) and dim in _HEADS_WITH_FIXED_POSITIONS:
         logging.warning(
             "the fixed position table identifies MoCo-v3's ViT of width %d, with %d attention "
             "heads. To change it, pass num_heads to `dino_jax.load`, or --num-heads to `convert`",
             dim,
-            _HEADS_WITH_SINES[dim],
+            _HEADS_WITH_FIXED_POSITIONS[dim],
         )
-        return _HEADS_WITH_SINES[dim]
+        return _HEADS_WITH_FIXED_POSITIONS[dim]
     for sizes in _registered("vit").values():
         if sizes["embed_dim"] == dim:
             return sizes["num_heads"]
@@ -146,13 +146,12 @@ def _vit_heads(dim: int, positions: np.ndarray) -> int:
     return heads
 
 
-def _are_sines(positions: np.ndarray) -> bool:
-    """Whether a position table [1, N, D] is the fixed one of MAE and MoCo-v3.
+def _are_fixed(positions: np.ndarray) -> bool:
+    """Whether a position table [1, N, D] is the fixed one of MAE and MoCo-v3, of any size.
 
-    Its class token has zeros, and its first patch the sines and cosines of 0.
+    The position of its class token is zero, which training would change.
     """
-    class_token, patch = positions[0, 0], positions[0, min(1, positions.shape[1] - 1)]
-    return not class_token.any() and 2 * np.sum(patch == 1) == 2 * np.sum(patch == 0) == patch.size
+    return not positions[0, 0].any() and bool(positions[0, 1:].any())
 
 
 def _xcit(tensors: Tensors, num_heads: int | None) -> _Found:
