@@ -33,7 +33,9 @@ def _others() -> dict[str, Any]:
     """Settings with another value than needed."""
     import jax
 
-    return {name: x for name, need in NEEDED.items() if (x := getattr(jax.config, name)) != need}
+    return {
+        name: x for name, need in NEEDED.items() if (x := getattr(jax.config, name, need)) != need
+    }
 
 
 def reset_jax_settings() -> None:

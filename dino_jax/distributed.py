@@ -26,6 +26,13 @@ def initialize_if_launched() -> None:
         find the launcher's processes, or the launcher is PyTorch's.
     """
     given = [name for name in EXPLICIT if name in os.environ]
+    if not given and "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise UsageError(
+            f"WORLD_SIZE={os.environ['WORLD_SIZE']} and RANK={os.environ['RANK']} come from a "
+            "launcher of PyTorch, such as torchrun, which JAX does not read: run the command "
+            "without it, as one process uses all GPUs of a host. For several hosts use srun, or "
+            f"set {', '.join(EXPLICIT)} for each"
+        )
     if given and len(given) < len(EXPLICIT):
         missing = ", ".join(name for name in EXPLICIT if name not in os.environ)
         raise UsageError(f"{', '.join(given)} is set without {missing}: set all three or none")
@@ -54,13 +61,6 @@ def initialize_if_launched() -> None:
                 f"{', '.join(EXPLICIT)} for each process, or unset {variable} to run a single one"
             ) from error
         watch_peers()
-    elif os.environ.get("WORLD_SIZE", "1") != "1" and "RANK" in os.environ:
-        raise UsageError(
-            f"WORLD_SIZE={os.environ['WORLD_SIZE']} and RANK={os.environ['RANK']} come from a "
-            "launcher of PyTorch, such as torchrun, which JAX does not read: run the command "
-            "without it, as one process uses all GPUs of a host. For several hosts use srun, or "
-            f"set {', '.join(EXPLICIT)} for each"
-        )
 
 
 def least_of_hosts(value: int) -> int:

@@ -37,9 +37,9 @@ def watch_peers() -> None:
 
     def end() -> None:  # runs before JAX's own cleanup, which waits for the other processes
         with suppress(jax.errors.JaxRuntimeError):
-            client.key_value_set(f"{_ALIVE}/{index}", "", allow_overwrite=True)
             client.key_value_set(f"{_ENDED}/{index}", "", allow_overwrite=True)
             thread.join(BEAT_SECONDS)
+            client.key_value_set(f"{_ALIVE}/{index}", "", allow_overwrite=True)
 
     atexit.register(end)
 

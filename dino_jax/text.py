@@ -9,7 +9,7 @@ def printable(name: str) -> str:
     r"""A name without characters that break a line, a terminal or an encoding.
 
     Control characters, line separators, text direction marks and bytes that are not UTF-8 are
-    escaped as in Python, and so is the backslash of such names; different names stay different.
+    escaped as in Python, and so is the backslash of such names.
     """
     if name.isprintable() or not any(map(_is_unsafe, name)):
         return name
@@ -31,7 +31,9 @@ def cut(name: str, limit: int = 200) -> str:
 
 
 def _is_unsafe(char: str) -> bool:
-    return unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char != "\u200d"
+    return (
+        unicodedata.category(char) in ("Cc", "Cf", "Cs", "Zl", "Zp") and char not in "\u200c\u200d"
+    )
 
 
 def _escaped(char: str) -> str:

@@ -147,6 +147,7 @@ class RunCheckpoints:
         arrays = {name: ocp.args.StandardSave(tree) for name, tree in items.items()}
         args = ocp.args.Composite(**arrays, about=ocp.args.JsonSave(about))
         self.wait()  # verifies the first checkpoint before the second one is written
+        plain_path(self._folder.absolute())  # restores a link that was removed
         with self._writing():
             self._manager.save(step, args=args, force=True)
         if not self._verified:

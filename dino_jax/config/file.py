@@ -50,9 +50,9 @@ def read_config(config: str) -> ConfigDict:
     """
     if "://" in config:
         local_path(config, "config")  # raises, as it is an address
-    file, argument = re.fullmatch(r"(.+?\.py|[^:]*)(?::(.*))?|.*", config, re.DOTALL).groups()
-    path = local_path(file or config, "config")
-    if not path.is_file() and path.name.isidentifier():
+    file, argument = re.fullmatch(r"(.+?\.py|[^:]*)(?::(.*))?", config, re.DOTALL).groups()
+    path = local_path(file, "config")
+    if not path.is_file() and file.isidentifier():
         path = _path_of(file)
     if not path.is_file() or path.suffix != ".py":
         raise UsageError(

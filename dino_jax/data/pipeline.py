@@ -28,7 +28,7 @@ from dino_jax.text import printable
 T = TypeVar("T")
 
 # Pixels; larger images are decoded one at a time, so that memory does not grow with the threads.
-_LARGE = 2**25
+_LARGE = MAX_PIXELS // 2
 _one_large = threading.Lock()
 
 

@@ -144,7 +144,8 @@ def image_paths(root: str) -> Iterator[str]:
             with os.scandir(path) as scan:
                 listing = _Listing(scan)
         except OSError as error:
-            if not folder:
+            # Other errors, such as those of a network file system, must not change the data set.
+            if not (folder and isinstance(error, PermissionError)):
                 raise UsageError(f"cannot list the folder {path}: {error.strerror}") from error
             unreadable.append(f"{printable(path)} ({error.strerror})")
             continue
@@ -162,13 +163,11 @@ def image_paths(root: str) -> Iterator[str]:
     if skipped:
         most = sorted(skipped.items(), key=lambda item: (-item[1], item[0]))
         counts = listed((f"{count} {extension}" for extension, count in most), limit=10)
-        logging.warning(
-            "%s: skipped %d files that are not images: %s", root, skipped.total(), counts
-        )
+        logging.warning("%s: files skipped, as they are not images: %s", printable(root), counts)
     if unreadable:
         logging.warning(
             "%s: skipped %d folders that cannot be listed: %s",
-            root,
+            printable(root),
             len(unreadable),
             listed(unreadable),
         )
@@ -203,9 +202,9 @@ class _Listing:
     def is_output(self, path: str) -> bool:
         """Whether the folder contains a run, or the results of a job."""
         logs = self._marks & {"log.txt", "metrics.jsonl"}
-        if ".lock" in self._marks or ("checkpoints" in self._marks and logs):
+        if "checkpoints" in self._marks and (logs or ".lock" in self._marks):
             return True
-        if "results.json" not in self._marks:
+        if "results.json" not in self._marks or not os.path.isfile(f"{path}/results.json"):
             return False
         try:
             with open(os.path.join(path, "results.json"), "rb") as file:

@@ -47,7 +47,7 @@ def open_source(spec: str) -> EncodedSource:
 
 def _is_path(spec: str) -> bool:
     """Whether a text that ends like a slice is the path of an existing folder, or of a split."""
-    location = os.path.expanduser(spec.removeprefix("folder:"))
+    location = os.path.expanduser(re.sub(r"^(folder|idx|records):", "", spec))
     base, _, split = location.rpartition("@")
     return os.path.exists(location) or (bool(base) and os.path.exists(os.path.join(base, split)))
 
