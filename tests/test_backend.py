@@ -28,6 +28,10 @@ SETTINGS = {
     "jax_threefry_partitionable": False,
     "jax_random_seed_offset": 7,
     "jax_debug_key_reuse": True,
+    "jax_transfer_guard": "disallow",
+    "jax_transfer_guard_device_to_host": "disallow",
+    "jax_no_tracing": True,
+    "jax_no_execution": True,
 }
 
 
@@ -126,6 +130,31 @@ def test_missing_backend(
         backend.check_devices()
 
 
+@pytest.mark.parametrize(
+    ("platforms", "name", "error", "message"),
+    [
+        ("cpu", "gpu", "Unknown backend: 'gpu'", "JAX_PLATFORM_NAME=gpu .* install"),
+        (None, "foo", "Unknown backend foo", "JAX_PLATFORM_NAME=foo .*: choose cpu, cuda or"),
+        ("foo", "cpu", "Unable to initialize backend 'foo'", "JAX_PLATFORMS=foo "),
+        (" cpu", "", "Unable to initialize backend ' cpu'", "JAX_PLATFORMS=' cpu' is not"),
+    ],
+)
+def test_names_the_variable_that_selects_the_backend(
+    platforms: str | None,
+    name: str,
+    error: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fails_with(RuntimeError(error), monkeypatch)
+    has_plugin(monkeypatch, None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    jax.config.update("jax_platforms", platforms)
+    monkeypatch.setenv("JAX_PLATFORM_NAME", name)
+    with pytest.raises(UsageError, match=f"^{message}"):
+        backend.check_devices()
+
+
 @pytest.mark.parametrize("hidden", [None, "", "-1"])
 def test_plugin_that_fails(hidden: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     fails_with(RuntimeError(CUDA_FAILS), monkeypatch)
@@ -170,6 +199,14 @@ def test_logs_devices_and_falling_back_to_the_cpu(
     )
     monkeypatch.setattr(backend, "NVIDIA_DEVICE", Path("/not/there"))
     assert started(caplog) == [devices]
+    # With a fallback of the user, JAX logs nothing.
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    for platforms in ("cuda,cpu", "gpu,cpu"):
+        jax.config.update("jax_platforms", platforms)
+        _, (level, text) = started(caplog)
+        assert level == logging.WARNING
+        assert text.startswith(f"NO GPU IS USED although JAX_PLATFORMS={platforms}: ")
+        assert 'pip install "dino_jax[cuda12]"' in text
 
 
 @pytest.mark.parametrize("command", ["train", "knn", "linear", "attention", "embed"])
