@@ -94,26 +94,43 @@ def start(*, computes: bool = True) -> None:
     initialize_if_launched()
     if not computes:
         return
-    check_devices()
+    reasons = check_devices()
     if jax.process_index() == 0:
         log.info("devices: %s", describe_devices())
-        _explain_cpu()
+        _explain_cpu(reasons)
     enable_compilation_cache()
 
 
-def check_devices() -> None:
+class _PluginErrors(logging.Filter):
+    """Takes errors of JAX's plugins, which JAX logs with long tracebacks, out of its log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasons: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            kind, error, _ = record.exc_info
+            self.reasons.append(str(error).partition("\n")[0] or kind.__name__)
+        return not record.exc_info
+
+
+def check_devices() -> list[str]:
     """Initializes JAX's devices.
 
+    Returns: why plugins of JAX cannot be used, one line each.
     Raises:
       UsageError: there are no devices of the kind that the user selected.
     """
     import jax
 
+    plugins, logger = _PluginErrors(), logging.getLogger("jax._src.xla_bridge")
+    logger.addFilter(plugins)
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX asserts that a GPU has been found
         reason = re.split(r"\n| \((?:you may need|set JAX_)", str(error))[0]
-        because = f" ({reason})" if reason else ""
+        because = _because([*plugins.reasons, reason])
         variable, platforms = "JAX_PLATFORMS", jax.config.jax_platforms
         if "Unknown backend" in str(error) and (name := os.environ.get("JAX_PLATFORM_NAME")):
             variable, platforms = "JAX_PLATFORM_NAME", name  # an older variable
@@ -125,6 +142,13 @@ def check_devices() -> None:
             f"{variable}={shlex.quote(platforms)} is not available on this machine{because}: "
             f"{_remedy(platforms.split(','))}, or unset {variable}"
         ) from error
+    finally:
+        logger.removeFilter(plugins)
+    return plugins.reasons
+
+
+def _because(reasons: list[str]) -> str:
+    return f" ({'; '.join(filter(None, reasons))})" if any(reasons) else ""
 
 
 def _remedy(platforms: list[str]) -> str:
@@ -149,7 +173,7 @@ def describe_devices() -> str:
     return ", ".join(f"{count} x {kind}" for kind, count in counts.items())
 
 
-def _explain_cpu() -> None:
+def _explain_cpu(reasons: list[str]) -> None:
     """Logs why JAX uses the CPU, if the user or the machine seems to want a GPU."""
     import jax
 
@@ -159,7 +183,7 @@ def _explain_cpu() -> None:
     if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):  # a choice of the user
         return
     if plugins := installed_gpu_plugins():
-        seen = f"{plugins} is installed"
+        seen = f"{plugins} is installed{_because(reasons)}"
     elif NVIDIA_DEVICE.exists():
         seen = "this machine has an NVIDIA GPU"
     elif platforms:  # cuda,cpu: the CPU as a fallback

@@ -169,6 +169,44 @@ def test_plugin_that_fails(hidden: str | None, monkeypatch: pytest.MonkeyPatch) 
         backend.check_devices()
 
 
+@pytest.mark.parametrize("platform", ["cuda", None])
+def test_plugin_whose_error_jax_logs(
+    platform: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """JAX logs a traceback of many lines; one line of ours has the reason."""
+    has_plugin(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cpus, jax_log = jax.devices(), logging.getLogger("jax._src.xla_bridge")
+    errors = iter([RuntimeError("Unable to load CUDA. Is it installed?\nmore")])
+
+    def devices() -> list[jax.Device]:
+        for error in errors:  # plugins are found once
+            jax_log.error("Jax plugin configuration error", exc_info=error)
+        if platform:
+            raise AssertionError
+        return cpus
+
+    monkeypatch.setattr(jax, "devices", devices)
+    jax.config.update("jax_platforms", platform)
+    remedy = "check the driver with nvidia-smi, and that jax-cuda12-plugin 0.10.2 fits jax 0.10.2"
+    if platform:
+        with pytest.raises(UsageError) as raised:
+            backend.check_devices()
+        assert str(raised.value) == (
+            "JAX_PLATFORMS=cuda is not available on this machine (Unable to load CUDA. Is it "
+            f"installed?): {remedy}, or unset JAX_PLATFORMS"
+        )
+        assert not caplog.records
+    else:
+        _, (level, text) = started(caplog)
+        assert level == logging.WARNING
+        assert text.startswith(
+            "NO GPU IS USED although jax-cuda12-plugin 0.10.2 is installed (Unable to load CUDA. "
+            f"Is it installed?): the CPU is much slower; {remedy}, or set JAX_PLATFORMS=cpu "
+        )
+    assert not jax_log.filters
+
+
 def started(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
     """What the start of a command logs, with levels."""
     caplog.clear()
