@@ -3,7 +3,9 @@
 import logging
 import os
 import re
+import shlex
 from collections import Counter
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,12 @@ NEEDED = {
     "jax_threefry_partitionable": True,
     "jax_random_seed_offset": 0,
     "jax_debug_key_reuse": False,
+    "jax_transfer_guard": None,
+    "jax_transfer_guard_host_to_device": None,
+    "jax_transfer_guard_device_to_device": None,
+    "jax_transfer_guard_device_to_host": None,
+    "jax_no_tracing": False,
+    "jax_no_execution": False,
 }
 GPU_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin", "jax-rocm60-plugin", "jax-rocm7-plugin")
 NVIDIA_DEVICE = Path("/dev/nvidia0")
@@ -29,13 +37,14 @@ log = logging.getLogger(__name__)
 log.setLevel(logging.INFO)  # the devices are always logged
 
 
-def _others() -> dict[str, Any]:
-    """Settings with another value than needed."""
+def _others() -> Iterator[tuple[str, Any]]:
+    """Settings with another value than needed; resetting one may reset others."""
     import jax
 
-    return {
-        name: x for name, need in NEEDED.items() if (x := getattr(jax.config, name, need)) != need
-    }
+    for name, need in NEEDED.items():
+        value = getattr(jax.config, name, need)  # not every version of JAX has all settings
+        if value != need:
+            yield name, value
 
 
 def reset_jax_settings() -> None:
@@ -49,7 +58,7 @@ def reset_jax_settings() -> None:
     except ValueError as error:
         raise UsageError(f"JAX rejects an environment variable ({error}): unset it") from error
 
-    for name, value in _others().items():
+    for name, value in _others():
         logging.warning("%s=%s is ignored: dino_jax needs %s", name.upper(), value, NEEDED[name])
         jax.config.update(name, NEEDED[name])
 
@@ -60,8 +69,7 @@ def check_jax_settings() -> None:
     Raises:
       UsageError: JAX has another setting than needed.
     """
-    if others := _others():
-        name, value = next(iter(others.items()))
+    for name, value in _others():
         raise UsageError(
             f"{name}={value} is not supported: call jax.config.update({name!r}, {NEEDED[name]!r}), "
             f"or unset {name.upper()}"
@@ -86,35 +94,61 @@ def start(*, computes: bool = True) -> None:
     initialize_if_launched()
     if not computes:
         return
-    check_devices()
+    reasons = check_devices()
     if jax.process_index() == 0:
         log.info("devices: %s", describe_devices())
-        _explain_cpu()
+        _explain_cpu(reasons)
     enable_compilation_cache()
 
 
-def check_devices() -> None:
+class _PluginErrors(logging.Filter):
+    """Takes errors of JAX's plugins, which JAX logs with long tracebacks, out of its log."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reasons: list[str] = []
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if record.exc_info:
+            kind, error, _ = record.exc_info
+            self.reasons.append(str(error).partition("\n")[0] or kind.__name__)
+        return not record.exc_info
+
+
+def check_devices() -> list[str]:
     """Initializes JAX's devices.
 
+    Returns: why plugins of JAX cannot be used, one line each.
     Raises:
       UsageError: there are no devices of the kind that the user selected.
     """
     import jax
 
+    plugins, logger = _PluginErrors(), logging.getLogger("jax._src.xla_bridge")
+    logger.addFilter(plugins)
     try:
         jax.devices()
     except (RuntimeError, AssertionError) as error:  # JAX asserts that a GPU has been found
         reason = re.split(r"\n| \((?:you may need|set JAX_)", str(error))[0]
-        because = f" ({reason})" if reason else ""
-        platforms = jax.config.jax_platforms
+        because = _because([*plugins.reasons, reason])
+        variable, platforms = "JAX_PLATFORMS", jax.config.jax_platforms
+        if "Unknown backend" in str(error) and (name := os.environ.get("JAX_PLATFORM_NAME")):
+            variable, platforms = "JAX_PLATFORM_NAME", name  # an older variable
         if not platforms:
             raise UsageError(
                 f"JAX cannot initialize its devices{because}: set JAX_PLATFORMS=cpu to use the CPU"
             ) from error
         raise UsageError(
-            f"JAX_PLATFORMS={platforms} is not available on this machine{because}: "
-            f"{_remedy(platforms.split(','))}, or unset JAX_PLATFORMS"
+            f"{variable}={shlex.quote(platforms)} is not available on this machine{because}: "
+            f"{_remedy(platforms.split(','))}, or unset {variable}"
         ) from error
+    finally:
+        logger.removeFilter(plugins)
+    return plugins.reasons
+
+
+def _because(reasons: list[str]) -> str:
+    return f" ({'; '.join(filter(None, reasons))})" if any(reasons) else ""
 
 
 def _remedy(platforms: list[str]) -> str:
@@ -139,27 +173,31 @@ def describe_devices() -> str:
     return ", ".join(f"{count} x {kind}" for kind, count in counts.items())
 
 
-def _explain_cpu() -> None:
-    """Logs why JAX uses the CPU, if the machine seems to have a GPU."""
+def _explain_cpu(reasons: list[str]) -> None:
+    """Logs why JAX uses the CPU, if the user or the machine seems to want a GPU."""
     import jax
 
-    if jax.default_backend() != "cpu" or jax.config.jax_platforms:  # a choice of the user
+    platforms = jax.config.jax_platforms
+    if jax.default_backend() != "cpu":
         return
-    plugins = installed_gpu_plugins()
-    if not plugins and not NVIDIA_DEVICE.exists():
+    if platforms and not {"cuda", "gpu"} & set(platforms.split(",")):  # a choice of the user
+        return
+    if plugins := installed_gpu_plugins():
+        seen = f"{plugins} is installed{_because(reasons)}"
+    elif NVIDIA_DEVICE.exists():
+        seen = "this machine has an NVIDIA GPU"
+    elif platforms:  # cuda,cpu: the CPU as a fallback
+        seen = f"JAX_PLATFORMS={platforms}"
+    else:
         return
     if _gpus_are_hidden():
         log.info("CUDA_VISIBLE_DEVICES hides all GPUs, so the CPU is used")
         return
-    seen, remedy = "this machine has an NVIDIA GPU", f"Install JAX's plugin ({INSTALL_CUDA})"
-    if plugins:
-        seen = f"{plugins} is installed"
-        remedy = f"Check the driver with nvidia-smi, and that the plugin fits jax {_version('jax')}"
     log.warning(
-        "NO GPU IS USED although %s: the CPU is much slower. %s. Set JAX_PLATFORMS=cpu to use the "
-        "CPU without this warning.",
+        "NO GPU IS USED although %s: the CPU is much slower; %s, or set JAX_PLATFORMS=cpu to use "
+        "the CPU without this warning",
         seen,
-        remedy,
+        _remedy(["cuda"]),
     )
 
 

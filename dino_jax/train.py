@@ -15,6 +15,7 @@ from dino_jax import sharding
 from dino_jax.backend import check_devices, check_jax_settings, describe_devices
 from dino_jax.checkpoints.checkpoint import RunCheckpoints
 from dino_jax.config import build, checks
+from dino_jax.config.file import checked_config
 from dino_jax.data.decode import decode
 from dino_jax.data.pipeline import Records, train_batches
 from dino_jax.data.prefetch import DevicePrefetch
@@ -56,6 +57,7 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     """
     check_jax_settings()
     check_devices()
+    config = checked_config(config)
     workdir = local_path(workdir, "workdir")
     mesh = sharding.make_mesh()
 

@@ -28,6 +28,10 @@ SETTINGS = {
     "jax_threefry_partitionable": False,
     "jax_random_seed_offset": 7,
     "jax_debug_key_reuse": True,
+    "jax_transfer_guard": "disallow",
+    "jax_transfer_guard_device_to_host": "disallow",
+    "jax_no_tracing": True,
+    "jax_no_execution": True,
 }
 
 
@@ -126,6 +130,31 @@ def test_missing_backend(
         backend.check_devices()
 
 
+@pytest.mark.parametrize(
+    ("platforms", "name", "error", "message"),
+    [
+        ("cpu", "gpu", "Unknown backend: 'gpu'", "JAX_PLATFORM_NAME=gpu .* install"),
+        (None, "foo", "Unknown backend foo", "JAX_PLATFORM_NAME=foo .*: choose cpu, cuda or"),
+        ("foo", "cpu", "Unable to initialize backend 'foo'", "JAX_PLATFORMS=foo "),
+        (" cpu", "", "Unable to initialize backend ' cpu'", "JAX_PLATFORMS=' cpu' is not"),
+    ],
+)
+def test_names_the_variable_that_selects_the_backend(
+    platforms: str | None,
+    name: str,
+    error: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fails_with(RuntimeError(error), monkeypatch)
+    has_plugin(monkeypatch, None)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    jax.config.update("jax_platforms", platforms)
+    monkeypatch.setenv("JAX_PLATFORM_NAME", name)
+    with pytest.raises(UsageError, match=f"^{message}"):
+        backend.check_devices()
+
+
 @pytest.mark.parametrize("hidden", [None, "", "-1"])
 def test_plugin_that_fails(hidden: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     fails_with(RuntimeError(CUDA_FAILS), monkeypatch)
@@ -138,6 +167,44 @@ def test_plugin_that_fails(hidden: str | None, monkeypatch: pytest.MonkeyPatch) 
         message = "unset CUDA_VISIBLE_DEVICES, which hides all GPUs"
     with pytest.raises(UsageError, match=rf"'cuda': no device\): {message}, or unset JAX_PLATF"):
         backend.check_devices()
+
+
+@pytest.mark.parametrize("platform", ["cuda", None])
+def test_plugin_whose_error_jax_logs(
+    platform: str | None, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """JAX logs a traceback of many lines; one line of ours has the reason."""
+    has_plugin(monkeypatch)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    cpus, jax_log = jax.devices(), logging.getLogger("jax._src.xla_bridge")
+    errors = iter([RuntimeError("Unable to load CUDA. Is it installed?\nmore")])
+
+    def devices() -> list[jax.Device]:
+        for error in errors:  # plugins are found once
+            jax_log.error("Jax plugin configuration error", exc_info=error)
+        if platform:
+            raise AssertionError
+        return cpus
+
+    monkeypatch.setattr(jax, "devices", devices)
+    jax.config.update("jax_platforms", platform)
+    remedy = "check the driver with nvidia-smi, and that jax-cuda12-plugin 0.10.2 fits jax 0.10.2"
+    if platform:
+        with pytest.raises(UsageError) as raised:
+            backend.check_devices()
+        assert str(raised.value) == (
+            "JAX_PLATFORMS=cuda is not available on this machine (Unable to load CUDA. Is it "
+            f"installed?): {remedy}, or unset JAX_PLATFORMS"
+        )
+        assert not caplog.records
+    else:
+        _, (level, text) = started(caplog)
+        assert level == logging.WARNING
+        assert text.startswith(
+            "NO GPU IS USED although jax-cuda12-plugin 0.10.2 is installed (Unable to load CUDA. "
+            f"Is it installed?): the CPU is much slower; {remedy}, or set JAX_PLATFORMS=cpu "
+        )
+    assert not jax_log.filters
 
 
 def started(caplog: pytest.LogCaptureFixture) -> list[tuple[int, str]]:
@@ -170,6 +237,14 @@ def test_logs_devices_and_falling_back_to_the_cpu(
     )
     monkeypatch.setattr(backend, "NVIDIA_DEVICE", Path("/not/there"))
     assert started(caplog) == [devices]
+    # With a fallback of the user, JAX logs nothing.
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    for platforms in ("cuda,cpu", "gpu,cpu"):
+        jax.config.update("jax_platforms", platforms)
+        _, (level, text) = started(caplog)
+        assert level == logging.WARNING
+        assert text.startswith(f"NO GPU IS USED although JAX_PLATFORMS={platforms}: ")
+        assert 'pip install "dino_jax[cuda12]"' in text
 
 
 @pytest.mark.parametrize("command", ["train", "knn", "linear", "attention", "embed"])

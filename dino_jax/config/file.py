@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_dict import RequiredValueError
 
 import dino_jax.configs
 from dino_jax.config.build import flatten
@@ -68,14 +69,14 @@ def read_config(config: str) -> ConfigDict:
                 found = _call(module, argument)
         except UsageError:
             raise
-        except Exception as error:  # user code can raise anything
+        except (Exception, SystemExit) as error:  # user code can raise anything
             frames = traceback.extract_tb(error.__traceback__)
             lines = [frame.lineno for frame in frames if frame.filename == spec.origin]
             where = f"line {lines[-1]} " if lines else "it "
             raise UsageError(
                 f"{where}raises {type(error).__name__}: {error}; fix the file"
             ) from error
-        return _checked(found)
+        return checked_config(found)
 
 
 @contextmanager
@@ -131,19 +132,21 @@ def default_config() -> ConfigDict:
     return default.get_config()
 
 
-def _checked(found: Any) -> ConfigDict:
+def checked_config(found: Any) -> ConfigDict:
     """A config with values of the right types, such as tuples for lists.
 
+    Args:
+      found: a ConfigDict, which is changed in place, or another mapping, which is copied.
     Raises:
       UsageError: keys are unknown or missing, or values have the wrong type.
     """
     if not isinstance(found, Mapping | ConfigDict):
-        raise UsageError(f"get_config returns {found!r}, not a ConfigDict; fix it")
+        raise UsageError(f"the config is {found!r}, not a ConfigDict: fix it")
     try:
         config = found if type(found) is ConfigDict else ConfigDict(dict(found))
-    except (TypeError, ValueError) as error:  # such as a dot in a name
-        raise UsageError(f"get_config returns an invalid ConfigDict: {error}; fix it") from error
-    problems = list(_problems(config, default_config(), ""))
+        problems = list(_problems(config, default_config(), ""))
+    except (TypeError, ValueError, RequiredValueError) as error:  # such as a number as a name
+        raise UsageError(f"the config is not a valid ConfigDict ({error}): fix it") from error
     if problems:
         raise UsageError(listed(problems, limit=3, separator="; "))
     return config
@@ -160,7 +163,8 @@ def _problems(section: ConfigDict, template: ConfigDict, prefix: str) -> Iterato
             if isinstance(value, ConfigDict):
                 yield from _problems(value, template[name], f"{key}.")
             else:
-                yield f"{key}={value!r} must be a section: {_suggestion(key, known)}"
+                inside = ", ".join(k for k in known if k.startswith(f"{key}."))
+                yield f"{key}={value!r} must be a section; its keys are {inside}"
         else:
             try:
                 converted = _converted(template, name, value)

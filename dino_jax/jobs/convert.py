@@ -116,7 +116,9 @@ def _write(out: Path, items: dict[str, PyTree], facts: dict[str, Any], force: bo
                     (out / lock.NAME).unlink()
                 raise
     except OSError as error:
-        raise UsageError(f"out={out} cannot be written ({error.strerror or error})") from error
+        raise UsageError(
+            f"out={out} cannot be written ({error.strerror or error}): choose another folder"
+        ) from error
     finally:
         if new:
             with contextlib.suppress(OSError):

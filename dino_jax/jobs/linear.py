@@ -93,7 +93,7 @@ def linear(
     if (train is None) == (evaluate is None):
         raise UsageError("give either train=SOURCE to train a classifier, or evaluate=HEAD")
     output = workdir / ("evaluate.json" if train is None else "results.json")
-    check_writable(output)
+    check_writable(output, "workdir")
     given = {name: x for name, x in locals().items() if name not in ("options", "cache", "workdir")}
     sources = (None, open_test(test)) if train is None else open_labelled(train, test)
     extractor = Extractor(weights, options)

@@ -56,7 +56,7 @@ def check_same_run(
         if before.get(key) != after.get(key) and not _may_change(key, config)
     ]
     if differing:
-        more_epochs = "train.epochs" in compared and before["train.epochs"] != after["train.epochs"]
+        more_epochs = "train.epochs" in compared and before["train.epochs"] < after["train.epochs"]
         longer = f"; to train longer, add --config.init_from={workdir} there" if more_epochs else ""
         raise UsageError(
             f"{workdir} contains a run with other settings ({'; '.join(differing)}): "

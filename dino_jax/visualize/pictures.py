@@ -4,6 +4,7 @@ Dims: `h, w` pixels of a picture, `H, W` of the network's input, `C` channels.
 """
 
 import itertools
+import os
 import re
 from collections.abc import Sequence
 from functools import partial
@@ -69,6 +70,7 @@ def open_pictures(names: Sequence[str]) -> PictureList:
     """
     if not names:
         raise UsageError("no images given: name files, folders or other sources")
+    names = [os.path.expanduser(name) for name in names]
     for name in names:
         if Path(name).suffix and ":" not in name and not Path(name).exists():
             raise UsageError(f"image file {name} does not exist: check the path")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from dino_jax import train
 from dino_jax.config.file import override, read_config
 from dino_jax.errors import UsageError
 from tests.support import runs
@@ -21,7 +22,9 @@ from tests.support import runs
         ),
         ("def get_config(:", r"raises SyntaxError: .*line 1\); fix the file"),
         ("\nimport not_there", "config.py: line 2 raises ModuleNotFoundError: No module named"),
-        ("def get_config():\n    return 3", "get_config returns 3, not a ConfigDict"),
+        ("def get_config():\n    return 3", "the config is 3, not a ConfigDict: fix it"),
+        ("import sys\nsys.exit()", "config.py: line 2 raises SystemExit: ; fix the file"),
+        ("import sys\nsys.exit(3)", "config.py: line 2 raises SystemExit: 3; fix the file"),
     ],
 )
 def test_rejects_config_files(text: str | None, message: str, tmp_path: Path) -> None:
@@ -89,7 +92,7 @@ def test_reads_a_config_by_name() -> None:
 
 START = """
 from configs import default, quickstart
-from ml_collections import ConfigDict, FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict, config_dict
 from pathlib import Path
 import numpy as np
 def get_config(arg=""):
@@ -119,8 +122,8 @@ def read_file(folder: Path, change: str) -> ConfigDict:
         ("del config.optim.lr", "missing settings optim.lr: start from default.get_config"),
         ("del config.loss", "missing settings loss: start from default.get_config"),
         ("config.model.overrides = ConfigDict()", "missing settings model.overrides.depth, "),
-        ("del config.loss; config.loss = 3", "loss=3 must be a section: .* its keys are loss.cent"),
-        ("del config.head; config.head = None", "head=None must be a section: "),
+        ("del config.loss; config.loss = 3", "loss=3 must be a section; its keys are loss.cent"),
+        ("del config.head; config.head = None", "head=None must be a section; "),
         (
             "del config.seed; config.seed = ConfigDict()",
             "seed is a section, but must be a",
@@ -145,8 +148,15 @@ def read_file(folder: Path, change: str) -> ConfigDict:
             "config.eval.knn_ks = ('a',)",
             "eval.knn_ks is .'a',., but must be numbers sep",
         ),
-        ("config = 3", "get_config returns 3, not a ConfigDict"),
-        ("config = {'optim.lr': 1}", "get_config returns an invalid ConfigDict: "),
+        ("config = 3", "the config is 3, not a ConfigDict: fix it"),
+        ("config = {'optim.lr': 1}", "the config is not a valid ConfigDict "),
+        ("config = config.to_dict(); config[3] = 4", "the config is not a valid ConfigDict "),
+        ("config = config.to_dict(); config['optim'][3] = 4", "is not a valid ConfigDict "),
+        ("config = config.to_dict(); config['loss'] = None", "loss=None must be a section; "),
+        (
+            "del config.data.train; config.data.train = config_dict.required_placeholder(str)",
+            r"is not a valid ConfigDict \(None value found in required reference\): fix it",
+        ),
         ("config = {}", "missing settings checkpoint, .* and 7 more: "),
         (
             "from configs import mine",
@@ -182,6 +192,19 @@ def test_accepts_equal_values_of_other_types(change: str, tmp_path: Path) -> Non
     assert json.loads(config.to_json()) == json.loads(expected.to_json())
     override(config, ["--config.optim.lr=0.5", "--config.model.patch_size=none"])
     assert (config.optim.lr, config.model.patch_size) == (0.5, None)
+
+
+def test_runs_check_configs_of_the_calling_program(tmp_path: Path) -> None:
+    config = runs.tiny_config()
+    config.optim.learning_rate = 1.0
+    for wrong, message in (
+        (config, "^unknown setting 'optim.learning_rate': the keys of this section are "),
+        ({"seed": 1}, "^missing settings checkpoint, "),
+        (None, "^the config is None, not a ConfigDict: fix it"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            train.run(wrong, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_keeps_references_between_keys(tmp_path: Path) -> None:

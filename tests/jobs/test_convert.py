@@ -125,7 +125,7 @@ def test_rejects_outputs(tmp_path: Path) -> None:
     for out, message in {
         taken: "is not empty: give a new folder, or overwrite with --force",
         file: "is a file: give a new folder",
-        file / "below": f"out={file}/below cannot be written .Not a directory",
+        file / "below": f"out={file}/below cannot be written .Not a directory.: choose",
         Path("/proc/dino_jax"): "out=/proc/dino_jax cannot be written",
     }.items():
         with pytest.raises(UsageError, match=message):

@@ -249,6 +249,12 @@ def test_more_epochs_need_a_new_run() -> None:
     )
 
 
+def test_fewer_epochs_need_no_weights() -> None:
+    now = config_with(train__epochs=1)
+    with pytest.raises(UsageError, match=r"or another workdir for a new run$"):
+        check_same_run(stored(config_with()), now, num_images=256, workdir=WORKDIR)
+
+
 @pytest.mark.parametrize("key", ["optim.clip_grad", "data.canvas_size", "model.remat"])
 def test_runs_of_older_versions_lack_keys(key: str) -> None:
     section, name = key.split(".")

@@ -41,6 +41,15 @@ def test_files_folders_and_sources_keep_their_order(tmp_path: Path) -> None:
     assert len({pictures.stamp(i) for i in range(6)}) == 5
 
 
+def test_files_below_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    first, second = save(tmp_path / "1.png"), save(tmp_path / "more" / "2.png")
+    pictures = open_pictures(["~/1.png", "~/more", "folder:~/more"])
+    assert [pictures.name(i) for i in range(len(pictures))] == [first, second, second]
+    with pytest.raises(UsageError, match=r"image file ~nobody_here/1\.png does not exist: check"):
+        open_pictures(["~nobody_here/1.png"])
+
+
 def test_rejects_missing_paths() -> None:
     with pytest.raises(UsageError, match="/no/where is not a folder"):
         open_pictures(["/no/where"])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 import dino_jax
-from dino_jax.errors import UsageError
 from dino_jax.models.network import split
 from dino_jax.weights.layouts.mapping import to_torch
 from tests.support import runs
@@ -46,5 +45,4 @@ def test_run_from_a_backbone_can_resume(tmp_path: Path, capsys: pytest.CaptureFi
     path.unlink()
     assert runs.train_here(config, workdir)["finished"]
     assert np.any(runs.arrays(workdir)["training['center']"])
-    with pytest.raises(UsageError, match=r"init_from: '.*backbone\.pth' before, None now"):
-        runs.train_here(runs.tiny_config(), workdir)
+    assert runs.train_here(runs.tiny_config(), workdir)["finished"]  # init_from may be left out
