@@ -68,7 +68,6 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
         config, mesh.devices.flat[0].platform, mesh.local_devices
     )
     source = open_source(config.data.train)
-    check_apart(source, workdir, "workdir")
     batch_size = config.train.batch_size
     steps_per_epoch = len(source) // batch_size
     if not steps_per_epoch:
@@ -85,6 +84,8 @@ def run(config: ConfigDict, workdir: str | Path) -> dict[str, Any]:
     )
     records.read_or_next(0, decode)  # raises if no image can be read
     knn = OnlineKnn(config, spec, mesh, records) if config.eval.knn_every_epochs else None
+    for each in (source, *(knn.sources if knn else ())):
+        check_apart(each, workdir, "workdir")
     draw_sheet = RunSheet(config, spec, source, mesh) if config.log.attention_sheet else None
 
     # Shapes, then shardings, then arrays: the whole state is never on one device.

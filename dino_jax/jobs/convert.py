@@ -127,7 +127,8 @@ def _write(out: Path, items: dict[str, PyTree], facts: dict[str, Any], force: bo
 
 def _fill(out: Path, items: dict[str, PyTree], facts: dict[str, Any], force: bool) -> None:
     """Writes a new folder before replacing the old one, so that a failure loses nothing."""
-    from dino_jax.checkpoints.checkpoint import FOLDER, RunCheckpoints
+    from dino_jax.checkpoints.checkpoint import RunCheckpoints
+    from dino_jax.checkpoints.read import FOLDER
 
     with tempfile.TemporaryDirectory(prefix=".converting", dir=out) as folder:
         part = Path(folder)

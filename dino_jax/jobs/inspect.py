@@ -86,15 +86,15 @@ def _architecture(found: TorchCheckpoint) -> Rows:
 
 
 def _folder(name: str) -> tuple[Rows, dict[str, Any]]:
-    from dino_jax.checkpoints import checkpoint  # here, because Orbax is slow to import
+    from dino_jax.checkpoints import read  # here, because Orbax is slow to import
 
     folder, step = folder_and_step(name)
-    manager = checkpoint.open_for_reading(folder)
+    manager = read.open_for_reading(folder)
     try:
         steps = sorted(manager.all_steps())
-        step = checkpoint.choose(manager, step)
-        about = checkpoint.read_about(manager, step)
-        metadata = checkpoint.metadata(manager, step)
+        step = read.choose(manager, step)
+        about = read.read_about(manager, step)
+        metadata = read.metadata(manager, step)
     except DamagedCheckpoint as error:
         raise UsageError(f"{folder}: {error}") from error
     finally:

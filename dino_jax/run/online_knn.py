@@ -34,7 +34,7 @@ class OnlineKnn:
     ) -> None:
         self._config = config
         self._mesh = mesh
-        self._sources = open_labelled(
+        self.sources = open_labelled(
             config.eval.knn_train or config.data.train, config.eval.knn_test
         )
         self._records = [
@@ -46,7 +46,7 @@ class OnlineKnn:
                 max_pixels=config.data.max_pixels,
                 channels=len(config.crops.mean),
             )
-            for source in self._sources
+            for source in self.sources
         ]
         for records in self._records:
             records.read_or_next(0, decode)  # raises if no image can be read
@@ -77,7 +77,7 @@ class OnlineKnn:
             for records in self._records
         ]
         return knn_of_sources(
-            *self._sources,
+            *self.sources,
             *sides,
             ks=self._config.eval.knn_ks,
             temperature=self._config.eval.knn_temperature,

@@ -211,19 +211,19 @@ def read_folder(
     Raises:
       UsageError: the checkpoint does not exist or cannot be read.
     """
-    from dino_jax.checkpoints import checkpoint  # here, because Orbax is slow to import
+    from dino_jax.checkpoints import read  # here, because Orbax is slow to import
 
     folder, step = folder_and_step(weights)
-    manager = checkpoint.open_for_reading(folder)
+    manager = read.open_for_reading(folder)
     try:
-        step = checkpoint.choose(manager, step)
-        config = ConfigDict(checkpoint.read_about(manager, step)["config"])
+        step = read.choose(manager, step)
+        config = ConfigDict(read.read_about(manager, step)["config"])
         here = SingleDeviceSharding(jax.local_devices()[0])
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-            wanted(config, checkpoint.items_of(manager, step)),
+            wanted(config, read.items_of(manager, step)),
         )
-        items = checkpoint.read_items(manager, step, shapes)
+        items = read.read_items(manager, step, shapes)
     except DamagedCheckpoint as error:
         steps = sorted(set(manager.all_steps()) - {step})
         others = ", ".join(f"{folder}@{s}" for s in steps) or "none"

@@ -51,5 +51,5 @@ def folder_and_step(weights: str) -> tuple[Path, int | None]:
             "folder: give a hub name, a .pth file, a run's workdir or WORKDIR@STEP"
         )
     if explanation := explain(path):
-        raise UsageError(f"{folder!r} contains no checkpoints; it is {explanation}")
+        raise UsageError(f"{folder!r} is {explanation}")
     return path, int(step) if step else None

@@ -17,8 +17,9 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 
 from dino_jax import sharding
-from dino_jax.checkpoints import checkpoint
-from dino_jax.checkpoints.checkpoint import RunCheckpoints, checksums
+from dino_jax.checkpoints import checkpoint, read
+from dino_jax.checkpoints.checkpoint import RunCheckpoints
+from dino_jax.checkpoints.read import checksums
 from dino_jax.errors import UsageError
 from dino_jax.training.state import TrainState, start_state
 
@@ -118,8 +119,8 @@ def test_saves_a_step_once(run: Path) -> None:
 
 def test_reads_a_single_network(run: Path) -> None:
     model = {"teacher": checkpoint.to_items(abstract())["teacher"]}
-    with checkpoint.open_for_reading(run) as manager:
-        teacher = checkpoint.read_items(manager, 2, model)["teacher"]
+    with read.open_for_reading(run) as manager:
+        teacher = read.read_items(manager, 2, model)["teacher"]
     expected = state_at(2)
     np.testing.assert_array_equal(
         teacher["params"]["backbone"]["kernel"], expected.teacher_params["backbone"]["kernel"]
@@ -152,9 +153,9 @@ def damages() -> Iterator[Any]:
         content[len(content) // 2] ^= 1
         path.write_bytes(content)
 
-    for item in checkpoint.ARRAY_ITEMS:
+    for item in read.ARRAY_ITEMS:
         yield f"bit in {item}", lambda folder, item=item: flip(largest_file(folder / item / "d"))
-    for item in checkpoint.ARRAY_ITEMS:
+    for item in read.ARRAY_ITEMS:
         yield f"no {item}", lambda folder, item=item: shutil.rmtree(folder / item)
     yield "bit in about", lambda folder: flip(folder / "about" / "metadata")
     yield "no about", lambda folder: shutil.rmtree(folder / "about")
@@ -269,10 +270,10 @@ def test_unwritable_folder(place: str, tmp_path: Path) -> None:
 
 def test_rejects_a_folder_without_checkpoints(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="contains no checkpoints: give the folder of a run"):
-        checkpoint.open_for_reading(tmp_path)
+        read.open_for_reading(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(UsageError, match="contains no finished checkpoint yet"):
-        checkpoint.open_for_reading(tmp_path)
+        read.open_for_reading(tmp_path)
 
 
 def test_checksums_detect_flips_and_swaps() -> None:
@@ -307,12 +308,14 @@ def test_every_path_can_be_written_and_read(name: str, tmp_path: Path) -> None:
     assert steps(workdir) == ["1"]
     with open_run(workdir) as checkpoints:
         assert_same(checkpoints.restore_latest(abstract()), state_at(1))
-    manager = checkpoint.open_for_reading(workdir)
+    manager = read.open_for_reading(workdir)
     with pytest.raises(UsageError, match=re.escape(f"{workdir.resolve()} has no checkpoint of")):
-        checkpoint.choose(manager, 7)
+        read.choose(manager, 7)
     manager.close()
 
 
+# As above.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -323,3 +326,4 @@ def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(
         with pytest.raises(UsageError, match=r"of step 1 was written to .*cannot be read back"):
             checkpoints.save(2, state_at(2))
     assert steps(tmp_path / "a[1]") == ["1"]
+    gc.collect()

@@ -15,7 +15,7 @@ import pytest
 from ml_collections import ConfigDict
 
 import dino_jax
-from dino_jax.checkpoints import checkpoint, lock
+from dino_jax.checkpoints import checkpoint, lock, read
 from dino_jax.errors import UsageError
 from dino_jax.jobs.convert import convert
 from dino_jax.weights.formats.pth.file import read_torch_file
@@ -31,8 +31,8 @@ FULL = PTH / "full_checkpoint.pth"
 
 def about(folder: Path) -> dict[str, Any]:
     """The facts stored in a converted checkpoint."""
-    with checkpoint.open_for_reading(folder) as manager:
-        return checkpoint.read_about(manager, 0)
+    with read.open_for_reading(folder) as manager:
+        return read.read_about(manager, 0)
 
 
 def names(folder: Path) -> list[str]:
@@ -72,7 +72,7 @@ def test_full_checkpoint_becomes_a_training_state(
 
 def test_backbone_only(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     convert(str(FULL), tmp_path, backbone_only=True)
-    assert (checkpoint.items_of(checkpoint.open_for_reading(tmp_path), 0)) == {"teacher"}
+    assert (read.items_of(read.open_for_reading(tmp_path), 0)) == {"teacher"}
     assert "full training state" not in capsys.readouterr().out
     with pytest.raises(
         UsageError, match=r"contains a converted backbone without a training state: .*init"
@@ -241,7 +241,7 @@ def test_resumes_after_the_stored_epoch(converted: Path, tmp_path: Path) -> None
     assert steps[0] == 0
     assert steps[-1] == 7
     for step in steps[1:]:
-        shutil.rmtree(cut / checkpoint.FOLDER / str(step) / "teacher")
+        shutil.rmtree(cut / read.FOLDER / str(step) / "teacher")
     assert runs.train_here(matching_config(), cut)["finished"]
     runs.assert_equal(cut, whole)
 

@@ -18,7 +18,7 @@ from jax.sharding import SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from dino_jax import sharding, train
-from dino_jax.checkpoints import checkpoint, lock
+from dino_jax.checkpoints import lock, read
 from dino_jax.config.file import override, read_config
 from dino_jax.run import log
 from dino_jax.run.interrupt import StopRequest
@@ -153,7 +153,7 @@ def records(workdir: Path, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
 
 def steps(workdir: Path) -> list[int]:
     """The finished checkpoints of a run."""
-    names = [path.name for path in (workdir / checkpoint.FOLDER).iterdir()]
+    names = [path.name for path in (workdir / read.FOLDER).iterdir()]
     return sorted(int(name) for name in names if name.isdigit())
 
 
@@ -162,8 +162,8 @@ def arrays(workdir: Path) -> dict[str, np.ndarray]:
     here = SingleDeviceSharding(jax.devices()[0])
     found = {}
     with ocp.StandardCheckpointer() as reader:
-        for item in checkpoint.ARRAY_ITEMS:
-            folder = (workdir / checkpoint.FOLDER / str(steps(workdir)[-1]) / item).absolute()
+        for item in read.ARRAY_ITEMS:
+            folder = (workdir / read.FOLDER / str(steps(workdir)[-1]) / item).absolute()
             shapes = jax.tree.map(
                 lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
                 reader.metadata(folder).item_metadata.tree,

@@ -29,7 +29,7 @@ def test_parts_of_a_run(paths: list[str], given: str, message: str, tmp_path: Pa
     for path in paths:
         for item in ("about", "teacher"):
             (tmp_path / path / item).mkdir(parents=True)
-    with pytest.raises(UsageError, match=f"contains no checkpoints; it is .*{message}"):
+    with pytest.raises(UsageError, match=f"is .*{message}"):
         folder_and_step(str(tmp_path / given))
 
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 import dino_jax
 from dino_jax import sharding
-from dino_jax.checkpoints import checkpoint
+from dino_jax.checkpoints import checkpoint, read
 from dino_jax.config.build import model_spec
 from dino_jax.errors import UsageError
 from dino_jax.jobs.convert import convert
@@ -187,8 +187,8 @@ def test_run_folder_and_its_steps() -> None:
     (state, has_center, notes), _, plan = start(runs.tiny_config(init_from=workdir))
     mesh = sharding.make_mesh(jax.devices()[:1])
     shapes = sharding.with_shardings(plan.shapes, sharding.state_shardings(plan.shapes, mesh, "dp"))
-    with checkpoint.open_for_reading(workdir) as manager:
-        items = checkpoint.read_items(manager, runs.TOTAL_STEPS, checkpoint.to_items(shapes))
+    with read.open_for_reading(workdir) as manager:
+        items = read.read_items(manager, runs.TOTAL_STEPS, checkpoint.to_items(shapes))
     former = checkpoint.from_items(items)
     for part in ("params", "teacher_params", "center", "opt_state"):
         assert_same(getattr(state, part), getattr(former, part))

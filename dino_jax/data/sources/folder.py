@@ -53,6 +53,11 @@ class FolderSource:
     def root(self) -> str:
         return os.fsdecode(self._root)
 
+    def image_folders(self) -> list[str]:
+        """The folders that contain images."""
+        relative = {path.rpartition(b"/")[0] for path in self._paths}  # on bytes, which is fast
+        return [os.fsdecode(os.path.join(self._root, path)) for path in relative]
+
     @property
     def folders(self) -> tuple["FolderSource", ...]:
         """The folders that were searched for images."""
@@ -108,10 +113,9 @@ def check_apart(source: Source, folder: Path, argument: str) -> None:
     target = os.path.realpath(folder)
     for searched in getattr(source, "folders", ()):
         root = os.path.realpath(searched.root)
-        paths = {os.path.dirname(searched.name(i)) for i in range(len(searched))}
         if target == root or (
             not _is_inside(root, target)
-            and any(_is_inside(os.path.realpath(path), target) for path in paths)
+            and any(_is_inside(os.path.realpath(path), target) for path in searched.image_folders())
         ):
             raise UsageError(
                 f"{argument}={printable(str(folder))} contains images of {searched.spec}: choose "
@@ -172,7 +176,8 @@ def image_paths(root: str) -> Iterator[str]:
             listed(unreadable),
         )
     if written:
-        logging.warning("%s: skipped the results of a run or job in %s", root, listed(written))
+        name = printable(root)
+        logging.warning("%s: skipped the results of a run or job in %s", name, listed(written))
 
 
 class _Listing:
