@@ -19,6 +19,7 @@ from jax.sharding import SingleDeviceSharding
 from dino_jax import sharding
 from dino_jax.checkpoints import checkpoint, read
 from dino_jax.checkpoints.checkpoint import RunCheckpoints
+from dino_jax.checkpoints.damage import DamagedCheckpoint
 from dino_jax.checkpoints.read import checksums
 from dino_jax.errors import UsageError
 from dino_jax.training.state import TrainState, start_state
@@ -314,16 +315,22 @@ def test_every_path_can_be_written_and_read(name: str, tmp_path: Path) -> None:
     manager.close()
 
 
-# As above.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_checkpoint_that_cannot_be_read_back_ends_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Orbax does not notice that it wrote no manifest for a path that it passes to `glob`."""
-    monkeypatch.setattr(checkpoint, "plain_path", lambda folder: folder)
-    with open_run(tmp_path / "a[1]") as checkpoints:
+    """Such as one without the manifests that Orbax once did not write for some paths."""
+    with open_run(tmp_path) as checkpoints:
         checkpoints.save(1, state_at(1))
-        with pytest.raises(UsageError, match=r"of step 1 was written to .*cannot be read back"):
+        checkpoints._manager.wait_until_finished()
+        shutil.rmtree(tmp_path / "checkpoints/1/student")
+        with pytest.raises(UsageError, match=r"of step 1 .*cannot be read back \(student"):
             checkpoints.save(2, state_at(2))
-    assert steps(tmp_path / "a[1]") == ["1"]
-    gc.collect()
+    assert steps(tmp_path) == ["1"]
+
+    def damaged(*_: object) -> None:
+        raise DamagedCheckpoint("a reason")
+
+    monkeypatch.setattr(checkpoint, "metadata", damaged)
+    checkpoints = open_run(tmp_path / "other")
+    with pytest.raises(UsageError, match=r"cannot be read back \(a reason\)"), checkpoints:
+        checkpoints.save(1, state_at(1))  # the only one, so it is read on exit
