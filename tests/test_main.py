@@ -160,6 +160,20 @@ def test_rejects_workdirs(
     assert re.search(f"workdir={other} is in use by process .*: wait until it ends, stop", stderr)
 
 
+def test_rejects_a_workdir_among_images(rejected: Callable[..., str], tmp_path: Path) -> None:
+    train_folder, test_folder = (pictures(tmp_path / name / "class", 20) for name in ("a", "b"))
+    settings = [
+        f"--config.data.train={train_folder.parent}",
+        "--config.eval.knn_every_epochs=1",
+        f"--config.eval.knn_train={train_folder.parent}",
+        f"--config.eval.knn_test={test_folder.parent}",
+    ]
+    for workdir in (train_folder, train_folder.parent, test_folder):
+        before = sorted(workdir.iterdir())
+        assert f"workdir={workdir} contains images of " in rejected(*settings, workdir=workdir)
+        assert sorted(workdir.iterdir()) == before
+
+
 def test_exit_code_of_the_process(tmp_path: Path) -> None:
     with runs.started(tmp_path, "--config.modle.name=x") as process:
         output, _ = process.communicate(timeout=300)

@@ -60,11 +60,11 @@ def test_unreadable_folders_are_named(
 ) -> None:
     add(tmp_path / "a" / "1.png")
     add(tmp_path / "b" / "1.png")
-    real = os.scandir
+    real, error = os.scandir, PermissionError(13, "Permission denied")
 
     def scandir(path: str) -> object:
         if str(path).rstrip("/").endswith("/b"):
-            raise PermissionError(13, "Permission denied")
+            raise error
         return real(path)
 
     monkeypatch.setattr(os, "scandir", scandir)
@@ -72,6 +72,9 @@ def test_unreadable_folders_are_named(
     assert f"skipped 1 folders that cannot be listed: {tmp_path}/b (Permission" in caplog.text
     with pytest.raises(UsageError, match="cannot list the folder"):
         open_source(str(tmp_path / "b"))
+    error = OSError(5, "Input/output error")  # must not change the data set
+    with pytest.raises(UsageError, match=r"cannot list the folder .*/b: Input/output error"):
+        open_source(str(tmp_path))
 
 
 @pytest.mark.parametrize("mark", ["checkpoints/ .lock", "checkpoints/ log.txt", "results.json"])
